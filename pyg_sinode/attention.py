@@ -1,0 +1,285 @@
+"""How does a node weigh its neighbours: the attention of graph neural diffusion (GRAND)?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+from torch_geometric.nn.conv import MessagePassing
+from torch_geometric.nn.dense.linear import Linear
+from torch_geometric.utils import scatter
+
+from .sparse import (
+    Pattern,
+    as_edges,
+    check_range,
+    gather_rows,
+    reorder,
+    sampled_product,
+    segment_max,
+    segment_sum,
+    sparse_product,
+    spread_copies,
+    sum_copies,
+)
+
+SCORES = ("scaled_dot", "cosine", "pearson", "exp_kernel")
+NORMALIZERS = ("softmax", "squareplus")
+STOCHASTIC = ("row", "column")
+
+
+class GRANDAttention(MessagePassing):
+    r"""The attention diffusion operator from the `"GRAND: Graph Neural Diffusion"
+    <https://arxiv.org/abs/2106.10934>`_ paper.
+
+    .. math::
+        \mathbf{x}^{\prime}_i = \sum_{j \to i} \Big( \frac{1}{H} \sum_{h=1}^{H} a^h_{ji} \Big)
+        \mathbf{x}_j, \quad
+        a^h_{ji} = \frac{w_{ji}\, \phi(s^h_{ji})}{\sum_{k \to i} w_{ki}\, \phi(s^h_{ki})}
+
+    with :math:`\phi` the exponential or squareplus, :math:`s^h_{ji}` a score of the query of node i
+    and the key of node j, and :math:`w_{ji}` the edge weight, which counts before normalisation: a
+    weight of zero removes the edge.
+
+    Without gather and scatter of edges-by-channels tensors: scores are a sampled product and the
+    sum is a sparse product on a graph sorted once. The plain message path gives the same numbers.
+
+    Args:
+        in_channels (int): Size of each input sample.
+        heads (int): Number of heads, which are averaged. (default: :obj:`1`)
+        attention_channels (int, optional): Width of queries and keys, all heads together;
+            :obj:`in_channels` if None. (default: :obj:`None`)
+        score (str): :obj:`"scaled_dot"`, :obj:`"cosine"`, :obj:`"pearson"` or
+            :obj:`"exp_kernel"`. (default: :obj:`"scaled_dot"`)
+        normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`, :math:`\phi(s) = (s +
+        \sqrt{s^2 + 4}) / 2`. (default: :obj:`"softmax"`)
+        stochastic (str): :obj:`"row"`: the coefficients into each node sum to one, as in GAT;
+            :obj:`"column"`: those out of each node do. (default: :obj:`"row"`)
+        fused (bool): Whether to use the sparse products; if False, messages are gathered and
+            scattered. (default: :obj:`True`)
+        **kwargs (optional): Additional arguments of
+            :class:`torch_geometric.nn.conv.MessagePassing`.
+
+    Shapes:
+        - **input:** node features :math:`(|\mathcal{V}|, F)`, edge indices
+          :math:`(2, |\mathcal{E}|)` or sparse :math:`(|\mathcal{V}|, |\mathcal{V}|)`, edge weights
+          :math:`(|\mathcal{E}|)` *(optional)*
+        - **output:** node features :math:`(|\mathcal{V}|, F)`, the dimension of the input
+
+    Raises:
+        ValueError: if an option is not one of those named, or heads do not divide the width.
+    """
+
+    def __init__(self, in_channels: int, heads: int = 1, attention_channels: int | None = None, *,
+                 score: str = "scaled_dot", normalizer: str = "softmax", stochastic: str = "row",
+                 fused: bool = True, **kwargs: Any) -> None:
+        kwargs.setdefault("aggr", "add")
+        check_choice("aggr", kwargs["aggr"], ("add", "sum"))
+        super().__init__(node_dim=0, **kwargs)
+        check_flow(self.flow)
+        width = in_channels if attention_channels is None else attention_channels
+        check_choice("attention score", score, SCORES)
+        check_choice("normalizer", normalizer, NORMALIZERS)
+        check_choice("stochastic", stochastic, STOCHASTIC)
+        if heads < 1 or width < 1 or width % heads != 0:
+            raise ValueError(f"Expected attention_channels to be a multiple of heads (got {width} "
+                             f"and {heads}); set attention_channels, which is in_channels if None.")
+        self.in_channels, self.heads, self.attention_channels = in_channels, heads, width
+        self.score, self.normalizer, self.stochastic = score, normalizer, stochastic
+        self.fused = fused
+        self.lin_query = Linear(in_channels, width, weight_initializer="glorot")
+        self.lin_key = Linear(in_channels, width, weight_initializer="glorot")
+        if score == "exp_kernel":
+            self.amplitude, self.length = Parameter(torch.empty(())), Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Resets the parameters: small queries and keys, so that attention starts near uniform."""
+        super().reset_parameters()
+        for lin in (self.lin_query, self.lin_key):
+            lin.reset_parameters()
+        if self.score == "exp_kernel":
+            torch.nn.init.ones_(self.amplitude)
+            torch.nn.init.ones_(self.length)
+
+    def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
+        """The attention-weighted sum over each node's neighbours."""
+        row, col, weight, known = as_edges(edge_index, edge_weight)
+        self._check_features(x, weight)
+        check_range(row, col, x.size(0), known)
+        if self.fused:
+            pattern = Pattern(row, col, x.size(0))
+            if weight is not None:
+                weight = weight.index_select(0, pattern.perm)
+            return sparse_product(pattern, self.coefficients(x, pattern, weight), x)
+        return self._plain(x, torch.stack([col, row]), weight)
+
+    def _check_features(self, x: Any, weight: Tensor | None) -> None:
+        if not isinstance(x, Tensor) or x.dim() != 2 or self.in_channels not in (-1, x.size(1)):
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"Expected node features of shape (num_nodes, {self.in_channels}) "
+                             f"(got {got}).")
+        if x.dtype != self.lin_query.weight.dtype:
+            raise TypeError(f"Expected features in the dtype of the layer, "
+                            f"{self.lin_query.weight.dtype} (got {x.dtype}); convert one of the "
+                            "two.")
+        if weight is None:
+            return
+        if weight.dtype != x.dtype:
+            raise TypeError(f"Expected edge_weight in the dtype of the features, {x.dtype} (got "
+                            f"{weight.dtype}); convert one of the two.")
+        if weight.numel() and not bool(((weight >= 0) & weight.isfinite()).all()):
+            raise ValueError(f"Expected finite edge weights of at least 0 (got "
+                             f"{float(weight.min())} to {float(weight.max())}).")
+
+    def coefficients(self, x: Tensor, pattern: Pattern, weight: Tensor | None = None) -> Tensor:
+        r"""The coefficients :math:`\frac{1}{H} \sum_h a^h_{ji}` in the order of a pattern.
+
+        Shapes:
+            - **x:** :math:`(|\mathcal{V}|, F)` - **weight:** :math:`(|\mathcal{E}|)`
+            - **output:** :math:`(|\mathcal{E}|)`, dimensionless
+        """
+        blocks = pattern.blocks(self.heads)
+        return sum_copies(blocks, self._coefficients(x, blocks, weight)) / self.heads
+
+    def coefficients_per_head(self, x: Tensor, pattern: Pattern,
+                              weight: Tensor | None = None) -> Tensor:
+        r"""The coefficients :math:`a^h_{ji}`, of shape :math:`(|\mathcal{E}|, H)`."""
+        blocks = pattern.blocks(self.heads)
+        return self._coefficients(x, blocks, weight)[blocks.place]
+
+    def _coefficients(self, x: Tensor, blocks: Pattern, weight: Tensor | None) -> Tensor:
+        query, key = self._embed(x)
+        scores = self._scores(
+            sampled_product(blocks, query.flatten(0, 1), key.flatten(0, 1)))
+        if weight is not None:
+            weight = spread_copies(blocks, weight)
+        return self._normalized(scores, blocks, weight)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys per head, (N, H, D), such that every score is a function of q . k."""
+        shape = (x.size(0), self.heads, self.attention_channels // self.heads)
+        query, key = self.lin_query(x).view(shape), self.lin_key(x).view(shape)
+        if self.score == "pearson":
+            query = query - query.mean(dim=-1, keepdim=True)
+            key = key - key.mean(dim=-1, keepdim=True)
+        if self.score in ("cosine", "pearson"):
+            return F.normalize(query, dim=-1, eps=1e-5), F.normalize(key, dim=-1, eps=1e-5)
+        if self.score == "exp_kernel":
+            # |q - k|^2 = (q, |q|^2, 1) . (-2 k, 1, |k|^2)
+            q2, k2 = (y.square().sum(dim=-1, keepdim=True) for y in (query, key))
+            one = torch.ones_like(q2)
+            return torch.cat([query, q2, one], dim=-1), torch.cat([-2.0 * key, one, k2], dim=-1)
+        return query, key
+
+    def _scores(self, products: Tensor) -> Tensor:
+        if self.score == "scaled_dot":
+            return products / math.sqrt(self.attention_channels // self.heads)
+        if self.score == "exp_kernel":
+            distance = products.clamp(min=0.0)
+            return self.amplitude.square() * torch.exp(-distance / (2.0 * self.length.square()))
+        return products
+
+    def _normalized(self, scores: Tensor, pattern: Pattern, weight: Tensor | None) -> Tensor:
+        if self.stochastic == "row":
+            return self._row_normalized(scores, pattern, weight)
+        there, back = pattern.to_transpose, pattern.T.to_transpose
+        scores = reorder(scores, there, back)
+        if weight is not None:
+            weight = reorder(weight, there, back)
+        return reorder(self._row_normalized(scores, pattern.T, weight), back, there)
+
+    def _row_normalized(self, scores: Tensor, pattern: Pattern, weight: Tensor | None) -> Tensor:
+        if self.normalizer == "squareplus":
+            positive = squareplus(scores)
+        elif weight is None:
+            positive = torch.exp(scores - segment_max(pattern, scores)[pattern.row])
+        else:
+            top = segment_max(pattern, _without_removed(scores, weight))
+            positive = _exp_above(scores, top.masked_fill(top == -math.inf, 0.0)[pattern.row])
+        if weight is None:
+            return positive / gather_rows(pattern, segment_sum(pattern, positive))
+        positive = positive * weight
+        total = segment_sum(pattern, positive)
+        return positive / gather_rows(pattern, total.masked_fill(total == 0, 1.0))
+
+    def _plain(self, x: Tensor, edge_index: Tensor, weight: Tensor | None) -> Tensor:
+        query, key = self._embed(x)
+        # edge_updater_type: (query: Tensor, key: Tensor)
+        scores = self._scores(self.edge_updater(edge_index, query=query, key=key))
+        index = edge_index[1] if self.stochastic == "row" else edge_index[0]
+        if self.normalizer == "squareplus":
+            positive = squareplus(scores)
+        else:
+            kept = scores if weight is None else _without_removed(scores, weight.unsqueeze(-1))
+            top = scatter(kept.detach(), index, dim=0, dim_size=x.size(0), reduce="max")
+            positive = _exp_above(scores, top.masked_fill(top == -math.inf, 0.0)[index])
+        if weight is not None:
+            positive = positive * weight.unsqueeze(-1)
+        total = scatter(positive, index, dim=0, dim_size=x.size(0), reduce="sum")
+        alpha = positive / torch.where(total > 0, total, 1.0)[index]
+        # propagate_type: (x: Tensor, alpha: Tensor)
+        result: Tensor = self.propagate(edge_index, x=x, alpha=alpha.mean(dim=-1, keepdim=True))
+        return result
+
+    def edge_update(self, query_i: Tensor, key_j: Tensor) -> Tensor:  # noqa: D102
+        return (query_i * key_j).sum(dim=-1)
+
+    def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:  # noqa: D102
+        return alpha * x_j
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.in_channels}, heads={self.heads})"
+
+
+def _without_removed(scores: Tensor, weight: Tensor) -> Tensor:
+    """The scores of which the maximum is taken: by a removed edge's, the others may underflow."""
+    return scores.detach().masked_fill(weight == 0, -math.inf)
+
+
+def _exp_above(scores: Tensor, top: Tensor) -> Tensor:
+    """The exponentials, kept finite for a removed edge above the top: its weight's gradient."""
+    return torch.exp((scores - top).clamp(max=60.0))
+
+
+def squareplus(s: Tensor) -> Tensor:
+    r"""The positive function :math:`(s + \sqrt{s^2 + 4}) / 2`, accurate for negative s too.
+
+    From the `"Squareplus: A Softplus-Like Algebraic Rectifier"
+    <https://arxiv.org/abs/2112.11687>`_ paper.
+    """
+    result: Tensor = _SquarePlus.apply(s)
+    return result
+
+
+class _SquarePlus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, s: Tensor) -> Tensor:
+        # max(s, 0) + 2 / (|s| + sqrt(s^2 + 4)): no two numbers of opposite sign are added.
+        root = (s * s).add_(4.0).sqrt_()
+        value = root.add_(s.abs()).reciprocal_().mul_(2.0).add_(s.clamp(min=0.0))
+        ctx.save_for_backward(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (value,) = ctx.saved_tensors
+        gradient: Tensor = grads[0] * (value / (value + value.reciprocal()))
+        return gradient
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses a name that is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f"Expected {name} to be one of {', '.join(choices)} (got {value!r}).")
+
+
+def check_flow(flow: str) -> None:
+    """Refuses the reversed flow, which would turn the matrix of the graph around."""
+    if flow != "source_to_target":
+        raise ValueError(f'Expected flow="source_to_target" (got {flow!r}); turn the edges with '
+                         "edge_index.flip(0) instead.")

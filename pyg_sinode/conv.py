@@ -1,0 +1,331 @@
+"""How does a graph become an explicit term and an implicit operator, and a layer of the two?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter, ParameterList
+from torch_geometric.nn.conv import MessagePassing
+from torch_geometric.nn.dense.linear import Linear
+
+from .attention import GRANDAttention, check_choice, check_flow
+from .odeint import LinearSolver, imex_odeint
+from .operators import Graph, LinearOperator, ScaledIdentity
+from .operators.base import check_real
+from .sparse import Pattern, as_edges, check_range, gather_rows, segment_sum, sparse_product
+from .stepper import Stats
+from .tableau import IMEXTableau, get_scheme
+
+SPLITS = ("decay", "laplacian", "attention")
+Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearOperator]
+
+
+class SINODEConv(MessagePassing):
+    r"""The semi-implicit neural diffusion operator from the `"Semi-Implicit Neural Ordinary
+    Differential Equations" <https://arxiv.org/abs/2412.11301>`_ paper, on the diffusion of `"GRAND:
+    Graph Neural Diffusion" <https://arxiv.org/abs/2106.10934>`_.
+
+    .. math::
+        \frac{d\mathbf{X}}{dt} = \alpha \left( \mathbf{A}(\mathbf{X}) \mathbf{X} - \mathbf{X}
+        \right) + \beta \mathbf{X}_0 = G(\mathbf{X}) + J \mathbf{X}, \quad
+        \mathbf{X}(0) = \mathbf{X}_0, \quad \mathbf{X}^{\prime} = \mathbf{X}(T)
+
+    with :math:`\mathbf{A}(\mathbf{X})` the attention of :class:`GRANDAttention`, :math:`\alpha` in
+    (0, 1) and :math:`\beta` learned numbers. The linear part J is integrated implicitly and the
+    rest G explicitly; every choice of J integrates the same equation.
+
+    :obj:`time`, :obj:`step_size`, :obj:`method`, :obj:`solver` and :obj:`gradient` may be changed
+    after training; :obj:`stats` holds what the last forward and its backward pass did.
+
+    Args:
+        in_channels (int): Size of each input sample, or :obj:`-1` to derive it from the first
+            input. Where it is -1 or differs from :obj:`out_channels`, a linear map comes first.
+        out_channels (int): Size of each output sample.
+        heads (int): Number of attention heads, which are averaged. (default: :obj:`1`)
+        attention (str): The score, see :class:`GRANDAttention`. (default: :obj:`"scaled_dot"`)
+        attention_channels (int, optional): Width of queries and keys; :obj:`out_channels` if None.
+            (default: :obj:`None`)
+        normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`. (default: :obj:`"softmax"`)
+        stochastic (str): :obj:`"row"` or :obj:`"column"`. (default: :obj:`"row"`)
+        implicit (str, LinearOperator or callable): The linear part J: :obj:`"decay"`,
+            :math:`-\alpha I`; :obj:`"laplacian"`, :math:`\alpha (\hat{\mathbf{D}}^{-1/2}
+            \hat{\mathbf{A}} \hat{\mathbf{D}}^{-1/2} - I)`; :obj:`"attention"`,
+            :math:`\alpha (\mathbf{A}(\mathbf{X}_0) - I)`; an operator; or a function
+            ``(edge_index, edge_weight, num_nodes) -> LinearOperator``. (default: :obj:`"decay"`)
+        time (float): The terminal time T. (default: :obj:`1.0`)
+        step_size (float): The largest step. (default: :obj:`1.0`)
+        method (str or IMEXTableau): The scheme. (default: :obj:`"imex_rk2"`)
+        solver (optional): The linear solver, chosen by the operator if None.
+            (default: :obj:`None`)
+        gradient (str): :obj:`"discrete"` or :obj:`"backprop"`, see
+            :func:`pyg_sinode.imex_odeint`. (default: :obj:`"discrete"`)
+        source (bool): Whether to add :math:`\beta \mathbf{X}_0`. (default: :obj:`True`)
+        separate_alpha (bool): Whether the terms :math:`\mathbf{A}(\mathbf{X}) \mathbf{X}` and
+            :math:`-\mathbf{X}` have an :math:`\alpha` each, as in the paper's code.
+            (default: :obj:`False`)
+        add_self_loops (bool): Whether to add a self-loop to each node that has none.
+            (default: :obj:`True`)
+        fill_value (float): The weight of the added self-loops. (default: :obj:`1.0`)
+        **kwargs (optional): Additional arguments of
+            :class:`torch_geometric.nn.conv.MessagePassing`.
+
+    Shapes:
+        - **input:** node features :math:`(|\mathcal{V}|, F_{in})`, edge indices
+          :math:`(2, |\mathcal{E}|)` or sparse matrix :math:`(|\mathcal{V}|, |\mathcal{V}|)`, edge
+          weights :math:`(|\mathcal{E}|)` *(optional)*, dimensionless
+        - **output:** node features :math:`(|\mathcal{V}|, F_{out})`; with
+          :obj:`return_attention_weights` also
+          :math:`((2, |\mathcal{E}^{\prime}|), (|\mathcal{E}^{\prime}|, H))`
+
+    Raises:
+        ValueError, TypeError: if an argument does not fit.
+        NonFiniteStateError, LinearSolveError: from the integration.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, heads: int = 1, *,
+        attention: str = "scaled_dot", attention_channels: int | None = None,
+        normalizer: str = "softmax", stochastic: str = "row", implicit: Implicit = "decay",
+        time: float = 1.0, step_size: float = 1.0, method: str | IMEXTableau = "imex_rk2",
+        solver: LinearSolver | None = None, gradient: str = "discrete", source: bool = True,
+        separate_alpha: bool = False, add_self_loops: bool = True, fill_value: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("aggr", "add")
+        check_choice("aggr", kwargs["aggr"], ("add", "sum"))
+        super().__init__(**kwargs)
+        check_flow(self.flow)
+        if isinstance(implicit, str):
+            check_choice("implicit", implicit, SPLITS)
+        elif not (isinstance(implicit, LinearOperator) or callable(implicit)):
+            raise TypeError(f"Expected implicit as one of {', '.join(SPLITS)}, a LinearOperator or "
+                            f"a function that makes one (got {type(implicit).__name__}).")
+        get_scheme(method)
+        _check_time(time, step_size)
+        if not (math.isfinite(fill_value) and fill_value >= 0):
+            raise ValueError(f"Expected a fill_value of at least 0 (got {fill_value}).")
+        self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
+        self.implicit, self.time, self.step_size, self.method = implicit, time, step_size, method
+        self.solver, self.gradient = solver, gradient
+        self.add_self_loops, self.fill_value = add_self_loops, fill_value
+        self.stats: Stats | None = None
+        self.lin = None if in_channels == out_channels else Linear(in_channels, out_channels)
+        self.term = DiffusionTerm(
+            GRANDAttention(out_channels, heads, attention_channels, score=attention,
+                           normalizer=normalizer, stochastic=stochastic),
+            source=source, separate_alpha=separate_alpha)
+        if isinstance(implicit, LinearOperator):
+            own = [p for p in implicit.tensors if isinstance(p, Parameter)]
+            self.implicit_parameters = ParameterList(own)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters, except those of an operator that was handed in."""
+        super().reset_parameters()
+        if self.lin is not None:
+            self.lin.reset_parameters()
+        self.term.reset_parameters()
+
+    def forward(
+        self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None,
+        return_attention_weights: bool | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The features at the terminal time.
+
+        Args:
+            x (Tensor): The node features.
+            edge_index (Tensor or SparseTensor): The graph.
+            edge_weight (Tensor, optional): The edge weights, at least zero.
+            return_attention_weights (bool, optional): If True, also returns the edges with their
+                self-loops and the attention coefficients per head at the terminal time.
+        """
+        self._check_input(x)
+        _check_time(self.time, self.step_size)
+        if self.lin is not None:
+            x = self.lin(x)
+        graph = self._graph(x, edge_index, edge_weight)
+        operator, base = self._split(x, graph)
+        own = () if isinstance(self.implicit, str) else operator.tensors
+        given = None if isinstance(self.implicit, str) else operator
+        times = torch.tensor([0.0, self.time], dtype=torch.float64)
+        out, self.stats = imex_odeint(
+            self.term, operator, x, times, method=self.method, step_size=self.step_size,
+            solver=self.solver, gradient=self.gradient, return_stats=True,
+            args=(x, graph.pattern, graph.weight, base, given, *own))
+        if return_attention_weights:
+            p = graph.pattern
+            alpha = self.term.attention.coefficients_per_head(out[-1], p, graph.weight)
+            return out[-1], (torch.stack([p.col, p.row]), alpha)
+        return out[-1]
+
+    def _check_input(self, x: Any) -> None:
+        width = self.in_channels if self.lin is None else self.lin.in_channels
+        check_features(x, width, self.term.alpha)
+        if self.explain:
+            raise ValueError("Expected explain=False (got True): edge masks do not reach the "
+                             "attention; take the gradient with respect to edge_weight instead.")
+
+    def _graph(self, x: Tensor, adjacency: Any, edge_weight: Tensor | None) -> _SortedGraph:
+        if edge_weight is not None:
+            check_real(edge_weight, "edge_weight")
+        row, col, weight, known = as_edges(adjacency, edge_weight)
+        for name, own in (("the graph", row), ("edge_weight", weight)):
+            if own is not None and own.device != x.device:
+                raise ValueError(f"Expected {name} on the device of the features, {x.device} (got "
+                                 f"{own.device}); move one of the two.")
+        n = check_range(row, col, x.size(0), known)
+        if weight is not None:
+            _check_weight(weight, x)
+        if self.add_self_loops:
+            row, col, weight = _with_loops(row, col, weight, n, self.fill_value, x)
+        pattern = Pattern(row, col, n)
+        return _SortedGraph(pattern, weight if weight is None else weight[pattern.perm])
+
+    def _split(self, x: Tensor, graph: _SortedGraph) -> tuple[LinearOperator, Tensor | None]:
+        """The operator J, and the coefficients that it takes out of the explicit term."""
+        alpha, pattern = self.term.decay_rate(), graph.pattern
+        if self.implicit == "decay":
+            return ScaledIdentity(-alpha), None
+        if self.implicit == "laplacian":
+            base, largest = _symmetric_normalized(graph, x), float(alpha.detach())
+        elif self.implicit == "attention":
+            base = self.term.attention.coefficients(x, pattern, graph.weight)
+            largest = math.inf
+        else:
+            return self._given_operator(graph), None
+        linear = Graph.of_pattern(pattern, alpha * base, largest=largest)
+        return linear + ScaledIdentity(-alpha), base
+
+    def _given_operator(self, graph: _SortedGraph) -> LinearOperator:
+        if isinstance(self.implicit, LinearOperator):
+            # The parameters in force: functional_call, among others, swaps those of the module.
+            own, present = iter(self.implicit_parameters), self.implicit.tensors
+            tensors = [next(own) if isinstance(p, Parameter) else p for p in present]
+            same = all(a is b for a, b in zip(tensors, present, strict=True))
+            return self.implicit if same else self.implicit.with_tensors(tensors)
+        assert callable(self.implicit)
+        p = graph.pattern
+        operator = self.implicit(torch.stack([p.col, p.row]), graph.weight, p.num_nodes)
+        if not isinstance(operator, LinearOperator):
+            raise TypeError(f"Expected the function implicit to return a LinearOperator (got "
+                            f"{type(operator).__name__}).")
+        return operator
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"stats": None}
+
+    def __repr__(self) -> str:
+        return (f"{type(self).__name__}({self.in_channels}, {self.out_channels}, "
+                f"heads={self.heads})")
+
+
+class DiffusionTerm(torch.nn.Module):
+    r"""The explicit term :math:`G = \alpha (A(X) X - X) + \beta X_0 - J X` of a diffusion.
+
+    Args:
+        attention (GRANDAttention): The attention A(X).
+        source (bool): Whether to add :math:`\beta X_0`.
+        separate_alpha (bool): Whether the term -X has an alpha of its own.
+    """
+
+    beta: Parameter | None
+    decay: Parameter | None
+
+    def __init__(self, attention: GRANDAttention, *, source: bool, separate_alpha: bool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.alpha = Parameter(torch.empty(()))
+        self.register_parameter("beta", Parameter(torch.empty(())) if source else None)
+        self.register_parameter("decay", Parameter(torch.empty(())) if separate_alpha else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Resets alpha to 1/2, beta to 0, and the attention."""
+        self.attention.reset_parameters()
+        for number in (self.alpha, self.beta, self.decay):
+            if number is not None:
+                torch.nn.init.zeros_(number)
+
+    def decay_rate(self) -> Tensor:
+        """The alpha of the term -X, in (0, 1), per unit of time."""
+        return torch.sigmoid(self.alpha if self.decay is None else self.decay)
+
+    def forward(self, t: Tensor, u: Tensor, x0: Tensor, pattern: Pattern, weight: Tensor | None,
+                base: Tensor | None, operator: LinearOperator | None, *tensors: Tensor) -> Tensor:
+        """The term at features u; base and operator are the linear part that it leaves out."""
+        value = torch.sigmoid(self.alpha) * self.attention.coefficients(u, pattern, weight)
+        if base is not None:
+            value = value - self.decay_rate() * base
+        out = sparse_product(pattern, value, u)
+        if operator is not None:
+            out = out - self.decay_rate() * u - operator.with_tensors(tensors).mv(u)
+        return out if self.beta is None else torch.addcmul(out, self.beta, x0)
+
+
+class _SortedGraph(NamedTuple):
+    pattern: Pattern
+    weight: Tensor | None
+
+
+def _with_loops(row: Tensor, col: Tensor, weight: Tensor | None, n: int, fill_value: float,
+                x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The entries with a self-loop at each node that has none."""
+    bare = torch.ones(n, dtype=torch.bool, device=row.device)
+    bare[row[row == col]] = False
+    loops = bare.nonzero().view(-1)
+    if weight is None and fill_value != 1.0:
+        weight = torch.ones(row.numel(), dtype=x.dtype, device=row.device)
+    if weight is not None:
+        weight = torch.cat([weight, weight.new_full((loops.numel(),), fill_value)])
+    return torch.cat([row, loops]), torch.cat([col, loops]), weight
+
+
+def _symmetric_normalized(graph: _SortedGraph, x: Tensor) -> Tensor:
+    """The weights w_ji / sqrt(d_i d_j); its eigenvalues lie in [-1, 1] where it is symmetric."""
+    p = graph.pattern
+    weight = x.new_ones(p.num_entries) if graph.weight is None else graph.weight
+    degree = segment_sum(p, weight)
+    scale = torch.where(degree > 0, degree, 1.0).rsqrt()
+    return weight * gather_rows(p, scale) * scale.index_select(0, p.col)
+
+
+def check_features(x: Any, channels: int, parameter: Tensor) -> None:
+    """Refuses features that do not fit the channels, dtype and device of a layer."""
+    if isinstance(x, (tuple, list)):
+        raise ValueError("Expected one tensor of node features (got a tuple): a flow has one set "
+                         "of nodes; bipartite graphs are not supported.")
+    check_real(x, "x")
+    if x.dim() != 2:
+        raise ValueError(f"Expected node features of shape (num_nodes, channels) (got "
+                         f"{tuple(x.shape)}); put several graphs into one Batch.")
+    if channels > 0 and x.size(1) != channels:
+        raise ValueError(f"Expected {channels} input channels (got {x.size(1)}); in_channels=-1 "
+                         "takes them from the first input.")
+    if x.dtype != parameter.dtype:
+        raise TypeError(f"Expected features in the dtype of the layer, {parameter.dtype} (got "
+                        f"{x.dtype}); convert one of the two.")
+    if x.device != parameter.device:
+        raise ValueError(f"Expected features on the device of the layer, {parameter.device} (got "
+                         f"{x.device}); move one of the two.")
+
+
+def _check_weight(weight: Tensor, x: Tensor) -> None:
+    check_real(weight, "edge_weight")
+    if weight.dim() != 1:
+        raise ValueError(f"Expected one weight per edge (got shape {tuple(weight.shape)}).")
+    if weight.dtype != x.dtype:
+        raise TypeError(f"Expected edge_weight in the dtype of the features, {x.dtype} (got "
+                        f"{weight.dtype}); convert one of the two.")
+    if weight.numel() and not (bool((weight >= 0).all()) and bool(weight.isfinite().all())):
+        raise ValueError(f"Expected finite edge weights of at least 0 (got {float(weight.min())} "
+                         f"to {float(weight.max())}).")
+
+
+def _check_time(time: float, step_size: float) -> None:
+    for name, value in (("time", time), ("step_size", step_size)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"Expected a positive, finite {name} (got {value}).")

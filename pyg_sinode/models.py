@@ -1,0 +1,75 @@
+"""Which network classifies nodes with a semi-implicit diffusion?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.nn.dense.linear import Linear
+
+from .conv import SINODEConv, check_features
+
+
+class SINODE(torch.nn.Module):
+    r"""A node classifier: dropout, linear encoder, :class:`SINODEConv`, linear decoder.
+
+    .. math::
+        \mathbf{Y} = \mathrm{ReLU}(\mathrm{SINODEConv}(\mathbf{X} \mathbf{W}_1 + \mathbf{b}_1))
+        \mathbf{W}_2 + \mathbf{b}_2
+
+    the network of `"GRAND: Graph Neural Diffusion" <https://arxiv.org/abs/2106.10934>`_ with the
+    integrator of `"Semi-Implicit Neural Ordinary Differential Equations"
+    <https://arxiv.org/abs/2412.11301>`_.
+
+    Args:
+        in_channels (int): Size of each input sample, or :obj:`-1` to derive it from the first
+            input.
+        hidden_channels (int): Size of the diffused features.
+        out_channels (int): Number of classes.
+        input_dropout (float): Dropout probability of the input. (default: :obj:`0.0`)
+        dropout (float): Dropout probability before the decoder. (default: :obj:`0.0`)
+        batch_norm (bool): Whether to normalise the encoded features. (default: :obj:`False`)
+        **conv_kwargs (optional): Additional arguments of :class:`SINODEConv`.
+
+    Shapes:
+        - **input:** as :class:`SINODEConv`
+        - **output:** class scores :math:`(|\mathcal{V}|, F_{out})`, dimensionless
+
+    Raises:
+        ValueError: if a probability is not in [0, 1), or an argument of the layer does not fit.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, *,
+                 input_dropout: float = 0.0, dropout: float = 0.0, batch_norm: bool = False,
+                 **conv_kwargs: Any) -> None:
+        super().__init__()
+        for name, p in (("input_dropout", input_dropout), ("dropout", dropout)):
+            if not 0.0 <= p < 1.0:
+                raise ValueError(f"Expected {name} in [0, 1) (got {p}).")
+        self.input_dropout, self.dropout = input_dropout, dropout
+        self.encoder = Linear(in_channels, hidden_channels)
+        self.norm = torch.nn.BatchNorm1d(hidden_channels) if batch_norm else None
+        self.conv = SINODEConv(hidden_channels, hidden_channels, **conv_kwargs)
+        self.decoder = Linear(hidden_channels, out_channels)
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters."""
+        self.encoder.reset_parameters()
+        if self.norm is not None:
+            self.norm.reset_parameters()
+        self.conv.reset_parameters()
+        self.decoder.reset_parameters()
+
+    def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
+        """The class scores of each node."""
+        check_features(x, self.encoder.in_channels, self.conv.term.alpha)
+        x = F.dropout(x, self.input_dropout, self.training)
+        x = self.encoder(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        x = self.conv(x, edge_index, edge_weight).relu()
+        x = F.dropout(x, self.dropout, self.training)
+        result: Tensor = self.decoder(x)
+        return result

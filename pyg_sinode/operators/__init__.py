@@ -1,0 +1,12 @@
+"""Which linear maps J can be integrated implicitly, and what does each know about itself?"""
+
+from .base import LinearOperator, LinearSolveError, Scaled, Shifted, Solution, Sum, Transposed
+from .dense import Dense
+from .graph import Graph
+from .matrix_free import MatrixFree
+from .pointwise import Diagonal, ScaledIdentity
+
+__all__ = [
+    "Dense", "Diagonal", "Graph", "LinearOperator", "LinearSolveError", "MatrixFree", "Scaled",
+    "ScaledIdentity", "Shifted", "Solution", "Sum", "Transposed",
+]

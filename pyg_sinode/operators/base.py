@@ -1,0 +1,546 @@
+"""What is a linear operator, and how are operators added, scaled, transposed and shifted?"""
+
+from __future__ import annotations
+
+import copy
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+Self = TypeVar("Self", bound="LinearOperator")
+
+
+class LinearSolveError(RuntimeError):
+    r"""A linear system that could not be solved to its tolerance.
+
+    Attributes:
+        iterations (int): Iterations made, dimensionless.
+        residual (float): Largest true residual :math:`\Vert b - Ax \Vert` over the columns.
+        state (Tensor or None): Best solution found.
+        time (float or None): Time of the stage at which it happened, set by the integrator.
+        step (int or None): Number of the step, set by the integrator.
+    """
+
+    def __init__(self, message: str, *, iterations: int = 0, residual: float = math.nan,
+                 state: Tensor | None = None) -> None:
+        super().__init__(message)
+        self.iterations, self.residual, self.state = iterations, residual, state
+        self.time: float | None = None
+        self.step: int | None = None
+
+
+class Entries(NamedTuple):
+    """A matrix as coordinates; duplicates add up."""
+
+    row: Tensor
+    col: Tensor
+    value: Tensor
+
+
+class Solution(NamedTuple):
+    """What a solve gives: x, and per column the iterations and the true residual's norm.
+
+    A closed inverse leaves both None.
+    """
+
+    x: Tensor
+    iterations: Tensor | None = None
+    residual: Tensor | None = None
+
+
+class LinearOperator:
+    r"""A real linear map :math:`u \mapsto J u` that acts along :obj:`dims` of a tensor.
+
+    What is left of the dimensions of :math:`u` are right-hand sides. A new kind of operator gives
+    :meth:`mv`, :meth:`transpose` and :attr:`tensors`; what else it knows of itself (a closed
+    inverse, its entries, its symmetry) it says by the methods below.
+
+    Attributes:
+        dims (tuple of int): Dimensions that the map mixes, negative; empty if it is pointwise.
+        tensors (tuple of Tensor): The tensors it depends on, which receive gradients.
+        iterative (bool): Whether it is an inverse by iteration, which can use a guess.
+    """
+
+    dims: tuple[int, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+    iterative: bool = False
+
+    def mv(self, u: Tensor) -> Tensor:
+        """The product J u, differentiable in u and in :attr:`tensors`."""
+        raise NotImplementedError
+
+    def vjp(self, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """The gradients of <w, J u> with respect to those of :attr:`tensors` that are wanted."""
+        own = [p.detach().requires_grad_(want)
+               for p, want in zip(self.tensors, wanted, strict=True)]
+        chosen = [p for p in own if p.requires_grad]
+        if not chosen:
+            return [None] * len(own)
+        with torch.enable_grad():
+            product = self.with_tensors(own).mv(u.detach())
+        if not product.requires_grad:  # a function that does not use its tensors
+            return [None] * len(own)
+        found = iter(torch.autograd.grad(product, chosen, w, allow_unused=True))
+        return [next(found) if p.requires_grad else None for p in own]
+
+    def transpose(self) -> LinearOperator:
+        """The operator of the transposed matrix, on the same tensors."""
+        return Transposed(self)
+
+    @property
+    def T(self) -> LinearOperator:
+        """The transposed operator."""
+        return self.transpose()
+
+    def with_tensors(self: Self, tensors: Sequence[Tensor]) -> Self:
+        """The same operator on other tensors (detached copies, say), in the order of tensors."""
+        other = copy.copy(self)
+        other.tensors = tuple(tensors)
+        return other
+
+    def check(self, u: Tensor) -> None:
+        """Raises a ValueError or TypeError that says why the operator does not fit u."""
+        check_tensors(self, u)
+
+    def symmetric(self) -> bool:
+        """Whether J is known, or was checked, to equal its transpose."""
+        return False
+
+    def largest_eigenvalue(self) -> float:
+        """An upper bound on the eigenvalues of a symmetric J; infinite where none is known."""
+        return math.inf
+
+    def pointwise(self) -> Tensor | float | None:
+        """The d of J u = d * u where that is all the operator does, else None."""
+        return None
+
+    def diagonal(self, u: Tensor) -> Tensor | None:
+        """The diagonal of J, broadcastable against u, or None where it is not to be had."""
+        return None
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        """J as one matrix for all columns along ``dim`` of length ``size``, or None."""
+        return None
+
+    def has_closed_inverse(self) -> bool:
+        """Whether :meth:`resolvent` gives an inverse of I - cJ without iteration."""
+        return self.pointwise() is not None
+
+    def resolvent(self, c: float) -> LinearOperator | None:
+        """The closed inverse of I - cJ where there is one, else None."""
+        d = self.pointwise()
+        return None if d is None else Reciprocal(1.0 - c * d)
+
+    def inverse(self) -> LinearOperator | None:
+        """The closed inverse of the operator itself where there is one, else None."""
+        return None
+
+    def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
+        """As an inverse: the product with b, and what it took; a closed inverse needs no guess."""
+        return Solution(self.mv(b))
+
+    def reset(self) -> None:
+        """Forgets the factors kept on the operator; they are made anew at the next solve."""
+        self.__dict__.pop("_factors", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_factors"}
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        return Sum([self, other])
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        return Sum([self, Scaled(other, -1.0)])
+
+    def __mul__(self, factor: float | Tensor) -> LinearOperator:
+        return Scaled(self, factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> LinearOperator:
+        return Scaled(self, -1.0)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(tuple(t.shape)) for t in self.tensors)
+        return f"{type(self).__name__}({shapes})"
+
+
+class Transposed(LinearOperator):
+    """The transpose of an operator, by autograd where the operator has none of its own.
+
+    Args:
+        operator (LinearOperator): The operator to transpose.
+    """
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator, self.dims = operator, operator.dims
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.operator.tensors
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Transposed:
+        return Transposed(self.operator.with_tensors(tensors))
+
+    def mv(self, u: Tensor) -> Tensor:
+        # J is linear, so that J^T u is the vector-Jacobian product of J at any point, here zero.
+        graph = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            zero = torch.zeros_like(u, requires_grad=True)
+            product = self.operator.mv(zero)
+            if not product.requires_grad:  # a function that does not use its argument
+                return torch.zeros_like(u)
+            (result,) = torch.autograd.grad(
+                product, zero, u, create_graph=graph, materialize_grads=True)
+        return result
+
+    def transpose(self) -> LinearOperator:
+        return self.operator
+
+    def check(self, u: Tensor) -> None:
+        self.operator.check(u)
+
+    def symmetric(self) -> bool:
+        return self.operator.symmetric()
+
+    def largest_eigenvalue(self) -> float:
+        return self.operator.largest_eigenvalue()
+
+    def diagonal(self, u: Tensor) -> Tensor | None:
+        return self.operator.diagonal(u)
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        e = self.operator.entries(dim, size)
+        return None if e is None else Entries(e.col, e.row, e.value)
+
+
+class Scaled(LinearOperator):
+    r"""A multiple :math:`s J` of an operator.
+
+    Args:
+        operator (LinearOperator): The operator J.
+        factor (float or Tensor): The number s; a 0-dim tensor may be trained.
+    """
+
+    def __init__(self, operator: LinearOperator, factor: float | Tensor) -> None:
+        if isinstance(factor, Tensor):
+            check_real(factor, "factor")
+            if factor.dim() != 0:
+                raise ValueError(f"Expected a number or a 0-dim tensor as the factor of an "
+                                 f"operator (got shape {tuple(factor.shape)}); use a Diagonal.")
+        else:
+            check_number(factor, "the factor of an operator")
+        self.operator, self.factor, self.dims = operator, factor, operator.dims
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        own = (self.factor,) if isinstance(self.factor, Tensor) else ()
+        return own + self.operator.tensors
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Scaled:
+        if isinstance(self.factor, Tensor):
+            return Scaled(self.operator.with_tensors(tensors[1:]), tensors[0])
+        return Scaled(self.operator.with_tensors(tensors), self.factor)
+
+    def mv(self, u: Tensor) -> Tensor:
+        return self.operator.mv(u) * self.factor
+
+    def transpose(self) -> Scaled:
+        return Scaled(self.operator.T, self.factor)
+
+    def check(self, u: Tensor) -> None:
+        check_tensors(self, u)
+        self.operator.check(u)
+
+    def symmetric(self) -> bool:
+        return self.operator.symmetric()
+
+    def largest_eigenvalue(self) -> float:
+        s = as_float(self.factor)
+        return s * self.operator.largest_eigenvalue() if s > 0 else (0.0 if s == 0 else math.inf)
+
+    def pointwise(self) -> Tensor | float | None:
+        d = self.operator.pointwise()
+        return None if d is None else d * detached(self.factor)
+
+    def diagonal(self, u: Tensor) -> Tensor | None:
+        d = self.operator.diagonal(u)
+        return None if d is None else d * detached(self.factor)
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        e = self.operator.entries(dim, size)
+        return None if e is None else Entries(e.row, e.col, e.value * detached(self.factor))
+
+    def has_closed_inverse(self) -> bool:
+        return self.operator.has_closed_inverse()
+
+    def resolvent(self, c: float) -> LinearOperator | None:
+        return self.operator.resolvent(c * as_float(self.factor))
+
+
+class Sum(LinearOperator):
+    r"""The sum :math:`J_1 + J_2 + \ldots` of operators.
+
+    Args:
+        terms (sequence of LinearOperator): The operators to add; sums among them are taken apart.
+    """
+
+    def __init__(self, terms: Sequence[LinearOperator]) -> None:
+        flat: list[LinearOperator] = []
+        if not terms:
+            raise ValueError("Expected at least one operator in a sum (got none); use "
+                             "ScaledIdentity(0.0).")
+        for term in terms:
+            if not isinstance(term, LinearOperator):
+                raise TypeError(f"Expected linear operators in a sum (got {type(term).__name__}); "
+                                "write ScaledIdentity(alpha) for a multiple of the identity.")
+            flat.extend(term.terms if isinstance(term, Sum) else [term])
+        self.terms: tuple[LinearOperator, ...] = tuple(flat)
+        self.dims = tuple(sorted({d for term in flat for d in term.dims}))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return tuple(t for term in self.terms for t in term.tensors)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Sum:
+        terms, rest = [], list(tensors)
+        for term in self.terms:
+            n = len(term.tensors)
+            terms.append(term.with_tensors(rest[:n]))
+            rest = rest[n:]
+        return Sum(terms)
+
+    def mv(self, u: Tensor) -> Tensor:
+        total = self.terms[0].mv(u)
+        for term in self.terms[1:]:
+            total = total + term.mv(u)
+        return total
+
+    def vjp(self, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        found: list[Tensor | None] = []
+        for term in self.terms:
+            start = len(found)
+            found += term.vjp(u, w, wanted[start:start + len(term.tensors)])
+        return found
+
+    def transpose(self) -> Sum:
+        return Sum([term.T for term in self.terms])
+
+    def check(self, u: Tensor) -> None:
+        for term in self.terms:
+            term.check(u)
+
+    def symmetric(self) -> bool:
+        return all(term.symmetric() for term in self.terms)
+
+    def largest_eigenvalue(self) -> float:
+        return sum(term.largest_eigenvalue() for term in self.terms)
+
+    def pointwise(self) -> Tensor | float | None:
+        total: Tensor | float = 0.0
+        for term in self.terms:
+            d = term.pointwise()
+            if d is None:
+                return None
+            total = total + d
+        return total
+
+    def diagonal(self, u: Tensor) -> Tensor | None:
+        total: Tensor | None = None
+        for term in self.terms:
+            d = term.diagonal(u)
+            if d is None:
+                return None
+            total = d if total is None else total + d
+        return total
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        parts = [term.entries(dim, size) for term in self.terms]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        # The entries of a Python number lie on the host, those of the other terms where u does.
+        device = max((part.value.device for part in known), key=lambda d: d.type != "cpu")
+        return Entries(*(torch.cat([t.to(device) for t in column])
+                         for column in zip(*known, strict=True)))
+
+    def _split(self) -> tuple[float, list[LinearOperator]]:
+        """The multiple of the identity in the sum, and the other terms."""
+        number, others = 0.0, []
+        for term in self.terms:
+            d = term.pointwise()
+            if d is None or (isinstance(d, Tensor) and d.dim() > 0):
+                others.append(term)
+            else:
+                number += as_float(d)
+        return number, others
+
+    def has_closed_inverse(self) -> bool:
+        if self.pointwise() is not None:
+            return True
+        others = [t for t in self.terms if t.pointwise() is None or _is_array(t.pointwise())]
+        return len(others) == 1 and others[0].has_closed_inverse()
+
+    def resolvent(self, c: float) -> LinearOperator | None:
+        if self.pointwise() is not None:
+            return super().resolvent(c)
+        # I - c (a I + J) = (1 - c a) (I - c / (1 - c a) J)
+        number, others = self._split()
+        rest = 1.0 - c * number
+        if len(others) != 1 or rest == 0.0:
+            return None
+        inner = others[0].resolvent(c / rest)
+        return None if inner is None else Scaled(inner, 1.0 / rest)
+
+    def __repr__(self) -> str:
+        return " + ".join(repr(term) for term in self.terms)
+
+
+class Shifted(LinearOperator):
+    r"""The matrix :math:`I - cJ` of an implicit stage, which a linear solver inverts.
+
+    Args:
+        operator (LinearOperator): The operator J.
+        c (float): The step size times the diagonal coefficient of the scheme.
+    """
+
+    def __init__(self, operator: LinearOperator, c: float) -> None:
+        self.operator, self.c, self.dims = operator, c, operator.dims
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.operator.tensors
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Shifted:
+        return Shifted(self.operator.with_tensors(tensors), self.c)
+
+    def mv(self, u: Tensor) -> Tensor:
+        return torch.sub(u, self.operator.mv(u), alpha=self.c)
+
+    def transpose(self) -> Shifted:
+        return Shifted(self.operator.T, self.c)
+
+    def check(self, u: Tensor) -> None:
+        self.operator.check(u)
+
+    def symmetric(self) -> bool:
+        return self.operator.symmetric()
+
+    def positive_definite(self) -> bool:
+        """Whether I - cJ is known to be symmetric and positive definite."""
+        # A small margin: a bound that was itself computed may be off by rounding.
+        return (self.c >= 0 and self.symmetric()
+                and self.c * self.operator.largest_eigenvalue() < 1.0 - 1e-3)
+
+    def diagonal(self, u: Tensor) -> Tensor | None:
+        d = self.operator.diagonal(u)
+        return None if d is None else 1.0 - self.c * d
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        e = self.operator.entries(dim, size)
+        if e is None:
+            return None
+        at = torch.arange(size, device=e.row.device)
+        value = torch.cat([e.value.new_ones(size), -self.c * e.value])
+        return Entries(torch.cat([at, e.row]), torch.cat([at, e.col]), value)
+
+    def has_closed_inverse(self) -> bool:
+        return self.operator.has_closed_inverse()
+
+    def inverse(self) -> LinearOperator | None:
+        return self.operator.resolvent(self.c)
+
+
+class Reciprocal(LinearOperator):
+    """Division by a number or by the entries of a tensor, refused where it would be by zero."""
+
+    def __init__(self, divisor: Tensor | float) -> None:
+        if isinstance(divisor, Tensor):
+            small = divisor.detach().abs().min() if divisor.numel() else math.inf
+        else:
+            small = abs(divisor)
+        eps = torch.finfo(divisor.dtype).eps if isinstance(divisor, Tensor) else 2.3e-16
+        if not float(small) > 4 * eps:
+            raise LinearSolveError(
+                f"I - cJ is singular to rounding: its smallest diagonal entry is {float(small):.1e}"
+                " in magnitude. Keep J negative (a decay), or change the step size.")
+        self.divisor = divisor
+
+    def mv(self, u: Tensor) -> Tensor:
+        return u / self.divisor
+
+    def transpose(self) -> Reciprocal:
+        return self
+
+
+def check_number(value: Any, name: str) -> None:
+    """Refuses what is not a finite real number."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"Expected {name} as a real number or a 0-dim tensor (got {value!r}).")
+    if not math.isfinite(value):
+        raise ValueError(f"Expected {name} to be finite (got {value}).")
+
+
+def check_real(tensor: Any, name: str) -> None:
+    """Refuses what is not a real floating-point tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"Expected {name} as a tensor (got {type(tensor).__name__}); wrap it with "
+                        "torch.as_tensor.")
+    if not tensor.is_floating_point():
+        raise TypeError(f"Expected {name} of a real floating dtype (got {tensor.dtype}); convert "
+                        "it with .float() or .double(), a complex one into its real and imaginary "
+                        "parts.")
+
+
+def check_tensors(operator: LinearOperator, u: Tensor) -> None:
+    """Refuses an operator whose tensors differ from u in dtype or device, or are not finite."""
+    name = type(operator).__name__
+    for tensor in operator.tensors:
+        if tensor.dtype != u.dtype:
+            raise TypeError(f"Expected the tensors of {name} in the dtype of the state, {u.dtype} "
+                            f"(got {tensor.dtype}); convert one of the two.")
+        if tensor.device != u.device:
+            raise ValueError(f"Expected the tensors of {name} on the device of the state, "
+                             f"{u.device} (got {tensor.device}); move one of the two.")
+        if not bool(tensor.detach().isfinite().all()):
+            raise ValueError(f"Expected finite tensors in {name} (got NaN or Inf in one of shape "
+                             f"{tuple(tensor.shape)}); look where it was computed.")
+
+
+def check_dims(name: str, dims: int | Sequence[int]) -> tuple[int, ...]:
+    """The dimensions as a tuple; refuses any that are not counted from the end."""
+    result = (dims,) if isinstance(dims, int) else tuple(dims)
+    if any(d >= 0 for d in result) or len(set(result)) != len(result):
+        raise ValueError(f"Expected the dimensions of {name} counted from the end, such as -1 "
+                         f"(got {dims}).")
+    return tuple(sorted(result))
+
+
+def check_size(name: str, u: Tensor, dim: int, size: int) -> None:
+    """Refuses a state whose length along dim is not the operator's size."""
+    if u.dim() < -dim or u.size(dim) != size:
+        raise ValueError(f"Expected a state of size {size} along dimension {dim} for {name} (got "
+                         f"shape {tuple(u.shape)}).")
+
+
+def along(vector: Tensor, dim: int) -> Tensor:
+    """A vector shaped so that it broadcasts along dimension ``dim`` of a state."""
+    return vector.view(-1, *([1] * (-dim - 1)))
+
+
+def as_float(number: Tensor | float) -> float:
+    """A number's value, with no gradient."""
+    return float(number.detach()) if isinstance(number, Tensor) else float(number)
+
+
+def detached(number: Tensor | float) -> Tensor | float:
+    """A number or tensor with no gradient."""
+    return number.detach() if isinstance(number, Tensor) else number
+
+
+def _is_array(d: Tensor | float | None) -> bool:
+    return isinstance(d, Tensor) and d.dim() > 0

@@ -1,0 +1,139 @@
+"""How does a dense matrix act along a dimension of the state, and how is I - cJ factorised?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import (
+    Entries,
+    LinearOperator,
+    LinearSolveError,
+    along,
+    check_dims,
+    check_real,
+    check_size,
+    check_tensors,
+)
+
+
+class Dense(LinearOperator):
+    r"""A dense matrix along one dimension, :math:`(J u)_i = \sum_j M_{ij} u_j`.
+
+    Its inverse is an LU factorisation, made once for all right-hand sides.
+
+    Args:
+        matrix (Tensor): The square matrix M.
+        dim (int): The dimension of the state that it multiplies, counted from the end.
+            (default: :obj:`-1`)
+
+    Shapes:
+        - **matrix:** :math:`(n, n)`, per unit of time
+        - **u:** :math:`(*, n, *)` with n at :obj:`dim`
+
+    Raises:
+        ValueError: if the matrix is not square.
+        TypeError: if it is not real floating.
+    """
+
+    def __init__(self, matrix: Tensor, *, dim: int = -1) -> None:
+        check_real(matrix, "matrix")
+        if matrix.dim() != 2 or matrix.size(0) != matrix.size(1):
+            raise ValueError(f"Expected a square matrix (got shape {tuple(matrix.shape)}).")
+        self.dims, self.tensors = check_dims("Dense", dim), (matrix,)
+
+    def mv(self, u: Tensor) -> Tensor:
+        return multiply(self.tensors[0], u, self.dims[0])
+
+    def transpose(self) -> Dense:
+        return Dense(self.tensors[0].t(), dim=self.dims[0])
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Dense:  # type: ignore[override]
+        return Dense(tensors[0], dim=self.dims[0])
+
+    def check(self, u: Tensor) -> None:
+        check_tensors(self, u)
+        check_size("Dense", u, self.dims[0], self.tensors[0].size(0))
+
+    def symmetric(self) -> bool:
+        matrix = self.tensors[0].detach()
+        return torch.equal(matrix, matrix.t())
+
+    def largest_eigenvalue(self) -> float:
+        """The bound of Gershgorin: the largest diagonal entry plus the rest of its row."""
+        matrix = self.tensors[0].detach()
+        if matrix.numel() == 0:
+            return 0.0
+        d = matrix.diagonal()
+        return float((d - d.abs() + matrix.abs().sum(dim=1)).max())
+
+    def diagonal(self, u: Tensor) -> Tensor:
+        return along(self.tensors[0].detach().diagonal(), self.dims[0])
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        matrix = self.tensors[0].detach()
+        if dim != self.dims[0]:
+            return None
+        at = torch.arange(size, device=matrix.device)
+        return Entries(at.repeat_interleave(size), at.repeat(size), matrix.reshape(-1))
+
+    def has_closed_inverse(self) -> bool:
+        return True
+
+    def resolvent(self, c: float) -> LinearOperator:
+        matrix = self.tensors[0].detach()
+        identity = torch.eye(matrix.size(0), dtype=matrix.dtype, device=matrix.device)
+        return DenseInverse.of(identity - c * matrix, self.dims[0])
+
+
+class DenseInverse(LinearOperator):
+    """The inverse of a dense matrix along a dimension, from its LU factors."""
+
+    def __init__(self, lu: Tensor, pivots: Tensor, dim: int, transposed: bool = False) -> None:
+        self.lu, self.pivots, self.transposed, self.dims = lu, pivots, transposed, (dim,)
+
+    @classmethod
+    def of(cls, matrix: Tensor, dim: int) -> DenseInverse:
+        """Factorises; a matrix that is singular to rounding is a LinearSolveError."""
+        lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+        condition = _condition(matrix, lu, pivots)
+        if not condition * torch.finfo(lu.dtype).eps < 0.03:
+            raise LinearSolveError(
+                f"I - cJ is singular to rounding: its condition is {condition:.1e} or more. Change "
+                "the step size, keep the eigenvalues of J away from 1/c, or use float64.",
+                residual=math.inf)
+        return cls(lu, pivots, dim)
+
+    def mv(self, u: Tensor) -> Tensor:
+        moved = u.movedim(self.dims[0], 0)
+        flat = moved.reshape(moved.size(0), math.prod(moved.shape[1:]))
+        x: Tensor = torch.linalg.lu_solve(self.lu, self.pivots, flat, adjoint=self.transposed)
+        return x.view(moved.shape).movedim(0, self.dims[0])
+
+    def transpose(self) -> DenseInverse:
+        return DenseInverse(self.lu, self.pivots, self.dims[0], not self.transposed)
+
+
+def _condition(matrix: Tensor, lu: Tensor, pivots: Tensor) -> float:
+    """An estimate of the condition with the rows scaled alike, from solves on random vectors.
+
+    The rows of a stiff matrix differ in size by any factor, and so do the pivots of its LU. The
+    pivots of a singular one need not be small: they stay as large as rounding makes them.
+    """
+    if matrix.numel() == 0:
+        return 1.0
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(matrix.size(0), 4, dtype=matrix.dtype, generator=generator)
+    scaled = matrix.abs().sum(dim=1, keepdim=True) * probes.to(matrix.device)
+    return float(torch.linalg.lu_solve(lu, pivots, scaled).abs().max())
+
+
+def multiply(matrix: Tensor, u: Tensor, dim: int) -> Tensor:
+    """The product of a matrix with a state along one dimension."""
+    if dim == -1:
+        return u @ matrix.t()
+    if dim == -2:
+        return matrix @ u
+    return (u.movedim(dim, -1) @ matrix.t()).movedim(-1, dim)

@@ -1,0 +1,186 @@
+"""How does a weighted graph act on the features of its nodes?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sparse import (
+    Pattern,
+    as_edges,
+    check_range,
+    sampled_product,
+    segment_sum,
+    sparse_product,
+)
+from .base import (
+    Entries,
+    LinearOperator,
+    along,
+    check_dims,
+    check_real,
+    check_size,
+    check_tensors,
+)
+
+
+class Graph(LinearOperator):
+    r"""A sparse matrix on the nodes of a graph, :math:`(J u)_i = \sum_{j \to i} w_{ji} u_j`.
+
+    Orientation is PyG's: an edge runs from :obj:`edge_index[0]` to :obj:`edge_index[1]`; a sparse
+    adjacency argument *is* the matrix (PyG's ``adj_t``). Duplicate edges add up.
+
+    Args:
+        adjacency (Tensor or SparseTensor): The edge indices, a ``torch.sparse`` tensor in COO, CSR
+            or CSC layout, or a ``torch_sparse.SparseTensor``.
+        edge_weight (Tensor, optional): One weight per edge, ones if None; may be trained.
+        num_nodes (int, optional): Number of nodes; needed where the last nodes have no edge.
+        dim (int): The node dimension of the state, counted from the end. (default: :obj:`-2`)
+        largest (float, optional): An upper bound on the eigenvalues of a symmetric matrix that the
+            caller knows, such as 1 for a normalised adjacency; the bound of Gershgorin if None.
+
+    Shapes:
+        - **adjacency:** :math:`(2, |\mathcal{E}|)` or sparse
+          :math:`(|\mathcal{V}|, |\mathcal{V}|)`
+        - **edge_weight:** :math:`(|\mathcal{E}|)`, per unit of time
+        - **u:** :math:`(*, |\mathcal{V}|, *)` with the nodes at :obj:`dim`
+
+    Raises:
+        ValueError: if an index is out of range or a shape does not fit.
+        TypeError: if a dtype does not fit.
+    """
+
+    def __init__(self, adjacency: Any, edge_weight: Tensor | None = None,
+                 num_nodes: int | None = None, *, dim: int = -2,
+                 largest: float | None = None) -> None:
+        row, col, value, known = as_edges(adjacency, edge_weight)
+        if value is None:
+            value = torch.ones(row.numel(), device=row.device)
+        check_real(value, "edge_weight")
+        num_nodes = check_range(row, col, num_nodes, known)
+        self._set(Pattern(row, col, num_nodes), value, dim, largest, ordered=False)
+
+    @classmethod
+    def of_pattern(cls, pattern: Pattern, value: Tensor, *, dim: int = -2,
+                   largest: float | None = None) -> Graph:
+        """The operator of a pattern that is already sorted and of values in its order."""
+        graph = object.__new__(cls)
+        graph._set(pattern, value, dim, largest, ordered=True)
+        return graph
+
+    def _set(self, pattern: Pattern, value: Tensor, dim: int, largest: float | None,
+             ordered: bool) -> None:
+        self.pattern, self.tensors, self.dims = pattern, (value,), check_dims("Graph", dim)
+        self.largest, self.ordered = largest, ordered
+
+    @property
+    def value(self) -> Tensor:
+        """The weights in the order of the pattern."""
+        value = self.tensors[0]
+        return value if self.ordered else value.index_select(0, self.pattern.perm)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Graph:
+        graph = object.__new__(Graph)
+        graph._set(self.pattern, tensors[0], self.dims[0], self.largest, self.ordered)
+        return graph
+
+    def mv(self, u: Tensor) -> Tensor:
+        moved = u.movedim(self.dims[0], 0)
+        flat = moved.reshape(moved.size(0), math.prod(moved.shape[1:]))
+        product = sparse_product(self.pattern, self.value, flat)
+        return product.view(moved.shape).movedim(0, self.dims[0])
+
+    def vjp(self, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        if not any(wanted):
+            return [None]
+        n, columns = self.pattern.num_nodes, math.prod(u.shape) // max(1, self.pattern.num_nodes)
+        a, b = (x.detach().movedim(self.dims[0], 0).reshape(n, columns) for x in (w, u))
+        gradient = sampled_product(self.pattern, a, b)
+        if not self.ordered:
+            gradient = torch.empty_like(gradient).scatter_(0, self.pattern.perm, gradient)
+        return [gradient]
+
+    def transpose(self) -> LinearOperator:
+        return TransposedGraph(self)
+
+    def check(self, u: Tensor) -> None:
+        check_tensors(self, u)
+        check_size("Graph", u, self.dims[0], self.pattern.num_nodes)
+
+    def symmetric(self) -> bool:
+        """Compares the matrix with its transpose, duplicates added up."""
+        p, value = self.pattern, self.value.detach()
+        n = p.num_nodes
+        places = torch.stack([p.row, p.col]), torch.stack([p.col, p.row])
+        a, b = (torch.sparse_coo_tensor(at, value, (n, n), check_invariants=False).coalesce()
+                for at in places)
+        # Weights such as 1/sqrt(d_i d_j) are multiplied in another order on the two sides.
+        eps = 8 * torch.finfo(value.dtype).eps
+        return torch.equal(a.indices(), b.indices()) and torch.allclose(
+            a.values(), b.values(), rtol=eps, atol=0.0)
+
+    def largest_eigenvalue(self) -> float:
+        if self.largest is not None:
+            return self.largest
+        if self.pattern.num_nodes == 0:
+            return 0.0
+        d = self._diagonal()
+        rows = segment_sum(self.pattern, self.value.detach().abs())
+        return float((d - d.abs() + rows).max())
+
+    def _diagonal(self) -> Tensor:
+        value = self.value.detach()
+        loops = self.pattern.row == self.pattern.col
+        return segment_sum(self.pattern, torch.where(loops, value, value.new_zeros(())))
+
+    def diagonal(self, u: Tensor) -> Tensor:
+        return along(self._diagonal(), self.dims[0])
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        if dim != self.dims[0]:
+            return None
+        return Entries(self.pattern.row, self.pattern.col, self.value.detach())
+
+
+class TransposedGraph(LinearOperator):
+    """The transpose of a graph operator, on the transposed pattern and the same weights."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.dims = graph, graph.dims
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.graph.tensors
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> TransposedGraph:
+        return TransposedGraph(self.graph.with_tensors(tensors))
+
+    def _turned(self) -> Graph:
+        pattern = self.graph.pattern
+        value = self.graph.value.index_select(0, pattern.to_transpose)
+        return Graph.of_pattern(pattern.T, value, dim=self.dims[0], largest=self.graph.largest)
+
+    def mv(self, u: Tensor) -> Tensor:
+        return self._turned().mv(u)
+
+    def transpose(self) -> Graph:
+        return self.graph
+
+    def check(self, u: Tensor) -> None:
+        self.graph.check(u)
+
+    def symmetric(self) -> bool:
+        return self.graph.symmetric()
+
+    def largest_eigenvalue(self) -> float:
+        return self.graph.largest_eigenvalue()
+
+    def diagonal(self, u: Tensor) -> Tensor:
+        return self.graph.diagonal(u)
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        return self._turned().entries(dim, size)

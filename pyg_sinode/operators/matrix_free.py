@@ -1,0 +1,124 @@
+"""How does any linear callable or module become an operator?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import LinearOperator, Transposed, check_dims, check_real, check_tensors
+
+
+class MatrixFree(LinearOperator):
+    r"""A linear function or module as an operator, :math:`J u = f(u; \theta)`.
+
+    Its transpose is the vector-Jacobian product by autograd. Linearity is checked once, on random
+    vectors, before the first integration.
+
+    Args:
+        fn (callable or torch.nn.Module): Called as ``fn(u, *tensors)``; a module as ``fn(u)``, and
+            its parameters are the tensors.
+        *tensors (Tensor): What the function depends on and should receive gradients.
+        dim (int or tuple of int): The dimensions that the function mixes, counted from the end.
+            (default: :obj:`-1`)
+
+    Raises:
+        TypeError: if fn cannot be called, or a tensor is not real floating.
+        ValueError: by :meth:`check`, if fn(0) is not zero, or fn is not linear, changes the shape,
+            or mixes other dimensions than it should.
+    """
+
+    def __init__(self, fn: Callable[..., Tensor], *tensors: Tensor,
+                 dim: int | Sequence[int] = -1) -> None:
+        if not callable(fn):
+            raise TypeError(f"Expected a function or module (got {type(fn).__name__}).")
+        for tensor in tensors:
+            check_real(tensor, "the tensors of MatrixFree")
+        if isinstance(fn, torch.nn.Module) and tensors:
+            raise ValueError(f"Expected no tensors beside a module (got {len(tensors)}); its "
+                             "parameters are its tensors.")
+        self.fn, self.dims = fn, check_dims("MatrixFree", dim)
+        self._tensors: tuple[Tensor, ...] | None = None
+        if not isinstance(fn, torch.nn.Module):
+            self._tensors = tensors
+        self._checked = False
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        if self._tensors is None:
+            return tuple(p for _, p in self._named())
+        return self._tensors
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        module: Any = self.fn
+        return list(module.named_parameters())
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> MatrixFree:
+        other = MatrixFree(self.fn, dim=self.dims)
+        other._tensors, other._checked = tuple(tensors), self._checked
+        return other
+
+    def mv(self, u: Tensor) -> Tensor:
+        if not isinstance(self.fn, torch.nn.Module):
+            product: Tensor = self.fn(u, *self.tensors)
+            return product
+        if self._tensors is None:
+            result: Tensor = self.fn(u)
+            return result
+        named = {name: t for (name, _), t in zip(self._named(), self._tensors, strict=True)}
+        called: Tensor = torch.func.functional_call(self.fn, named, (u,))
+        return called
+
+    def transpose(self) -> LinearOperator:
+        return Transposed(self)
+
+    def check(self, u: Tensor) -> None:
+        check_tensors(self, u)
+        if self._checked:
+            return
+        if u.dim() < max((-d for d in self.dims), default=0):
+            raise ValueError(f"Expected a state with the dimensions {self.dims} of MatrixFree (got "
+                             f"shape {tuple(u.shape)}).")
+        with torch.no_grad():
+            self._check_linear(u)
+        self._checked = True
+
+    def _check_linear(self, u: Tensor) -> None:
+        generator = torch.Generator(device=u.device).manual_seed(0)
+        x, y = (torch.randn(u.shape, dtype=u.dtype, device=u.device, generator=generator)
+                for _ in range(2))
+        zero = self.mv(torch.zeros_like(x))
+        if not isinstance(zero, Tensor) or zero.dtype != u.dtype:
+            got = zero.dtype if isinstance(zero, Tensor) else type(zero).__name__
+            raise TypeError(f"Expected a function that gives one tensor of the dtype of the state, "
+                            f"{u.dtype}, in MatrixFree (got {got}).")
+        if zero.shape != u.shape:
+            raise ValueError(f"Expected a function that keeps the shape {tuple(u.shape)} of the "
+                             f"state in MatrixFree (got {tuple(zero.shape)}).")
+        if bool((zero != 0).any()):
+            raise ValueError("Expected fn(0) = 0 in MatrixFree (got a largest entry of "
+                             f"{float(zero.abs().max()):.1e}); use bias=False, and put the "
+                             "constant into the explicit term.")
+        fx, fy, fxy = self.mv(x), self.mv(y), self.mv(2.0 * x - 3.0 * y)
+        error = (fxy - (2.0 * fx - 3.0 * fy)).abs().amax() if x.numel() else x.new_zeros(())
+        scale = (fx.abs().amax() + fy.abs().amax()) if x.numel() else x.new_ones(())
+        if not float(error) <= 1e4 * torch.finfo(u.dtype).eps * float(scale):
+            raise ValueError("Expected a linear function in MatrixFree (got |f(2x - 3y) - 2f(x) + "
+                             f"3f(y)| = {float(error):.1e} on random x, y); put what is not "
+                             "linear into the explicit term.")
+        self._check_columns(x, fx, generator)
+
+    def _check_columns(self, x: Tensor, fx: Tensor, generator: torch.Generator) -> None:
+        """Some columns must neither reach nor need the others: a solve treats each on its own."""
+        columns = [1 if at - x.dim() in self.dims else n for at, n in enumerate(x.shape)]
+        some = torch.rand(columns, device=x.device, generator=generator) < 0.5
+        if some.numel():
+            some.view(-1)[0], some.view(-1)[-1] = True, some.numel() == 1
+        apart = self.mv(torch.where(some, x, 0.0))
+        scale = fx.abs().amax() if x.numel() else x.new_ones(())
+        needed = (apart - fx).abs() > 1e4 * torch.finfo(x.dtype).eps * scale
+        if bool(torch.where(some, needed, apart != 0).any()):
+            raise ValueError(f"Expected a function that mixes the dimensions {self.dims} only in "
+                             "MatrixFree (got one that mixes others); name all of them in dim=.")

@@ -1,0 +1,122 @@
+"""Which operators multiply every entry of the state by a number of its own?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import Entries, LinearOperator, check_number, check_real, check_tensors, detached
+
+
+class ScaledIdentity(LinearOperator):
+    r"""A multiple of the identity, :math:`J u = \alpha u`; its inverse is a division.
+
+    Args:
+        alpha (float or Tensor): The factor, negative for a decay; a 0-dim tensor may be trained.
+
+    Shapes:
+        - **alpha:** :math:`()`, per unit of time
+        - **u:** any
+    """
+
+    def __init__(self, alpha: float | Tensor) -> None:
+        if isinstance(alpha, Tensor):
+            check_real(alpha, "alpha")
+            if alpha.dim() != 0:
+                raise ValueError(f"Expected alpha as a number or a 0-dim tensor (got shape "
+                                 f"{tuple(alpha.shape)}); use Diagonal for several numbers.")
+            self.tensors = (alpha,)
+        else:
+            check_number(alpha, "alpha")
+            self._alpha = float(alpha)
+
+    @property
+    def alpha(self) -> Tensor | float:
+        """The factor."""
+        return self.tensors[0] if self.tensors else self._alpha
+
+    def mv(self, u: Tensor) -> Tensor:
+        return u * self.alpha
+
+    def vjp(self, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        if not any(wanted):
+            return [None] * len(wanted)
+        return [torch.dot(u.detach().reshape(-1), w.reshape(-1))]
+
+    def transpose(self) -> ScaledIdentity:
+        return self
+
+    def symmetric(self) -> bool:
+        return True
+
+    def largest_eigenvalue(self) -> float:
+        return float(detached(self.alpha))
+
+    def pointwise(self) -> Tensor | float:
+        return detached(self.alpha)
+
+    def diagonal(self, u: Tensor) -> Tensor:
+        return torch.as_tensor(detached(self.alpha), dtype=u.dtype, device=u.device)
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        alpha = detached(self.alpha)
+        # A Python number counts in full precision, whatever the default dtype.
+        d = alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
+        return _diagonal_entries(d, size)
+
+
+class Diagonal(LinearOperator):
+    r"""A diagonal matrix, :math:`J u = d \odot u`; its inverse is a division.
+
+    Args:
+        d (Tensor): The diagonal; broadcasts against the state.
+
+    Shapes:
+        - **d:** any that broadcasts to that of the state, per unit of time
+    """
+
+    def __init__(self, d: Tensor) -> None:
+        check_real(d, "d")
+        self.tensors = (d,)
+
+    def mv(self, u: Tensor) -> Tensor:
+        return u * self.tensors[0]
+
+    def transpose(self) -> Diagonal:
+        return self
+
+    def check(self, u: Tensor) -> None:
+        check_tensors(self, u)
+        shape = self.tensors[0].shape
+        fits = len(shape) <= u.dim() and all(
+            a in (1, b) for a, b in zip(reversed(shape), reversed(u.shape), strict=False))
+        if not fits:
+            raise ValueError(f"Expected a diagonal that broadcasts against the state of shape "
+                             f"{tuple(u.shape)} (got {tuple(shape)}).")
+
+    def symmetric(self) -> bool:
+        return True
+
+    def largest_eigenvalue(self) -> float:
+        d = self.tensors[0].detach()
+        return float(d.max()) if d.numel() else 0.0
+
+    def pointwise(self) -> Tensor:
+        return self.tensors[0].detach()
+
+    def diagonal(self, u: Tensor) -> Tensor:
+        return self.tensors[0].detach()
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        d = self.tensors[0].detach()
+        # A diagonal that varies along a right-hand side gives every column its own matrix.
+        if any(length != 1 and at - d.dim() != dim for at, length in enumerate(d.shape)):
+            return None
+        return _diagonal_entries(d, size)
+
+
+def _diagonal_entries(d: Tensor, size: int) -> Entries:
+    at = torch.arange(size, device=d.device)
+    return Entries(at, at, d.reshape(-1).expand(size))

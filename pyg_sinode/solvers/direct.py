@@ -1,0 +1,158 @@
+"""How is an operator inverted without iteration?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
+import torch
+from torch import Tensor
+
+from ..operators import LinearOperator, LinearSolveError, Solution
+from ..operators.base import Entries, Reciprocal
+from ..operators.dense import DenseInverse
+from .base import ClosedInverse, Inverse
+
+
+@dataclass(frozen=True)
+class Direct:
+    r"""Inverts by a closed form or a factorisation, made once and shared with the transpose.
+
+    The closed form of the operator (a division, a dense LU) is taken where it has one. Otherwise
+    its entries are factorised at the first solve: by a dense LU where the matrix has at most 64
+    rows or at least a tenth of its entries are stored, else by the sparse LU of SciPy (SuperLU), on
+    the CPU only. The fill-in of a sparse LU on a graph may be large; compare with :class:`CG` and
+    :class:`GMRES`.
+    """
+
+    def invert(self, operator: LinearOperator) -> Inverse:
+        """The inverse of an operator.
+
+        Raises:
+            ValueError: if the operator has no closed inverse and is not one matrix along one
+                dimension (where only the entries can tell: at the first solve).
+            LinearSolveError: if it is singular (a factorisation of entries: at the first solve).
+        """
+        with torch.no_grad():
+            closed = operator.inverse()
+            d = operator.pointwise()
+        if closed is None and d is not None:
+            closed = Reciprocal(d)
+        if closed is not None:
+            return ClosedInverse(operator, closed)
+        if len(operator.dims) != 1:
+            raise ValueError(
+                f"Expected a closed inverse or an operator along one dimension for Direct (got "
+                f"{operator!r} along {operator.dims}); use CG, GMRES or BiCGStab.")
+        return FactoredInverse(operator, Factors(operator))
+
+
+class Factors:
+    """The factors of an operator's matrix, made when the first right-hand side tells its size."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+        self._inverse: LinearOperator | None = None
+
+    def inverse(self, b: Tensor) -> LinearOperator:
+        """The inverse operator from the factors."""
+        if self._inverse is None:
+            self._inverse = self._factorise(b)
+        return self._inverse
+
+    def _factorise(self, b: Tensor) -> LinearOperator:
+        (dim,) = self.operator.dims
+        size = b.size(dim)
+        entries = self.operator.entries(dim, size)
+        if entries is None:
+            raise ValueError(
+                f"Expected an operator that knows its entries for Direct (got {self.operator!r}: a "
+                "function has none, nor has a diagonal that varies along the right-hand sides one "
+                "matrix for all of them); use CG or GMRES.")
+        if size <= 64 or entries.value.numel() >= 0.1 * size**2:
+            return DenseInverse.of(_dense(entries, size, b), dim)
+        if b.device.type != "cpu":
+            raise ValueError(f"Expected a state on the CPU for a sparse LU (got {b.device}); use "
+                             "CG or GMRES there.")
+        return SparseInverse.of(entries, size, b.dtype, dim)
+
+
+class FactoredInverse(Inverse):
+    """An inverse by factors that it shares with its transpose.
+
+    Args:
+        operator (LinearOperator): The operator A that is inverted.
+        factors (Factors): The factors of A, or of its transpose.
+        transposed (bool): Whether they are those of its transpose. (default: :obj:`False`)
+    """
+
+    def __init__(self, operator: LinearOperator, factors: Factors,
+                 transposed: bool = False) -> None:
+        super().__init__(operator)
+        self.factors, self.transposed = factors, transposed
+
+    @torch.no_grad()
+    def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
+        """The solution of A x = b; a guess is of no use."""
+        if b.numel() == 0:
+            return Solution(torch.zeros_like(b))
+        inverse = self.factors.inverse(b)
+        return Solution((inverse.T if self.transposed else inverse).mv(b))
+
+    def transpose(self) -> FactoredInverse:
+        """The inverse of the transposed operator, from the same factors."""
+        return FactoredInverse(self.operator.T, self.factors, not self.transposed)
+
+
+class SparseInverse(LinearOperator):
+    """The inverse of a sparse matrix along a dimension, by SuperLU on the host."""
+
+    def __init__(self, solve: Callable[..., Any], dim: int, transposed: bool = False) -> None:
+        self.solve_host, self.transposed, self.dims = solve, transposed, (dim,)
+
+    @classmethod
+    def of(cls, entries: Entries, size: int, dtype: torch.dtype, dim: int) -> SparseInverse:
+        """Factorises; a matrix that is singular to rounding is a LinearSolveError."""
+        row, col, value = (part.cpu().numpy() for part in entries)
+        matrix = scipy.sparse.csc_matrix(
+            (value.astype(np.float64 if dtype == torch.float64 else np.float32), (row, col)),
+            shape=(size, size))
+        try:
+            solve = scipy.sparse.linalg.splu(matrix).solve
+        except RuntimeError as error:
+            raise _singular("a pivot of its LU is zero") from error
+        # The inverse of the row-scaled matrix on random signs estimates its condition from below,
+        # and asks for no copy of the factors, unlike their pivots.
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], size)
+        scaled = (np.asarray(abs(matrix).sum(axis=1)).ravel() * signs).astype(matrix.dtype)
+        condition = float(np.linalg.norm(solve(scaled).astype(np.float64)))
+        if not condition * torch.finfo(dtype).eps < 1.0:
+            raise _singular(f"its condition is {condition:.1e} or more")
+        return cls(solve, dim)
+
+    def mv(self, u: Tensor) -> Tensor:
+        """The solution x of A x = u."""
+        moved = u.movedim(self.dims[0], 0)
+        flat = moved.reshape(moved.size(0), -1).numpy()
+        x = torch.from_numpy(self.solve_host(flat, trans="T" if self.transposed else "N"))
+        return x.reshape(moved.shape).movedim(0, self.dims[0])
+
+    def transpose(self) -> SparseInverse:
+        """The inverse of the transposed matrix, from the same factors."""
+        return SparseInverse(self.solve_host, self.dims[0], not self.transposed)
+
+
+def _dense(entries: Entries, size: int, like: Tensor) -> Tensor:
+    matrix = like.new_zeros(size, size)
+    place = (entries.row.to(like.device), entries.col.to(like.device))
+    return matrix.index_put_(place, entries.value.to(like), accumulate=True)
+
+
+def _singular(why: str) -> LinearSolveError:
+    return LinearSolveError(
+        f"I - cJ is singular to rounding: {why}. Change the step size, or keep the eigenvalues of "
+        "J away from 1/c.")

@@ -1,0 +1,200 @@
+"""Which operators and solvers must obey the laws? One line puts a new one under all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from pyg_sinode.operators import (
+    Dense,
+    Diagonal,
+    Graph,
+    LinearOperator,
+    MatrixFree,
+    Scaled,
+    ScaledIdentity,
+)
+from pyg_sinode.solvers import CG, GMRES, BiCGStab, Direct
+
+# Directed, with a duplicate edge (0 -> 1), a self-loop (2 -> 2) and an isolated node (5).
+EDGES = torch.tensor([[0, 0, 2, 1, 3, 4, 3, 1, 4], [1, 1, 2, 3, 0, 1, 4, 0, 3]])
+# One direction of an undirected graph, with a duplicate, a self-loop and an isolated node too.
+HALF = torch.tensor([[0, 1, 0, 3, 2, 2], [1, 2, 1, 4, 4, 2]])
+NODES = 6
+
+_generator = torch.Generator().manual_seed(1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator under the laws.
+
+    Args:
+        build: Makes the operator from the leaves; I - cJ is well conditioned for c up to 0.5.
+        data: The values of the leaves.
+        shape: The state's.
+    """
+
+    build: Callable[..., LinearOperator]
+    data: Sequence[Tensor]
+    shape: tuple[int, ...]
+
+    def leaves(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        """Fresh leaf tensors that require gradients."""
+        return [nn.Parameter(value.to(dtype, copy=True)) for value in self.data]
+
+    def operator(self, dtype: torch.dtype = torch.float64) -> LinearOperator:
+        """The operator on fresh leaves."""
+        return self.build(*self.leaves(dtype))
+
+    def state(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """A random state."""
+        return torch.randn(self.shape, dtype=torch.float64).to(dtype)
+
+
+def numbers(*shape: int, low: float = -0.4, high: float = 0.4) -> Tensor:
+    """Uniform numbers, the same in every run."""
+    unit = torch.rand(shape, generator=_generator, dtype=torch.float64)
+    return low + (high - low) * unit
+
+
+def decays(*shape: int) -> Tensor:
+    """Negative numbers, for diagonals."""
+    return numbers(*shape, low=-1.0, high=-0.2)
+
+
+def graph(weight: Tensor, dim: int = -2) -> Graph:
+    """The directed graph of these cases."""
+    return Graph(EDGES, weight, NODES, dim=dim)
+
+
+def symmetric_graph(half: Tensor, dim: int = -2) -> Graph:
+    """The undirected graph of these cases: both directions of an edge share one weight."""
+    both = torch.cat([HALF, HALF.flip(0)], dim=1)
+    return Graph(both, torch.cat([half, half]), NODES, dim=dim)
+
+
+def symmetric_dense(half: Tensor) -> Dense:
+    """A dense matrix that is symmetric to the last bit."""
+    return Dense(half + half.t())
+
+
+def upwind(u: Tensor, speed: Tensor, decay: Tensor) -> Tensor:
+    """A function that is linear and not symmetric, for MatrixFree."""
+    return speed * (u.roll(1, -1) - u) + decay * u
+
+
+def of_module(module: nn.Module, weight: Tensor, dim: int | tuple[int, ...] = -1) -> MatrixFree:
+    """A module whose weight is the given parameter, or which is called with the given tensor."""
+    if isinstance(weight, nn.Parameter):
+        module.weight = weight
+        return MatrixFree(module, dim=dim)
+    return MatrixFree(module, dim=dim).with_tensors([weight])
+
+
+def linear(weight: Tensor) -> MatrixFree:
+    """A linear layer along the last dimension."""
+    return of_module(nn.Linear(4, 4, bias=False), weight)
+
+
+def conv(weight: Tensor) -> MatrixFree:
+    """A periodic convolution that mixes channels and places."""
+    module = nn.Conv1d(2, 2, 3, padding="same", padding_mode="circular", bias=False)
+    return of_module(module, weight, dim=(-2, -1))
+
+
+OPERATORS: dict[str, Case] = {
+    "identity": Case(ScaledIdentity, [decays()], (6, 3)),
+    "identity_float": Case(lambda: ScaledIdentity(-0.7), [], (6, 3)),
+    "diagonal": Case(Diagonal, [decays(6, 3)], (6, 3)),
+    "diagonal_of_rows": Case(Diagonal, [decays(6, 1)], (6, 3)),
+    "diagonal_of_columns": Case(Diagonal, [decays(3)], (6, 3)),
+    "dense": Case(Dense, [numbers(5, 5)], (2, 5)),
+    "dense_on_rows": Case(partial(Dense, dim=-2), [numbers(5, 5)], (5, 3)),
+    "dense_in_a_batch": Case(partial(Dense, dim=-2), [numbers(4, 4)], (2, 4, 3)),
+    "dense_on_a_third_dimension": Case(partial(Dense, dim=-3), [numbers(4, 4)], (4, 2, 3)),
+    "dense_symmetric": Case(symmetric_dense, [numbers(5, 5, low=-0.3, high=0.1)], (2, 5)),
+    "graph": Case(graph, [numbers(9)], (6, 3)),
+    "graph_on_the_last_dimension": Case(partial(graph, dim=-1), [numbers(9)], (2, 6)),
+    "graph_in_a_batch": Case(graph, [numbers(9)], (2, 6, 2)),
+    "graph_symmetric": Case(symmetric_graph, [numbers(6)], (6, 3)),
+    "function": Case(partial(MatrixFree, upwind), [numbers(5, low=0.1), decays()], (3, 5)),
+    "function_linear": Case(linear, [numbers(4, 4)], (3, 4)),
+    "function_conv": Case(conv, [numbers(2, 2, 3, low=-0.2, high=0.2)], (3, 2, 5)),
+    "function_transposed": Case(
+        lambda *t: MatrixFree(upwind, *t).T, [numbers(5, low=0.1), decays()], (3, 5)
+    ),
+    "scaled_by_a_float": Case(lambda w: -0.8 * graph(w), [numbers(9)], (6, 3)),
+    "scaled_by_a_tensor": Case(lambda s, m: Scaled(Dense(m), s), [decays(), numbers(5, 5)], (2, 5)),
+    "scaled_diagonal": Case(lambda s, d: Diagonal(d) * s, [decays(), -decays(6, 3)], (6, 3)),
+    "transposed_dense": Case(lambda m: Dense(m, dim=-2).T, [numbers(5, 5)], (5, 3)),
+    "transposed_graph": Case(lambda w: graph(w).T, [numbers(9)], (6, 3)),
+    "transposed_scaled": Case(lambda s, w: (s * graph(w)).T, [decays(), numbers(9)], (6, 3)),
+    "graph_plus_dense": Case(
+        lambda w, m: graph(w) + Dense(m, dim=-2), [numbers(9), numbers(6, 6) / 2], (6, 3)
+    ),
+    "graph_plus_diagonal": Case(
+        lambda w, d: graph(w) + Diagonal(d), [numbers(9), decays(6, 3)], (6, 3)
+    ),
+    "graph_plus_identity": Case(
+        lambda w, a: graph(w) + ScaledIdentity(a), [numbers(9), decays()], (6, 3)
+    ),
+    "graph_plus_dense_on_columns": Case(
+        lambda w, m: graph(w) + Dense(m), [numbers(9), numbers(3, 3)], (6, 3)
+    ),
+    "laplacian": Case(
+        lambda w, a: Scaled(symmetric_graph(w) + ScaledIdentity(-1.0), a),
+        [numbers(6, low=0.1, high=0.3), -decays()],
+        (6, 3),
+    ),
+    "dense_minus_identity": Case(
+        lambda m, a: Dense(m) - ScaledIdentity(a), [numbers(5, 5), -decays()], (2, 5)
+    ),
+    "diagonal_plus_identity": Case(
+        lambda d: ScaledIdentity(-0.1) + Diagonal(d) + ScaledIdentity(-0.2), [decays(6, 3)], (6, 3)
+    ),
+    "scaled_dense_plus_identity": Case(
+        lambda s, m: s * (ScaledIdentity(-0.3) + Dense(m)), [-decays(), numbers(5, 5)], (2, 5)
+    ),
+}
+
+SOLVERS = {
+    "Direct": Direct(),
+    "CG": CG(rtol=1e-13),
+    "GMRES": GMRES(rtol=1e-13),
+    "BiCGStab": BiCGStab(rtol=1e-13),
+}
+
+
+def fits(solver: str, case: Case) -> bool:
+    """Whether a solver is meant for an operator."""
+    operator = case.operator()
+    if solver == "CG":
+        return operator.symmetric()
+    if solver == "Direct" and not operator.has_closed_inverse():
+        dims = operator.dims
+        return len(dims) == 1 and operator.entries(dims[0], case.shape[dims[0]]) is not None
+    return True
+
+
+def fitting_pairs() -> list[tuple[str, str]]:
+    """The names of every operator with every solver that fits it."""
+    return [
+        (name, solver)
+        for name, case in OPERATORS.items()
+        for solver in SOLVERS
+        if fits(solver, case)
+    ]
+
+
+def dense_matrix(
+    operator: LinearOperator, shape: Sequence[int], dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """The whole matrix of an operator on states of a shape, by its products with unit vectors."""
+    size = torch.Size(shape).numel()
+    units = torch.eye(size, dtype=dtype)
+    return torch.stack([operator.mv(unit.view(shape)).reshape(size) for unit in units], dim=1)
