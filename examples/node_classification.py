@@ -29,7 +29,7 @@ from tqdm import tqdm
 from pyg_sinode.models import SINODE
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +243,7 @@ def print_run(run: dict) -> None:
 
 
 def save(path: Path, args, model, optimizer, run: dict) -> None:
-    """Writes beside the checkpoint, then renames: a run that is killed leaves the last one whole."""
+    """Writes beside the checkpoint, then renames: a killed run leaves the last one whole."""
     state = {"settings": checkpoint_key(args), "model": model.state_dict(),
              "optimizer": optimizer.state_dict(), "run": run, "random": torch.get_rng_state()}
     temporary = path.with_suffix(".tmp")
@@ -289,8 +289,8 @@ def plot(args, results: list[dict]) -> Path:
     right.plot([], [], color="tab:orange", label="validation")
     right.plot([], [], color="tab:green", label="test")
     right.plot([], [], "k.", label="test at best validation")
-    right.set(xlabel="epoch", ylabel="accuracy in %",
-              title=f"{np.mean([100 * r['test'] for r in results]):.1f} % over {len(results)} seeds")
+    mean = np.mean([100 * run["test"] for run in results])
+    right.set(xlabel="epoch", ylabel="accuracy in %", title=f"{mean:.1f} %, {len(results)} seeds")
     right.legend(loc="lower right")
     path = args.out / f"{run_name(args)}.png"
     figure.savefig(path, dpi=120)

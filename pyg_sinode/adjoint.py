@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .operators import LinearOperator, Shifted, Solution
-from .stepper import ExplicitTermError, Interval, Setups, Stats, Stepper, march
+from .stepper import ExplicitTermError, Interval, Setups, Stats, Stepper, march, same
 from .tableau import IMEXTableau
 
 
@@ -87,7 +87,8 @@ class ExplicitTerm:
             if own or not isinstance(self.fn, torch.nn.Module):
                 value = self.fn(time, u, *args)
             else:
-                named = dict(zip(self.names, parameters, strict=True)) | (buffers or {})
+                named = dict(zip(self.names, parameters, strict=True))
+                named |= {name: b.clone() for name, b in (buffers or {}).items()}
                 value = torch.func.functional_call(self.fn, named, (time, u, *args))
         return self._checked(value, t, u), u, stand + parameters
 
@@ -138,7 +139,7 @@ def discrete_adjoint(problem: Problem, u0: Tensor) -> Tensor:
     """The states at all output times; the gradient is that of the scheme, step by step back."""
     tensors = [] if problem.term is None else problem.term.tensors
     linear = () if problem.implicit is None else problem.implicit.tensors
-    result: Tensor = _Discrete.apply(problem, u0, *tensors, *linear)  # type: ignore[no-untyped-call]
+    result: Tensor = _Discrete.apply(problem, u0, *tensors, *linear)
     return result
 
 
@@ -150,7 +151,7 @@ def solve(inverse: LinearOperator, operator: LinearOperator, b: Tensor,
     :math:`-\partial \langle \lambda, A(p) x \rangle / \partial p` at p.
     """
     info: list[Any] = [None, None]
-    x: Tensor = _Solve.apply(inverse, operator, guess, info, b, *operator.tensors)  # type: ignore[no-untyped-call]
+    x: Tensor = _Solve.apply(inverse, operator, guess, info, b, *operator.tensors)
     return Solution(x, info[0], info[1])
 
 
@@ -246,16 +247,20 @@ class _Reverse:
         self.split = 0 if problem.term is None else len(problem.term.tensors)
         self.wanted = wanted
         self.gradients: list[Tensor | None] = [None] * len(tensors)
-        self.evaluation = len(records)
+        uses = problem.stepper(problem.term).uses_g
+        self.place = [sum(uses[:i]) for i in range(len(uses))]
+        self.per_step, self.step = sum(uses), 0
 
     def run(self, grad: Tensor, stages: list[Tensor | None]) -> Tensor:
         stepper = self.problem.stepper(self.problem.term)
         per_step = stepper.scheme.stages
         linear = self._implicit_vjp if any(self.wanted[self.split:]) else None
         lam = grad[-1]
+        self.step = sum(interval.steps for interval in self.problem.intervals)
         for output in reversed(range(len(self.problem.intervals))):
             start, h, count = self.problem.intervals[output]
             for k in reversed(range(count)):
+                self.step -= 1
                 own, stages = stages[-per_step:], stages[:-per_step]
                 lam = stepper.transposed(start + k * h, h, own, lam, self._explicit_vjp, linear)
             lam = lam + grad[output]
@@ -264,8 +269,7 @@ class _Reverse:
     def _explicit_vjp(self, i: int, t: float, stage: Tensor, v: Tensor) -> Tensor | None:
         term = self.problem.term
         assert term is not None
-        self.evaluation -= 1
-        record = self.records[self.evaluation]
+        record = self.records[self.step * self.per_step + self.place[i]]
         with record.random_state(stage.device):
             value, u, stand = term.detached(t, stage, self.tensors[:self.split], record.buffers)
         self.problem.stats.explicit_vjps += 1
@@ -298,7 +302,7 @@ class _Reverse:
 
 
 class _Record(NamedTuple):
-    """What an evaluation of G found: its random state and buffers, where it changed them."""
+    """What an evaluation of G found: its random state, if it drew from it, and its buffers."""
 
     states: tuple[Tensor, ...] | None
     buffers: dict[str, Tensor] | None
@@ -339,16 +343,21 @@ class _Recorder:
         self.evaluate = _First(term, tensors[:len(term.tensors)])
         self.term = term
         self.records: list[_Record] = []
+        self.buffers: dict[str, Tensor] | None = None
 
     def __call__(self, t: float, u: Tensor) -> Tensor:
         before = _random_states(u.device)
-        buffers = {name: b.detach().clone() for name, b in self.term.buffers().items()}
+        self._note_buffers()
         value = self.evaluate(t, u)
         drawn = not all(map(torch.equal, before, _random_states(u.device)))
-        present = self.term.buffers()
-        moved = any(not torch.equal(b, present[name]) for name, b in buffers.items())
-        self.records.append(_Record(before if drawn else None, buffers if moved else None))
+        self.records.append(_Record(before if drawn else None, self.buffers))
         return value
+
+    def _note_buffers(self) -> None:
+        """A copy of the buffers in force; evaluations that find them unchanged share one."""
+        present, known = self.term.buffers(), self.buffers or {}
+        if present.keys() != known.keys() or not all(map(same, known.values(), present.values())):
+            self.buffers = {name: b.detach().clone() for name, b in present.items()}
 
 
 def check_ends(value: Tensor, named: Sequence[Tensor], t: float) -> None:

@@ -143,7 +143,7 @@ class SINODEConv(MessagePassing):
             return_attention_weights (bool, optional): If True, also returns the edges with their
                 self-loops and the attention coefficients per head at the terminal time.
         """
-        self._check_input(x)
+        self._check_features(x)
         _check_time(self.time, self.step_size)
         if self.lin is not None:
             x = self.lin(x)
@@ -162,7 +162,7 @@ class SINODEConv(MessagePassing):
             return out[-1], (torch.stack([p.col, p.row]), alpha)
         return out[-1]
 
-    def _check_input(self, x: Any) -> None:
+    def _check_features(self, x: Any) -> None:
         width = self.in_channels if self.lin is None else self.lin.in_channels
         check_features(x, width, self.term.alpha)
         if self.explain:

@@ -119,7 +119,7 @@ class Setups:
         tensors = self.operator.tensors
         if key in factors:
             copies, inverse = factors[key]
-            if len(copies) == len(tensors) and all(map(_same, copies, tensors)):
+            if len(copies) == len(tensors) and all(map(same, copies, tensors)):
                 found: LinearOperator = inverse
                 return found
         inverse = self._new(c)
@@ -346,7 +346,8 @@ def _add(a: Tensor | None, b: Tensor | None, factor: float) -> Tensor | None:
     return b * factor if a is None else torch.add(a, b, alpha=factor)
 
 
-def _same(copy: Tensor, tensor: Tensor) -> bool:
+def same(copy: Tensor, tensor: Tensor) -> bool:
+    """Whether two tensors agree in shape, dtype, device and every entry."""
     return (copy.shape == tensor.shape and copy.dtype == tensor.dtype
             and copy.device == tensor.device and torch.equal(copy, tensor))
 

@@ -71,8 +71,8 @@ class LeastSquares:
     r"""Minimises :math:`\Vert \beta e_1 - \bar{H} y \Vert_2` for all columns as H grows.
 
     The rotations of a column are gathered in one orthogonal matrix Q: a new column of H then takes
-    one product with it, however many rotations came before. Where a column of the state is finished,
-    R goes on as the identity, with 0 on the right, so that its y stays as it is.
+    one product with it, however many rotations came before. Where a column of the state is
+    finished, R goes on as the identity, with 0 on the right, so that its y stays as it is.
 
     Args:
         beta (Tensor): Norm of each column's residual.
