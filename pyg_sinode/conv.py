@@ -15,7 +15,7 @@ from torch_geometric.nn.dense.linear import Linear
 from .attention import GRANDAttention, check_choice, check_flow
 from .odeint import LinearSolver, imex_odeint
 from .operators import Graph, LinearOperator, ScaledIdentity
-from .operators.base import check_real
+from .operators.checks import check_real
 from .sparse import Pattern, as_edges, check_range, gather_rows, segment_sum, sparse_product
 from .stepper import Stats
 from .tableau import IMEXTableau, get_scheme

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .adjoint import ExplicitTerm, Problem, backpropagate, discrete_adjoint, integrate
 from .operators import LinearOperator, Shifted
-from .operators.base import check_real
+from .operators.checks import check_real
 from .solvers import default
 from .stepper import Setups, Stats, plan
 from .tableau import IMEXTableau, get_scheme

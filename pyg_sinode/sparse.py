@@ -124,10 +124,7 @@ class Pattern:
 
     @cached_property
     def _indices(self) -> tuple[Tensor, Tensor]:
-        # 32 bits where they suffice: the sparse kernels would convert longer ones at each product.
-        if max(self.num_entries, self.num_nodes) < 2**31:
-            return self.pointer.int(), self.col.int()
-        return self.pointer, self.col
+        return _narrow(self.pointer, self.col, max(self.num_entries, self.num_nodes))
 
     def copies_matrix(self, dtype: torch.dtype) -> Tensor:
         """Of a pattern of copies: the matrix that adds up the copies of each entry, kept."""
@@ -136,9 +133,9 @@ class Pattern:
             entries, count = self.place.shape
             pointer = torch.arange(0, entries * count + 1, count, device=self.place.device)
             ones = torch.ones(entries * count, dtype=dtype, device=self.place.device)
+            pointer, col = _narrow(pointer, self.place.view(-1), entries * count)
             self._sums[dtype] = torch.sparse_csr_tensor(
-                pointer.int(), self.place.view(-1).int(), ones, (entries, entries * count),
-                check_invariants=False)
+                pointer, col, ones, (entries, entries * count), check_invariants=False)
         return self._sums[dtype]
 
     def zeros(self, dtype: torch.dtype) -> Tensor:
@@ -372,6 +369,11 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return segment_sum(ctx.pattern, grads[0]), None
+
+
+def _narrow(pointer: Tensor, col: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    # 32 bits where they suffice: the sparse kernels would convert longer ones at each product.
+    return (pointer.int(), col.int()) if largest < 2**31 else (pointer, col)
 
 
 @cache

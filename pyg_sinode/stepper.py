@@ -22,6 +22,7 @@ from .operators import LinearOperator, LinearSolveError, Shifted
 from .tableau import IMEXTableau
 
 Explicit = Callable[[float, Tensor], Tensor]
+KEPT = 8  # set-ups kept on an operator between calls, so that changing steps do not pile them up
 
 
 class NonFiniteStateError(RuntimeError):
@@ -123,6 +124,8 @@ class Setups:
                 found: LinearOperator = inverse
                 return found
         inverse = self._new(c)
+        if len(factors) >= KEPT:
+            factors.pop(next(iter(factors)))  # the oldest
         factors[key] = tuple(t.detach().clone() for t in tensors), inverse
         return inverse
 

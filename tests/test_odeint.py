@@ -616,3 +616,15 @@ def test_a_linear_solve_that_does_not_converge_is_an_error_with_time_and_step():
     assert (caught.value.step, caught.value.time) == (0, 2.0)
     assert caught.value.iterations == 1
     assert caught.value.residual > 0
+
+
+def test_set_ups_kept_between_calls_do_not_pile_up():
+    matrix = torch.diag(torch.tensor([-1.0, -2.0], dtype=torch.float64))
+    operator = operators.Dense(matrix)
+    u0, t = torch.ones(2, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for steps in range(1, 31):
+        imex_odeint(None, operator, u0, t, step_size=1.0 / steps)
+    _, stats = imex_odeint(None, operator, u0, t, step_size=1.0 / 30, return_stats=True)
+    assert stats.setups == 0
+    _, stats = imex_odeint(None, operator, u0, t, step_size=1.0, return_stats=True)
+    assert stats.setups == 1

@@ -1,10 +1,11 @@
 """Which linear maps J can be integrated implicitly, and what does each know about itself?"""
 
-from .base import LinearOperator, LinearSolveError, Scaled, Shifted, Solution, Sum, Transposed
+from .base import LinearOperator, Scaled, Shifted, Sum, Transposed
 from .dense import Dense
 from .graph import Graph
 from .matrix_free import MatrixFree
 from .pointwise import Diagonal, ScaledIdentity
+from .results import LinearSolveError, Solution
 
 __all__ = [
     "Dense", "Diagonal", "Graph", "LinearOperator", "LinearSolveError", "MatrixFree", "Scaled",

@@ -4,52 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from .checks import as_float, check_number, check_real, check_tensors, detached
+from .results import Entries, LinearSolveError, Solution
+
 Self = TypeVar("Self", bound="LinearOperator")
-
-
-class LinearSolveError(RuntimeError):
-    r"""A linear system that could not be solved to its tolerance.
-
-    Attributes:
-        iterations (int): Iterations made, dimensionless.
-        residual (float): Largest true residual :math:`\Vert b - Ax \Vert` over the columns.
-        state (Tensor or None): Best solution found.
-        time (float or None): Time of the stage at which it happened, set by the integrator.
-        step (int or None): Number of the step, set by the integrator.
-    """
-
-    def __init__(self, message: str, *, iterations: int = 0, residual: float = math.nan,
-                 state: Tensor | None = None) -> None:
-        super().__init__(message)
-        self.iterations, self.residual, self.state = iterations, residual, state
-        self.time: float | None = None
-        self.step: int | None = None
-
-
-class Entries(NamedTuple):
-    """A matrix as coordinates; duplicates add up."""
-
-    row: Tensor
-    col: Tensor
-    value: Tensor
-
-
-class Solution(NamedTuple):
-    """What a solve gives: x, and per column the iterations and the true residual's norm.
-
-    A closed inverse leaves both None.
-    """
-
-    x: Tensor
-    iterations: Tensor | None = None
-    residual: Tensor | None = None
 
 
 class LinearOperator:
@@ -475,71 +439,6 @@ class Reciprocal(LinearOperator):
 
     def transpose(self) -> Reciprocal:
         return self
-
-
-def check_number(value: Any, name: str) -> None:
-    """Refuses what is not a finite real number."""
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f"Expected {name} as a real number or a 0-dim tensor (got {value!r}).")
-    if not math.isfinite(value):
-        raise ValueError(f"Expected {name} to be finite (got {value}).")
-
-
-def check_real(tensor: Any, name: str) -> None:
-    """Refuses what is not a real floating-point tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"Expected {name} as a tensor (got {type(tensor).__name__}); wrap it with "
-                        "torch.as_tensor.")
-    if not tensor.is_floating_point():
-        raise TypeError(f"Expected {name} of a real floating dtype (got {tensor.dtype}); convert "
-                        "it with .float() or .double(), a complex one into its real and imaginary "
-                        "parts.")
-
-
-def check_tensors(operator: LinearOperator, u: Tensor) -> None:
-    """Refuses an operator whose tensors differ from u in dtype or device, or are not finite."""
-    name = type(operator).__name__
-    for tensor in operator.tensors:
-        if tensor.dtype != u.dtype:
-            raise TypeError(f"Expected the tensors of {name} in the dtype of the state, {u.dtype} "
-                            f"(got {tensor.dtype}); convert one of the two.")
-        if tensor.device != u.device:
-            raise ValueError(f"Expected the tensors of {name} on the device of the state, "
-                             f"{u.device} (got {tensor.device}); move one of the two.")
-        if not bool(tensor.detach().isfinite().all()):
-            raise ValueError(f"Expected finite tensors in {name} (got NaN or Inf in one of shape "
-                             f"{tuple(tensor.shape)}); look where it was computed.")
-
-
-def check_dims(name: str, dims: int | Sequence[int]) -> tuple[int, ...]:
-    """The dimensions as a tuple; refuses any that are not counted from the end."""
-    result = (dims,) if isinstance(dims, int) else tuple(dims)
-    if any(d >= 0 for d in result) or len(set(result)) != len(result):
-        raise ValueError(f"Expected the dimensions of {name} counted from the end, such as -1 "
-                         f"(got {dims}).")
-    return tuple(sorted(result))
-
-
-def check_size(name: str, u: Tensor, dim: int, size: int) -> None:
-    """Refuses a state whose length along dim is not the operator's size."""
-    if u.dim() < -dim or u.size(dim) != size:
-        raise ValueError(f"Expected a state of size {size} along dimension {dim} for {name} (got "
-                         f"shape {tuple(u.shape)}).")
-
-
-def along(vector: Tensor, dim: int) -> Tensor:
-    """A vector shaped so that it broadcasts along dimension ``dim`` of a state."""
-    return vector.view(-1, *([1] * (-dim - 1)))
-
-
-def as_float(number: Tensor | float) -> float:
-    """A number's value, with no gradient."""
-    return float(number.detach()) if isinstance(number, Tensor) else float(number)
-
-
-def detached(number: Tensor | float) -> Tensor | float:
-    """A number or tensor with no gradient."""
-    return number.detach() if isinstance(number, Tensor) else number
 
 
 def _is_array(d: Tensor | float | None) -> bool:

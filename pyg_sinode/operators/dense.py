@@ -7,16 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .base import (
-    Entries,
-    LinearOperator,
-    LinearSolveError,
-    along,
-    check_dims,
-    check_real,
-    check_size,
-    check_tensors,
-)
+from .base import LinearOperator
+from .checks import along, check_dims, check_real, check_size, check_tensors
+from .results import Entries, LinearSolveError
 
 
 class Dense(LinearOperator):

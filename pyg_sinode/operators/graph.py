@@ -17,15 +17,9 @@ from ..sparse import (
     segment_sum,
     sparse_product,
 )
-from .base import (
-    Entries,
-    LinearOperator,
-    along,
-    check_dims,
-    check_real,
-    check_size,
-    check_tensors,
-)
+from .base import LinearOperator
+from .checks import along, check_dims, check_real, check_size, check_tensors
+from .results import Entries
 
 
 class Graph(LinearOperator):

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import LinearOperator, Transposed, check_dims, check_real, check_tensors
+from .base import LinearOperator, Transposed
+from .checks import check_dims, check_real, check_tensors
 
 
 class MatrixFree(LinearOperator):

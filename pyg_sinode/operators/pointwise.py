@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Entries, LinearOperator, check_number, check_real, check_tensors, detached
+from .base import LinearOperator
+from .checks import check_number, check_real, check_tensors, detached
+from .results import Entries
 
 
 class ScaledIdentity(LinearOperator):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Solution
-from ..operators.base import Entries, Reciprocal
+from ..operators.base import Reciprocal
 from ..operators.dense import DenseInverse
+from ..operators.results import Entries
 from .base import ClosedInverse, Inverse
 
 

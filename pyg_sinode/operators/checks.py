@@ -1,0 +1,78 @@
+"""Which tensors, numbers and dimensions does an operator accept?"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .base import LinearOperator
+
+
+def check_number(value: Any, name: str) -> None:
+    """Refuses what is not a finite real number."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"Expected {name} as a real number or a 0-dim tensor (got {value!r}).")
+    if not math.isfinite(value):
+        raise ValueError(f"Expected {name} to be finite (got {value}).")
+
+
+def check_real(tensor: Any, name: str) -> None:
+    """Refuses what is not a real floating-point tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"Expected {name} as a tensor (got {type(tensor).__name__}); wrap it with "
+                        "torch.as_tensor.")
+    if not tensor.is_floating_point():
+        raise TypeError(f"Expected {name} of a real floating dtype (got {tensor.dtype}); convert "
+                        "it with .float() or .double(), a complex one into its real and imaginary "
+                        "parts.")
+
+
+def check_tensors(operator: LinearOperator, u: Tensor) -> None:
+    """Refuses an operator whose tensors differ from u in dtype or device, or are not finite."""
+    name = type(operator).__name__
+    for tensor in operator.tensors:
+        if tensor.dtype != u.dtype:
+            raise TypeError(f"Expected the tensors of {name} in the dtype of the state, {u.dtype} "
+                            f"(got {tensor.dtype}); convert one of the two.")
+        if tensor.device != u.device:
+            raise ValueError(f"Expected the tensors of {name} on the device of the state, "
+                             f"{u.device} (got {tensor.device}); move one of the two.")
+        if not bool(tensor.detach().isfinite().all()):
+            raise ValueError(f"Expected finite tensors in {name} (got NaN or Inf in one of shape "
+                             f"{tuple(tensor.shape)}); look where it was computed.")
+
+
+def check_dims(name: str, dims: int | Sequence[int]) -> tuple[int, ...]:
+    """The dimensions as a tuple; refuses any that are not counted from the end."""
+    result = (dims,) if isinstance(dims, int) else tuple(dims)
+    if any(d >= 0 for d in result) or len(set(result)) != len(result):
+        raise ValueError(f"Expected the dimensions of {name} counted from the end, such as -1 "
+                         f"(got {dims}).")
+    return tuple(sorted(result))
+
+
+def check_size(name: str, u: Tensor, dim: int, size: int) -> None:
+    """Refuses a state whose length along dim is not the operator's size."""
+    if u.dim() < -dim or u.size(dim) != size:
+        raise ValueError(f"Expected a state of size {size} along dimension {dim} for {name} (got "
+                         f"shape {tuple(u.shape)}).")
+
+
+def along(vector: Tensor, dim: int) -> Tensor:
+    """A vector shaped so that it broadcasts along dimension ``dim`` of a state."""
+    return vector.view(-1, *([1] * (-dim - 1)))
+
+
+def as_float(number: Tensor | float) -> float:
+    """A number's value, with no gradient."""
+    return float(number.detach()) if isinstance(number, Tensor) else float(number)
+
+
+def detached(number: Tensor | float) -> Tensor | float:
+    """A number or tensor with no gradient."""
+    return number.detach() if isinstance(number, Tensor) else number

@@ -1,0 +1,46 @@
+"""What does a solve give back, what are a matrix's entries, and how does a solve fail?"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class LinearSolveError(RuntimeError):
+    r"""A linear system that could not be solved to its tolerance.
+
+    Attributes:
+        iterations (int): Iterations made, dimensionless.
+        residual (float): Largest true residual :math:`\Vert b - Ax \Vert` over the columns.
+        state (Tensor or None): Best solution found.
+        time (float or None): Time of the stage at which it happened, set by the integrator.
+        step (int or None): Number of the step, set by the integrator.
+    """
+
+    def __init__(self, message: str, *, iterations: int = 0, residual: float = math.nan,
+                 state: Tensor | None = None) -> None:
+        super().__init__(message)
+        self.iterations, self.residual, self.state = iterations, residual, state
+        self.time: float | None = None
+        self.step: int | None = None
+
+
+class Entries(NamedTuple):
+    """A matrix as coordinates; duplicates add up."""
+
+    row: Tensor
+    col: Tensor
+    value: Tensor
+
+
+class Solution(NamedTuple):
+    """What a solve gives: x, and per column the iterations and the true residual's norm.
+
+    A closed inverse leaves both None.
+    """
+
+    x: Tensor
+    iterations: Tensor | None = None
+    residual: Tensor | None = None
