@@ -43,19 +43,20 @@ class Settings:
     normalizer: str = "softmax"
     stochastic: str = "row"
     fill_value: float = 1.0
-    source: bool = True
+    source: bool = False
     batch_norm: bool = False
     input_dropout: float = 0.3
     dropout: float = 0.1
-    time: float = 6.0
+    time: float = 12.0
     optimizer: str = "Adam"
     lr: float = 0.005
     weight_decay: float = 5e-3
-    epochs: int = 60
+    epochs: int = 100
 
 
 CORA = Settings(
-    channels=80, heads=8, attention_channels=128, normalizer="squareplus", time=18.2948,
+    channels=80, heads=8, attention_channels=128, normalizer="squareplus", stochastic="column",
+    source=True, time=18.2948,
     input_dropout=0.5, dropout=0.0469, optimizer="Adamax", lr=0.02292, weight_decay=0.005077,
     epochs=100)
 SETTINGS = {
@@ -65,11 +66,11 @@ SETTINGS = {
     "PubMed": CORA,
     "CoauthorCS": Settings(
         channels=16, heads=4, attention_channels=8, normalizer="squareplus", fill_value=0.0,
-        source=False, input_dropout=0.5275, dropout=0.6858, time=3.1264, optimizer="RMSprop",
+        stochastic="column", input_dropout=0.5275, dropout=0.6858, time=3.1264, optimizer="RMSprop",
         lr=0.000934, weight_decay=0.004738, epochs=250),
     "Photo": Settings(
         channels=64, heads=4, attention_channels=64, attention="pearson", fill_value=0.058,
-        source=False, batch_norm=True, input_dropout=0.4290, dropout=0.4650, time=3.5824,
+        batch_norm=True, input_dropout=0.4290, dropout=0.4650, time=3.5824,
         lr=0.005561, weight_decay=0.004708, epochs=100),
 }
 
@@ -123,7 +124,7 @@ def load_data(name: str, root: str) -> Data:
     return datasets.Amazon(root, "Photo")[0]
 
 
-def load_digits(neighbors: int = 8) -> Data:
+def load_digits(neighbors: int = 5) -> Data:
     """1797 handwritten digits of 8 x 8 pixels, each joined to its nearest ones, both ways."""
     from sklearn.datasets import load_digits
     from sklearn.neighbors import kneighbors_graph

@@ -72,7 +72,7 @@ def test_digits_are_a_symmetric_graph_without_self_loops(digits):
     assert not digits.has_self_loops()
     assert digits.edge_index.size(1) == digits.coalesce().edge_index.size(1)
     degree = digits.edge_index[0].bincount(minlength=1797)
-    assert int(degree.min()) >= 8
+    assert int(degree.min()) >= 5
     # Neighbours are mostly of one class, or there would be nothing to diffuse.
     source, target = digits.y[digits.edge_index]
     assert float((source == target).float().mean()) > 0.9
