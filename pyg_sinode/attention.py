@@ -178,7 +178,8 @@ class GRANDAttention(MessagePassing):
 
     def _scores(self, products: Tensor) -> Tensor:
         if self.score == "scaled_dot":
-            return products / math.sqrt(self.attention_channels // self.heads)
+            # In place: the products are new, and nobody else needs them.
+            return products.mul_(1.0 / math.sqrt(self.attention_channels // self.heads))
         if self.score == "exp_kernel":
             distance = products.clamp(min=0.0)
             return self.amplitude.square() * torch.exp(-distance / (2.0 * self.length.square()))
@@ -259,9 +260,9 @@ def squareplus(s: Tensor) -> Tensor:
 class _SquarePlus(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: Tensor) -> Tensor:
-        # max(s, 0) + 2 / (|s| + sqrt(s^2 + 4)): no two numbers of opposite sign are added.
-        root = (s * s).add_(4.0).sqrt_()
-        value = root.add_(s.abs()).reciprocal_().mul_(2.0).add_(s.clamp(min=0.0))
+        # max(s, 0) + 1 / (|s| / 2 + sqrt(1 + s^2 / 4)): no two numbers of opposite sign are added.
+        root = torch.addcmul(s.new_ones(()), s, s, value=0.25).sqrt_()
+        value = root.add_(s.abs(), alpha=0.5).reciprocal_().add_(s.clamp(min=0.0))
         ctx.save_for_backward(value)
         return value
 

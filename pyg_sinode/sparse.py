@@ -56,7 +56,6 @@ class Pattern:
         self._transpose: Pattern | None = None
         self._made_from: Pattern | None = None
         self._blocks: dict[int, Pattern] = {}
-        self._zeros: dict[torch.dtype, Tensor] = {}
         self._sums: dict[torch.dtype, Tensor] = {}
 
     @property
@@ -137,12 +136,6 @@ class Pattern:
             self._sums[dtype] = torch.sparse_csr_tensor(
                 pointer, col, ones, (entries, entries * count), check_invariants=False)
         return self._sums[dtype]
-
-    def zeros(self, dtype: torch.dtype) -> Tensor:
-        """An all-zero value vector, kept: the sampled product needs a matrix to write beside."""
-        if dtype not in self._zeros:
-            self._zeros[dtype] = torch.zeros(self.num_entries, dtype=dtype, device=self.row.device)
-        return self._zeros[dtype]
 
 
 def as_edges(
@@ -292,12 +285,13 @@ class _SampledProduct(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, pattern: Pattern) -> Tensor:
         ctx.pattern = pattern
         ctx.save_for_backward(a, b)
-        zeros = pattern.zeros(a.dtype)
-        if zeros.numel() == 0 or a.size(1) == 0:
-            return zeros.clone()
-        sampled: Tensor = torch.sparse.sampled_addmm(
-            pattern.matrix(zeros), a.contiguous(), b.contiguous().t(), beta=0.0)
-        return sampled.values()
+        value = a.new_zeros(pattern.num_entries)
+        if value.numel() > 0 and a.size(1) > 0:
+            # Into a matrix of our own, or its indices would be copied with the result.
+            matrix = pattern.matrix(value)
+            torch.sparse.sampled_addmm(
+                matrix, a.contiguous(), b.contiguous().t(), beta=0.0, out=matrix)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
