@@ -18,13 +18,10 @@ from .sparse import (
     as_edges,
     check_range,
     gather_rows,
-    reorder,
-    sampled_product,
+    sampled_heads,
     segment_max,
     segment_sum,
     sparse_product,
-    spread_copies,
-    sum_copies,
 )
 
 SCORES = ("scaled_dot", "cosine", "pearson", "exp_kernel")
@@ -143,22 +140,27 @@ class GRANDAttention(MessagePassing):
             - **x:** :math:`(|\mathcal{V}|, F)` - **weight:** :math:`(|\mathcal{E}|)`
             - **output:** :math:`(|\mathcal{E}|)`, dimensionless
         """
-        blocks = pattern.blocks(self.heads)
-        return sum_copies(blocks, self._coefficients(x, blocks, weight)) / self.heads
+        a = self.coefficients_per_head(x, pattern, weight)
+        return torch.mv(a, a.new_full((self.heads,), 1.0 / self.heads))
 
     def coefficients_per_head(self, x: Tensor, pattern: Pattern,
                               weight: Tensor | None = None) -> Tensor:
         r"""The coefficients :math:`a^h_{ji}`, of shape :math:`(|\mathcal{E}|, H)`."""
-        blocks = pattern.blocks(self.heads)
-        return self._coefficients(x, blocks, weight)[blocks.place]
-
-    def _coefficients(self, x: Tensor, blocks: Pattern, weight: Tensor | None) -> Tensor:
-        query, key = self._embed(x)
-        scores = self._scores(
-            sampled_product(blocks, query.flatten(0, 1), key.flatten(0, 1)))
-        if weight is not None:
-            weight = spread_copies(blocks, weight)
-        return self._normalized(scores, blocks, weight)
+        scores = self._scores(sampled_heads(pattern, *self._embed(x)))
+        columns = self.stochastic == "column"
+        weight = None if weight is None else weight.unsqueeze(1)
+        if self.normalizer == "squareplus":
+            positive = squareplus(scores)
+        else:
+            kept = scores if weight is None else _without_removed(scores, weight)
+            top = segment_max(pattern, kept, columns)
+            top = top.index_select(0, pattern.col if columns else pattern.row)
+            positive = torch.exp(scores - top) if weight is None else _exp_above(scores, top)
+        if weight is None:
+            return positive / gather_rows(pattern, segment_sum(pattern, positive, columns), columns)
+        positive = positive * weight
+        total = segment_sum(pattern, positive, columns)
+        return positive / gather_rows(pattern, total.masked_fill(total == 0, 1.0), columns)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys per head, (N, H, D), such that every score is a function of q . k."""
@@ -185,29 +187,6 @@ class GRANDAttention(MessagePassing):
             return self.amplitude.square() * torch.exp(-distance / (2.0 * self.length.square()))
         return products
 
-    def _normalized(self, scores: Tensor, pattern: Pattern, weight: Tensor | None) -> Tensor:
-        if self.stochastic == "row":
-            return self._row_normalized(scores, pattern, weight)
-        there, back = pattern.to_transpose, pattern.T.to_transpose
-        scores = reorder(scores, there, back)
-        if weight is not None:
-            weight = reorder(weight, there, back)
-        return reorder(self._row_normalized(scores, pattern.T, weight), back, there)
-
-    def _row_normalized(self, scores: Tensor, pattern: Pattern, weight: Tensor | None) -> Tensor:
-        if self.normalizer == "squareplus":
-            positive = squareplus(scores)
-        elif weight is None:
-            positive = torch.exp(scores - segment_max(pattern, scores)[pattern.row])
-        else:
-            top = segment_max(pattern, _without_removed(scores, weight))
-            positive = _exp_above(scores, top.masked_fill(top == -math.inf, 0.0)[pattern.row])
-        if weight is None:
-            return positive / gather_rows(pattern, segment_sum(pattern, positive))
-        positive = positive * weight
-        total = segment_sum(pattern, positive)
-        return positive / gather_rows(pattern, total.masked_fill(total == 0, 1.0))
-
     def _plain(self, x: Tensor, edge_index: Tensor, weight: Tensor | None) -> Tensor:
         query, key = self._embed(x)
         # edge_updater_type: (query: Tensor, key: Tensor)
@@ -218,7 +197,7 @@ class GRANDAttention(MessagePassing):
         else:
             kept = scores if weight is None else _without_removed(scores, weight.unsqueeze(-1))
             top = scatter(kept.detach(), index, dim=0, dim_size=x.size(0), reduce="max")
-            positive = _exp_above(scores, top.masked_fill(top == -math.inf, 0.0)[index])
+            positive = _exp_above(scores, top[index])
         if weight is not None:
             positive = positive * weight.unsqueeze(-1)
         total = scatter(positive, index, dim=0, dim_size=x.size(0), reduce="sum")
@@ -244,7 +223,7 @@ def _without_removed(scores: Tensor, weight: Tensor) -> Tensor:
 
 def _exp_above(scores: Tensor, top: Tensor) -> Tensor:
     """The exponentials, kept finite for a removed edge above the top: its weight's gradient."""
-    return torch.exp((scores - top).clamp(max=60.0))
+    return torch.exp((scores - top.masked_fill(top == -math.inf, 0.0)).clamp(max=60.0))
 
 
 def squareplus(s: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch_geometric.typing import SparseTensor
 
 __all__ = [
-    "Pattern", "as_edges", "check_range", "gather_rows", "reorder", "sampled_product",
-    "segment_max", "segment_sum", "sparse_product", "spread_copies", "sum_copies",
+    "Pattern", "as_edges", "check_range", "gather_rows", "reorder", "sampled_heads",
+    "sampled_product", "segment_max", "segment_sum", "sparse_product",
 ]
 
 
@@ -50,13 +50,12 @@ class Pattern:
 
     def _finish(self, num_nodes: int) -> None:
         self.num_nodes = num_nodes
-        self.entry: Tensor  # of a pattern of copies: the entry that each is a copy of,
-        self.place: Tensor  # and the places (entry, copy) of the copies
+        self.place: Tensor  # of a pattern of copies: the place of each (entry, copy)
         self.pointer = torch._convert_indices_from_coo_to_csr(self.row, num_nodes)
         self._transpose: Pattern | None = None
         self._made_from: Pattern | None = None
         self._blocks: dict[int, Pattern] = {}
-        self._sums: dict[torch.dtype, Tensor] = {}
+        self._sums: dict[tuple[torch.dtype, bool], Tensor] = {}
 
     @property
     def num_entries(self) -> int:
@@ -89,7 +88,7 @@ class Pattern:
             block, place = self._interleaved(count)
             turned, turned_place = self.T._interleaved(count)
             block._transpose, turned._transpose = turned, block
-            ordered = torch.empty_like(block.entry)
+            ordered = torch.empty_like(block.row)
             ordered[turned_place.view(-1)] = place[self.to_transpose].view(-1)
             block.__dict__["to_transpose"] = ordered
             self._blocks[count] = block
@@ -110,7 +109,7 @@ class Pattern:
 
         block.row = placed((self.row * count).unsqueeze(1) + copies)
         block.col = placed((self.col * count).unsqueeze(1) + copies)
-        block.entry, block.place = placed(entry.unsqueeze(1).expand_as(place)), place
+        block.perm, block.place = placed(torch.arange(place.numel(), device=place.device)), place
         block._finish(count * self.num_nodes)
         return block, place
 
@@ -125,17 +124,22 @@ class Pattern:
     def _indices(self) -> tuple[Tensor, Tensor]:
         return _narrow(self.pointer, self.col, max(self.num_entries, self.num_nodes))
 
-    def copies_matrix(self, dtype: torch.dtype) -> Tensor:
-        """Of a pattern of copies: the matrix that adds up the copies of each entry, kept."""
-        if dtype not in self._sums:
+    def sums(self, dtype: torch.dtype, columns: bool = False) -> Tensor:
+        """The matrix that adds up the entries of each row, or of each column; kept."""
+        if (dtype, columns) not in self._sums:
             _take_beta_warning()
-            entries, count = self.place.shape
-            pointer = torch.arange(0, entries * count + 1, count, device=self.place.device)
-            ones = torch.ones(entries * count, dtype=dtype, device=self.place.device)
-            pointer, col = _narrow(pointer, self.place.view(-1), entries * count)
-            self._sums[dtype] = torch.sparse_csr_tensor(
-                pointer, col, ones, (entries, entries * count), check_invariants=False)
-        return self._sums[dtype]
+            ones = torch.ones(self.num_entries, dtype=dtype, device=self.row.device)
+            pointer, entry = self.segments(columns)
+            pointer, entry = _narrow(pointer, entry, max(self.num_entries, self.num_nodes))
+            self._sums[dtype, columns] = torch.sparse_csr_tensor(
+                pointer, entry, ones, (self.num_nodes, self.num_entries), check_invariants=False)
+        return self._sums[dtype, columns]
+
+    def segments(self, columns: bool = False) -> tuple[Tensor, Tensor]:
+        """Where each row, or column, begins in a list of entries, and that list."""
+        if columns:
+            return self.T.pointer, self.to_transpose
+        return self.pointer, torch.arange(self.num_entries, device=self.row.device)
 
 
 def as_edges(
@@ -215,29 +219,33 @@ def sampled_product(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
-def segment_sum(pattern: Pattern, value: Tensor) -> Tensor:
-    r"""The row sums :math:`z_i = \sum_{e: row(e) = i} v_e`, with their gradient."""
-    result: Tensor = _SegmentSum.apply(value, pattern)
-    return result
+def segment_sum(pattern: Pattern, value: Tensor, columns: bool = False) -> Tensor:
+    r"""The row sums :math:`z_i = \sum_{e: row(e) = i} v_e`, or column sums, with their gradient.
 
-
-def gather_rows(pattern: Pattern, z: Tensor) -> Tensor:
-    r"""Each entry's row value :math:`v_e = z_{row(e)}`, with its gradient (a segment sum)."""
-    result: Tensor = _GatherRows.apply(z, pattern)
-    return result
-
-
-def sum_copies(blocks: Pattern, value: Tensor) -> Tensor:
-    r"""The sum over the copies of each entry, with its gradient; from :math:`(H E)` to :math:`(E)`.
+    Shapes:
+        - **value:** :math:`(|\mathcal{E}|)` or :math:`(|\mathcal{E}|, H)`
+        - **output:** :math:`(|\mathcal{V}|)` or :math:`(|\mathcal{V}|, H)`
     """
-    result: Tensor = _SumCopies.apply(value, blocks)
+    result: Tensor = _SegmentSum.apply(value, pattern, columns)
     return result
 
 
-def spread_copies(blocks: Pattern, value: Tensor) -> Tensor:
-    r"""Each entry's value for all of its copies, with its gradient; the transpose of the sum."""
-    result: Tensor = _SpreadCopies.apply(value, blocks)
+def gather_rows(pattern: Pattern, z: Tensor, columns: bool = False) -> Tensor:
+    r"""Each entry's row value :math:`v_e = z_{row(e)}`, or column value, with its gradient."""
+    result: Tensor = _GatherRows.apply(z, pattern, columns)
     return result
+
+
+def sampled_heads(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
+    r"""The inner products per head, :math:`s_{eh} = \langle a_{row(e) h}, b_{col(e) h} \rangle`.
+
+    Shapes:
+        - **a, b:** :math:`(|\mathcal{V}|, H, C)`
+        - **output:** :math:`(|\mathcal{E}|, H)`
+    """
+    blocks = pattern.blocks(a.size(1))
+    products = sampled_product(blocks, a.flatten(0, 1), b.flatten(0, 1))
+    return reorder(products, blocks.place.view(-1), blocks.perm).view(blocks.place.shape)
 
 
 def reorder(value: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -246,14 +254,17 @@ def reorder(value: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     return result
 
 
-def segment_max(pattern: Pattern, value: Tensor) -> Tensor:
-    r"""The row maxima :math:`m_i = \max_{e: row(e) = i} v_e`, minus infinity in an empty row.
+def segment_max(pattern: Pattern, value: Tensor, columns: bool = False) -> Tensor:
+    r"""The row maxima :math:`m_i = \max_{e: row(e) = i} v_e`, or column maxima; shapes as sums.
 
-    They have no gradient: they shift exponentials that are normalised afterwards.
+    Minus infinity where there is no entry. They have no gradient: they shift exponentials that are
+    normalised afterwards.
     """
     if value.numel() == 0:
-        return value.new_full((pattern.num_nodes,), -math.inf)
-    return torch.segment_reduce(value.detach(), "max", offsets=pattern.pointer, axis=0, unsafe=True)
+        return value.new_full((pattern.num_nodes, *value.shape[1:]), -math.inf)
+    pointer, entry = pattern.segments(columns)
+    value = value.detach().index_select(0, entry) if columns else value.detach()
+    return torch.segment_reduce(value, "max", offsets=pointer, axis=0, unsafe=True)
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -307,39 +318,28 @@ class _SampledProduct(torch.autograd.Function):
 
 class _SegmentSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, pattern: Pattern) -> Tensor:
-        ctx.pattern = pattern
-        if pattern.num_entries == 0:
-            return value.new_zeros(pattern.num_nodes)
-        return torch.mv(pattern.matrix(value.contiguous()), value.new_ones(pattern.num_nodes))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return gather_rows(ctx.pattern, grads[0]), None
-
-
-class _SumCopies(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, blocks: Pattern) -> Tensor:
-        ctx.blocks = blocks
+    def forward(ctx: Any, value: Tensor, pattern: Pattern, columns: bool) -> Tensor:
+        ctx.pattern, ctx.columns = pattern, columns
         if value.numel() == 0:
-            return value.new_zeros(blocks.place.size(0))
-        return torch.mv(blocks.copies_matrix(value.dtype), value.contiguous())
+            return value.new_zeros(pattern.num_nodes, *value.shape[1:])
+        sums = pattern.sums(value.dtype, columns)
+        product = torch.mv if value.dim() == 1 else torch.mm
+        return product(sums, value.contiguous())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return spread_copies(ctx.blocks, grads[0]), None
+        return gather_rows(ctx.pattern, grads[0], ctx.columns), None, None
 
 
-class _SpreadCopies(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, blocks: Pattern) -> Tensor:
-        ctx.blocks = blocks
-        return value.index_select(0, blocks.entry)
+    def forward(ctx: Any, z: Tensor, pattern: Pattern, columns: bool) -> Tensor:
+        ctx.pattern, ctx.columns = pattern, columns
+        return z.index_select(0, pattern.col if columns else pattern.row)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return sum_copies(ctx.blocks, grads[0]), None
+        return segment_sum(ctx.pattern, grads[0], ctx.columns), None, None
 
 
 class _Reorder(torch.autograd.Function):
@@ -352,17 +352,6 @@ class _Reorder(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         order, inverse = ctx.saved_tensors
         return reorder(grads[0], inverse, order), None, None
-
-
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, pattern: Pattern) -> Tensor:
-        ctx.pattern = pattern
-        return z.index_select(0, pattern.row)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return segment_sum(ctx.pattern, grads[0]), None
 
 
 def _narrow(pointer: Tensor, col: Tensor, largest: int) -> tuple[Tensor, Tensor]:

@@ -17,12 +17,11 @@ from pyg_sinode.sparse import (
     check_range,
     gather_rows,
     reorder,
+    sampled_heads,
     sampled_product,
     segment_max,
     segment_sum,
     sparse_product,
-    spread_copies,
-    sum_copies,
 )
 
 E = EDGES.size(1)
@@ -125,9 +124,26 @@ def test_copies_are_made_once_and_know_their_entries():
     blocks = p.blocks(3)
     assert p.blocks(3) is blocks
     assert blocks.T.T is blocks
-    assert torch.equal(blocks.entry[blocks.place], torch.arange(E).unsqueeze(1).expand(E, 3))
-    per_entry = torch.randn(E, dtype=torch.float64)
-    assert torch.equal(sum_copies(blocks, spread_copies(blocks, per_entry)), 3 * per_entry)
+    assert torch.equal(blocks.perm[blocks.place].view(-1), torch.arange(3 * E))
+
+
+def test_products_of_heads_are_those_of_each_head():
+    p, (a, b) = the_pattern(), torch.randn(2, NODES, 3, 4, dtype=torch.float64)
+    found = sampled_heads(p, a, b)
+    for h in range(3):
+        torch.testing.assert_close(found[:, h], sampled_product(p, a[:, h], b[:, h]))
+
+
+def test_sums_and_maxima_go_by_column_too_and_by_head():
+    p, value = the_pattern(), torch.randn(E, 3, dtype=torch.float64)
+    for columns, index in ((False, p.row), (True, p.col)):
+        sums, tops = segment_sum(p, value, columns), segment_max(p, value, columns)
+        for i in range(NODES):
+            own = value[index == i]
+            torch.testing.assert_close(sums[i], own.sum(dim=0))
+            assert tops[i].tolist() == (own.amax(0) if len(own) else own.new_full((3,), -torch.inf)
+                                        ).tolist()
+        assert torch.equal(gather_rows(p, sums, columns), sums[index])
 
 
 @pytest.mark.parametrize("make", [the_pattern, lambda: the_pattern().blocks(2)], ids=["one", "2"])
@@ -137,7 +153,7 @@ def test_a_pattern_first_used_under_inference_mode_serves_training_afterwards(ma
         p.to_transpose, p.T.to_transpose, p.T.T.blocks(2)
         segment_sum(p, torch.ones(p.num_entries, dtype=torch.float64))
     value = reals(p.num_entries)
-    turned = value[p.perm if hasattr(p, "perm") else p.entry.argsort()][p.to_transpose]
+    turned = value[p.perm][p.to_transpose]
     x = reals(p.num_nodes, 2)
     back = turned[p.T.to_transpose]
     (sparse_product(p.T, turned, x) + sparse_product(p, back, x)).square().sum().backward()
@@ -191,20 +207,20 @@ def functions(pattern):
     """Each differentiable function of a pattern, with its inputs."""
     n, e = pattern.num_nodes, pattern.num_entries
     order, back = pattern.to_transpose, pattern.T.to_transpose
-    cases = {
+    return {
         "sparse_product": (lambda v, x: sparse_product(pattern, v, x), reals(e), reals(n, 3)),
         "sampled_product": (
             lambda a, b: sampled_product(pattern, a, b), reals(n, 3), reals(n, 3)
         ),
         "segment_sum": (lambda v: segment_sum(pattern, v), reals(e)),
+        "segment_sum_of_columns": (lambda v: segment_sum(pattern, v, True), reals(e, 2)),
         "gather_rows": (lambda z: gather_rows(pattern, z), reals(n)),
+        "gather_columns": (lambda z: gather_rows(pattern, z, True), reals(n, 2)),
+        "sampled_heads": (
+            lambda a, b: sampled_heads(pattern, a, b), reals(n, 2, 3), reals(n, 2, 3)
+        ),
         "reorder": (lambda v: reorder(v, order, back), reals(e)),
     }  # fmt: skip
-    if hasattr(pattern, "place"):
-        entries = pattern.place.size(0)
-        cases["sum_copies"] = (lambda v: sum_copies(pattern, v), reals(e))
-        cases["spread_copies"] = (lambda v: spread_copies(pattern, v), reals(entries))
-    return cases
 
 
 GRADIENTS = [
@@ -451,7 +467,7 @@ uses = [
     lambda: sparse_product(p, torch.ones(2), x),
     lambda: sampled_product(p, x, x),
     lambda: segment_sum(p, torch.ones(2)),
-    lambda: sum_copies(p.blocks(2), torch.ones(4)),
+    lambda: sampled_heads(p, torch.ones(2, 2, 3), torch.ones(2, 2, 3)),
     lambda: Graph(edges).symmetric(),
     lambda: Graph(edges).T.mv(x),
 ]
