@@ -95,7 +95,7 @@ class GRANDAttention(MessagePassing):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Resets the parameters: small queries and keys, so that attention starts near uniform."""
+        """Resets all learnable parameters."""
         super().reset_parameters()
         for lin in (self.lin_query, self.lin_key):
             lin.reset_parameters()
@@ -124,14 +124,8 @@ class GRANDAttention(MessagePassing):
             raise TypeError(f"Expected features in the dtype of the layer, "
                             f"{self.lin_query.weight.dtype} (got {x.dtype}); convert one of the "
                             "two.")
-        if weight is None:
-            return
-        if weight.dtype != x.dtype:
-            raise TypeError(f"Expected edge_weight in the dtype of the features, {x.dtype} (got "
-                            f"{weight.dtype}); convert one of the two.")
-        if weight.numel() and not bool(((weight >= 0) & weight.isfinite()).all()):
-            raise ValueError(f"Expected finite edge weights of at least 0 (got "
-                             f"{float(weight.min())} to {float(weight.max())}).")
+        if weight is not None:
+            check_weight(weight, x)
 
     def coefficients(self, x: Tensor, pattern: Pattern, weight: Tensor | None = None) -> Tensor:
         r"""The coefficients :math:`\frac{1}{H} \sum_h a^h_{ji}` in the order of a pattern.
@@ -250,6 +244,18 @@ class _SquarePlus(torch.autograd.Function):
         (value,) = ctx.saved_tensors
         gradient: Tensor = grads[0] * (value / (value + value.reciprocal()))
         return gradient
+
+
+def check_weight(weight: Tensor, x: Tensor) -> None:
+    """Refuses weights that are not one finite number of at least 0 per edge, like the features."""
+    if weight.dim() != 1:
+        raise ValueError(f"Expected one weight per edge (got shape {tuple(weight.shape)}).")
+    if weight.dtype != x.dtype:
+        raise TypeError(f"Expected edge_weight in the dtype of the features, {x.dtype} (got "
+                        f"{weight.dtype}); convert one of the two.")
+    if weight.numel() and not (bool((weight >= 0).all()) and bool(weight.isfinite().all())):
+        raise ValueError(f"Expected finite edge weights of at least 0 (got {float(weight.min())} "
+                         f"to {float(weight.max())}).")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

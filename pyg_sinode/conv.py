@@ -12,7 +12,7 @@ from torch.nn import Parameter, ParameterList
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from .attention import GRANDAttention, check_choice, check_flow
+from .attention import GRANDAttention, check_choice, check_flow, check_weight
 from .odeint import LinearSolver, imex_odeint
 from .operators import Graph, LinearOperator, ScaledIdentity
 from .operators.checks import check_real
@@ -179,7 +179,7 @@ class SINODEConv(MessagePassing):
                                  f"{own.device}); move one of the two.")
         n = check_range(row, col, x.size(0), known)
         if weight is not None:
-            _check_weight(weight, x)
+            check_weight(weight, x)
         if self.add_self_loops:
             row, col, weight = _with_loops(row, col, weight, n, self.fill_value, x)
         pattern = Pattern(row, col, n)
@@ -311,18 +311,6 @@ def check_features(x: Any, channels: int, parameter: Tensor) -> None:
     if x.device != parameter.device:
         raise ValueError(f"Expected features on the device of the layer, {parameter.device} (got "
                          f"{x.device}); move one of the two.")
-
-
-def _check_weight(weight: Tensor, x: Tensor) -> None:
-    check_real(weight, "edge_weight")
-    if weight.dim() != 1:
-        raise ValueError(f"Expected one weight per edge (got shape {tuple(weight.shape)}).")
-    if weight.dtype != x.dtype:
-        raise TypeError(f"Expected edge_weight in the dtype of the features, {x.dtype} (got "
-                        f"{weight.dtype}); convert one of the two.")
-    if weight.numel() and not (bool((weight >= 0).all()) and bool(weight.isfinite().all())):
-        raise ValueError(f"Expected finite edge weights of at least 0 (got {float(weight.min())} "
-                         f"to {float(weight.max())}).")
 
 
 def _check_time(time: float, step_size: float) -> None:

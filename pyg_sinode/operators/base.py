@@ -68,7 +68,7 @@ class LinearOperator:
 
     def check(self, u: Tensor) -> None:
         """Raises a ValueError or TypeError that says why the operator does not fit u."""
-        check_tensors(self, u)
+        check_tensors(type(self).__name__, self.tensors, u)
 
     def symmetric(self) -> bool:
         """Whether J is known, or was checked, to equal its transpose."""
@@ -217,7 +217,7 @@ class Scaled(LinearOperator):
         return Scaled(self.operator.T, self.factor)
 
     def check(self, u: Tensor) -> None:
-        check_tensors(self, u)
+        check_tensors(type(self).__name__, self.tensors, u)
         self.operator.check(u)
 
     def symmetric(self) -> bool:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .base import LinearOperator
 
 
 def check_number(value: Any, name: str) -> None:
@@ -32,10 +29,9 @@ def check_real(tensor: Any, name: str) -> None:
                         "parts.")
 
 
-def check_tensors(operator: LinearOperator, u: Tensor) -> None:
+def check_tensors(name: str, tensors: Sequence[Tensor], u: Tensor) -> None:
     """Refuses an operator whose tensors differ from u in dtype or device, or are not finite."""
-    name = type(operator).__name__
-    for tensor in operator.tensors:
+    for tensor in tensors:
         if tensor.dtype != u.dtype:
             raise TypeError(f"Expected the tensors of {name} in the dtype of the state, {u.dtype} "
                             f"(got {tensor.dtype}); convert one of the two.")

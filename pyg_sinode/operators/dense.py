@@ -47,7 +47,7 @@ class Dense(LinearOperator):
         return Dense(tensors[0], dim=self.dims[0])
 
     def check(self, u: Tensor) -> None:
-        check_tensors(self, u)
+        check_tensors(type(self).__name__, self.tensors, u)
         check_size("Dense", u, self.dims[0], self.tensors[0].size(0))
 
     def symmetric(self) -> bool:

@@ -102,7 +102,7 @@ class Graph(LinearOperator):
         return TransposedGraph(self)
 
     def check(self, u: Tensor) -> None:
-        check_tensors(self, u)
+        check_tensors(type(self).__name__, self.tensors, u)
         check_size("Graph", u, self.dims[0], self.pattern.num_nodes)
 
     def symmetric(self) -> bool:

@@ -76,7 +76,7 @@ class MatrixFree(LinearOperator):
         return Transposed(self)
 
     def check(self, u: Tensor) -> None:
-        check_tensors(self, u)
+        check_tensors(type(self).__name__, self.tensors, u)
         if self._checked:
             return
         if u.dim() < max((-d for d in self.dims), default=0):

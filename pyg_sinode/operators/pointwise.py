@@ -90,7 +90,7 @@ class Diagonal(LinearOperator):
         return self
 
     def check(self, u: Tensor) -> None:
-        check_tensors(self, u)
+        check_tensors(type(self).__name__, self.tensors, u)
         shape = self.tensors[0].shape
         fits = len(shape) <= u.dim() and all(
             a in (1, b) for a, b in zip(reversed(shape), reversed(u.shape), strict=False))
