@@ -1,6 +1,7 @@
 """Which linear maps J can be integrated implicitly, and what does each know about itself?"""
 
 from .base import LinearOperator, Scaled, Shifted, Sum, Transposed
+from .circulant import Circulant
 from .dense import Dense
 from .graph import Graph
 from .matrix_free import MatrixFree
@@ -8,6 +9,6 @@ from .pointwise import Diagonal, ScaledIdentity
 from .results import LinearSolveError, Solution
 
 __all__ = [
-    "Dense", "Diagonal", "Graph", "LinearOperator", "LinearSolveError", "MatrixFree", "Scaled",
-    "ScaledIdentity", "Shifted", "Solution", "Sum", "Transposed",
+    "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator", "LinearSolveError", "MatrixFree",
+    "Scaled", "ScaledIdentity", "Shifted", "Solution", "Sum", "Transposed",
 ]

@@ -28,7 +28,13 @@ class Direct:
     rows or at least a tenth of its entries are stored, else by the sparse LU of SciPy (SuperLU), on
     the CPU only. The fill-in of a sparse LU on a graph may be large; compare with :class:`CG` and
     :class:`GMRES`.
+
+    Args:
+        dense (bool, optional): True factorises the entries by a dense LU and False by a sparse one,
+            though the operator have a closed form; None chooses. (default: :obj:`None`)
     """
+
+    dense: bool | None = None
 
     def invert(self, operator: LinearOperator) -> Inverse:
         """The inverse of an operator.
@@ -39,8 +45,8 @@ class Direct:
             LinearSolveError: if it is singular (a factorisation of entries: at the first solve).
         """
         with torch.no_grad():
-            closed = operator.inverse()
-            d = operator.pointwise()
+            closed = operator.inverse() if self.dense is None else None
+            d = operator.pointwise() if self.dense is None else None
         if closed is None and d is not None:
             closed = Reciprocal(d)
         if closed is not None:
@@ -49,14 +55,14 @@ class Direct:
             raise ValueError(
                 f"Expected a closed inverse or an operator along one dimension for Direct (got "
                 f"{operator!r} along {operator.dims}); use CG, GMRES or BiCGStab.")
-        return FactoredInverse(operator, Factors(operator))
+        return FactoredInverse(operator, Factors(operator, self.dense))
 
 
 class Factors:
     """The factors of an operator's matrix, made when the first right-hand side tells its size."""
 
-    def __init__(self, operator: LinearOperator) -> None:
-        self.operator = operator
+    def __init__(self, operator: LinearOperator, dense: bool | None = None) -> None:
+        self.operator, self.dense = operator, dense
         self._inverse: LinearOperator | None = None
 
     def inverse(self, b: Tensor) -> LinearOperator:
@@ -74,7 +80,10 @@ class Factors:
                 f"Expected an operator that knows its entries for Direct (got {self.operator!r}: a "
                 "function has none, nor has a diagonal that varies along the right-hand sides one "
                 "matrix for all of them); use CG or GMRES.")
-        if size <= 64 or entries.value.numel() >= 0.1 * size**2:
+        dense = self.dense
+        if dense is None:
+            dense = size <= 64 or entries.value.numel() >= 0.1 * size**2
+        if dense:
             return DenseInverse.of(_dense(entries, size, b), dim)
         if b.device.type != "cpu":
             raise ValueError(f"Expected a state on the CPU for a sparse LU (got {b.device}); use "

@@ -1,0 +1,319 @@
+"""How does a stencil, or a spectral symbol, act on a periodic grid, and how is I - cJ inverted?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import LinearOperator
+from .checks import check_dims, check_real, check_tensors
+from .results import Entries, LinearSolveError
+
+
+class Circulant(LinearOperator):
+    r"""A stencil on a periodic grid of one to three dimensions, or a Fourier multiplier.
+
+    .. math::
+        (J u)_i = \sum_o s_o\, u_{i + o}, \qquad
+        \widehat{(J u)}_k = \sigma_k\, \hat u_k, \quad
+        \sigma_k = \sum_o s_o\, e^{2 \pi \mathrm{i}\, k o / n}
+
+    Products and the inverse of :math:`I - cJ` are by real fast Fourier transforms. Numbers that are
+    given as an array or a list are fixed: they are kept in float64 on the host and serve states of
+    any dtype and device, so that in float32 too a derivative of a constant is zero. A tensor has
+    the dtype and the device of the state and receives gradients.
+
+    Args:
+        stencil (Tensor or array): The coefficients :math:`s_o` of the offsets -r to r, the middle
+            one that of the point itself; one axis for each dimension, each of odd width.
+        dim (int or tuple of int): The dimensions of the grid in the state, counted from the end
+            and in increasing order. (default: :obj:`-1`)
+
+    Shapes:
+        - **stencil:** :math:`(2r + 1)`, :math:`(2r_1 + 1, 2r_2 + 1)`, ..., per unit of time
+        - **u:** :math:`(*, n, *)` with n at :obj:`dim`, at least as many points as the stencil
+
+    Raises:
+        ValueError: if the width is even, a coefficient is not finite, or the axes are not as many
+            as the dimensions.
+        TypeError: if the coefficients are not real.
+    """
+
+    def __init__(self, stencil: Any, *, dim: int | Sequence[int] = -1) -> None:
+        self.dims, self.tensors, self._fixed = _check_axes(dim), (), None
+        if isinstance(stencil, Tensor):
+            check_real(stencil, "stencil")
+            self.tensors = (stencil,)
+        else:
+            self._fixed = _fixed_array(stencil, "stencil")
+            if np.iscomplexobj(self._fixed):
+                raise TypeError("Expected a real stencil (got complex numbers); a multiplier in "
+                                "Fourier space goes to Circulant.from_symbol.")
+        shape = tuple(np.shape(self._fixed) if self._fixed is not None else stencil.shape)
+        self._check_rank(shape, "stencil")
+        if any(width % 2 == 0 for width in shape):
+            raise ValueError(f"Expected a stencil of odd width, with the point itself in its middle"
+                             f" (got shape {shape}); pad it with a zero.")
+        self.width: tuple[int, ...] | None = shape
+        self.sizes: tuple[int, ...] | None = None
+        self._start()
+
+    @classmethod
+    def from_symbol(cls, symbol: Any, *, dim: int | Sequence[int] = -1) -> Circulant:
+        r"""The operator that multiplies the Fourier coefficients by :math:`\sigma_k`.
+
+        Args:
+            symbol (Tensor or array): The :math:`\sigma_k`, real or complex, in the order of
+                :func:`numpy.fft.fftfreq`, one axis for each dimension.
+            dim (int or tuple of int): As for a stencil. (default: :obj:`-1`)
+
+        Raises:
+            ValueError: if :math:`\sigma_{-k}` is not the conjugate of :math:`\sigma_k`: the product
+                with a real state would not be real.
+        """
+        self = cls.__new__(cls)
+        self.dims, self.tensors, self._fixed = _check_axes(dim), (), None
+        self.width = None
+        if isinstance(symbol, Tensor):
+            check_real(symbol.real, "symbol")
+            self.sizes = tuple(symbol.shape)
+            self._check_rank(self.sizes, "symbol")
+            _check_hermitian(symbol.detach().cpu().numpy(), torch.finfo(symbol.dtype).eps)
+            # Both halves are averaged, so that training keeps them conjugates of each other.
+            mean = ((symbol + _mirrored(symbol).conj()) / 2)[..., : self.sizes[-1] // 2 + 1]
+            self.tensors = (mean.real, mean.imag) if symbol.is_complex() else (mean,)
+        else:
+            self._fixed = _fixed_array(symbol, "symbol")
+            self.sizes = self._fixed.shape
+            self._check_rank(self.sizes, "symbol")
+            _check_hermitian(self._fixed, float(np.finfo(float).eps))
+        self._start()
+        return self
+
+    def _check_rank(self, shape: tuple[int, ...], name: str) -> None:
+        if len(shape) != len(self.dims) or 0 in shape:
+            raise ValueError(f"Expected a {name} with one axis for each of the dimensions "
+                             f"{self.dims} (got shape {shape}).")
+
+    def _start(self) -> None:
+        self.transposed = False
+        self._kept: dict[Any, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_kept": {}}
+
+    def mv(self, u: Tensor) -> Tensor:
+        return multiply(u, self._symbol(u), self.dims)
+
+    def transpose(self) -> Circulant:
+        other = self.with_tensors(self.tensors)
+        other.transposed = not self.transposed
+        return other
+
+    def check(self, u: Tensor) -> None:
+        check_tensors(type(self).__name__, self.tensors, u)
+        sizes = tuple(u.shape[d] for d in self.dims) if u.dim() >= -self.dims[0] else None
+        if self.sizes is not None and sizes != self.sizes:
+            raise ValueError(f"Expected a state of size {self.sizes} along dimensions {self.dims} "
+                             f"for this Circulant (got shape {tuple(u.shape)}).")
+        width = self.width or ()
+        if sizes is None or any(n < w for n, w in zip(sizes, width, strict=False)):
+            raise ValueError(f"Expected at least as many points as the stencil has, {width}, along "
+                             f"dimensions {self.dims} (got a state of shape {tuple(u.shape)}).")
+
+    def symmetric(self) -> bool:
+        values = self._values()
+        if self.width is None:
+            return not np.iscomplexobj(values) or not values.imag.any()
+        return bool((values == np.flip(values)).all())
+
+    def largest_eigenvalue(self) -> float:
+        values = self._values()
+        if self.width is None:
+            return float(values.real.max())
+        middle = values[tuple(w // 2 for w in self.width)]
+        return float(np.abs(values).sum() - abs(middle) + middle)
+
+    def diagonal(self, u: Tensor) -> Tensor:
+        return self._kernel(u)[(0,) * len(self.dims)]
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        if self.dims != (dim,):
+            return None
+        like = self.tensors[0] if self.tensors else torch.zeros((), dtype=torch.float64)
+        at = torch.arange(size, device=like.device)
+        if self.width is not None:
+            values = like.new_tensor(self._values()) if not self.tensors else self.tensors[0]
+            values = values.detach().flip(0) if self.transposed else values.detach()
+            offsets = torch.arange(len(values), device=like.device) - len(values) // 2
+        else:
+            offsets, values = at, self._kernel(like.new_zeros([size] + [1] * (-dim - 1)))
+        row, offset = at.repeat_interleave(len(offsets)), offsets.repeat(size)
+        return Entries(row, (row + offset) % size, values.repeat(size))
+
+    def has_closed_inverse(self) -> bool:
+        return True
+
+    def resolvent(self, c: float) -> Resolvent:
+        return Resolvent(self, c)
+
+    def _values(self) -> Any:
+        """The stencil, or half of the symbol, as an array on the host."""
+        if self._fixed is not None:
+            return self._fixed
+        parts = [t.detach().cpu().double().numpy() for t in self.tensors]
+        return parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
+
+    def half(self, sizes: tuple[int, ...]) -> Tensor:
+        """The symbol over the half that a real transform keeps, not transposed.
+
+        Fixed numbers give it in float64 on the host.
+        """
+        if self._fixed is None:
+            return self._tensor_symbol(sizes)
+        full = self._fixed if self.width is None else self._stencil_symbol(sizes)
+        return torch.tensor(full[..., : sizes[-1] // 2 + 1])
+
+    def _symbol(self, u: Tensor) -> Tensor:
+        """The symbol, shaped to multiply the transform of u."""
+        sizes = tuple(u.shape[d] for d in self.dims)
+        if self._fixed is None:
+            symbol = self.half(sizes)
+        else:
+            key = (sizes, u.dtype, u.device)
+            if key not in self._kept:
+                # What is kept must serve training too, though it be made under inference_mode.
+                with torch.inference_mode(False):
+                    self._kept[key] = _like(self.half(sizes), u)
+            symbol = self._kept[key]
+        return along_dims(symbol.conj() if self.transposed else symbol, self.dims)
+
+    def _stencil_symbol(self, sizes: tuple[int, ...]) -> Any:
+        """The symbol of a fixed stencil, in float64."""
+        assert self._fixed is not None
+        assert self.width is not None
+        kernel = np.zeros(sizes)
+        kernel[tuple(slice(w) for w in self.width)] = self._fixed
+        kernel = np.roll(kernel, [-(w // 2) for w in self.width], range(len(sizes)))
+        full = np.fft.fftn(kernel).conj()
+        # Of a derivative's stencil, the sum is zero but for rounding: a constant has none.
+        if abs(self._fixed.sum()) <= 4 * np.finfo(float).eps * np.abs(self._fixed).sum():
+            full[(0,) * len(sizes)] = 0.0
+        return full.real if self.symmetric() else full
+
+    def _tensor_symbol(self, sizes: tuple[int, ...]) -> Tensor:
+        if self.width is None:
+            half = self.tensors
+            return half[0] if len(half) == 1 else torch.complex(half[0], half[1])
+        (stencil,) = self.tensors
+        padding = [p for n, w in zip(reversed(sizes), reversed(self.width), strict=True)
+                   for p in (0, n - w)]
+        kernel = torch.nn.functional.pad(stencil, padding)
+        kernel = kernel.roll([-(w // 2) for w in self.width], tuple(range(len(sizes))))
+        symbol: Tensor = torch.fft.rfftn(kernel).conj()
+        return symbol
+
+    def _kernel(self, u: Tensor) -> Tensor:
+        """The coefficients of the offsets 0, 1, ..., -1: what the operator makes of a unit."""
+        sizes = [u.shape[d] for d in self.dims]
+        with torch.no_grad():
+            symbol = self._symbol(u).squeeze().reshape([*sizes[:-1], sizes[-1] // 2 + 1])
+            kernel: Tensor = torch.fft.irfftn(symbol.conj(), s=sizes)
+        return kernel
+
+
+class Resolvent(LinearOperator):
+    """The inverse of I - cJ for a circulant J: a division in Fourier space."""
+
+    def __init__(self, operator: Circulant, c: float, transposed: bool = False) -> None:
+        self.operator, self.c, self.transposed = operator, c, transposed
+        self.dims = operator.dims
+        self._kept: dict[Any, Tensor] = {}
+
+    def mv(self, u: Tensor) -> Tensor:
+        sizes = tuple(u.shape[d] for d in self.dims)
+        key = (sizes, u.dtype, u.device)
+        if key not in self._kept:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = self._reciprocal(u, sizes)
+        symbol = self._kept[key]
+        turned = self.transposed != self.operator.transposed
+        return multiply(u, along_dims(symbol.conj() if turned else symbol, self.dims), self.dims)
+
+    def _reciprocal(self, u: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        divisor = 1.0 - self.c * self.operator.half(sizes).detach()
+        smallest = float(divisor.abs().min())
+        if not smallest > 4 * torch.finfo(u.dtype).eps:
+            raise LinearSolveError(
+                f"I - cJ is singular to rounding: an eigenvalue is {smallest:.1e} in magnitude. "
+                "Keep the eigenvalues of J away from 1/c, or change the step size.",
+                residual=math.inf)
+        return _like(divisor.reciprocal(), u)
+
+    def transpose(self) -> Resolvent:
+        other = Resolvent(self.operator, self.c, not self.transposed)
+        other._kept = self._kept
+        return other
+
+
+def multiply(u: Tensor, symbol: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The state whose Fourier coefficients along dims are those of u times the symbol."""
+    if u.numel() == 0:
+        return torch.zeros_like(u)
+    sizes = [u.shape[d] for d in dims]
+    product: Tensor = torch.fft.irfftn(torch.fft.rfftn(u, dim=dims) * symbol, s=sizes, dim=dims)
+    return product
+
+
+def along_dims(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """An array with one axis for each of dims, shaped so that it broadcasts along them."""
+    shape = [1] * -dims[0]
+    for axis, d in enumerate(dims):
+        shape[d] = values.size(axis)
+    return values.reshape(shape)
+
+
+def _like(symbol: Tensor, u: Tensor) -> Tensor:
+    """The symbol in the precision and on the device of u."""
+    return symbol.to(u.device, u.dtype.to_complex() if symbol.is_complex() else u.dtype)
+
+
+def _check_axes(dim: int | Sequence[int]) -> tuple[int, ...]:
+    dims = check_dims("Circulant", dim)
+    if not isinstance(dim, int) and (tuple(dim) != dims or not 1 <= len(dims) <= 3):
+        raise ValueError(f"Expected one to three dimensions in increasing order for Circulant, "
+                         f"such as (-2, -1) (got {dim}): the axes of the stencil are in that "
+                         "order.")
+    return dims
+
+
+def _fixed_array(values: Any, name: str) -> Any:
+    """A private copy in float64 (complex128 where the numbers are complex) that stays as it is."""
+    array = np.array(values)
+    if array.dtype.kind not in "iufc":
+        raise TypeError(f"Expected numbers as the {name} (got dtype {array.dtype}).")
+    array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"Expected finite numbers in the {name} (got NaN or Inf).")
+    array.flags.writeable = False
+    return array
+
+
+def _check_hermitian(symbol: Any, eps: float) -> None:
+    off = np.abs(symbol - np.roll(np.flip(symbol), 1, tuple(range(symbol.ndim))).conj())
+    if off.max() > 16 * eps * np.abs(symbol).max():
+        at = tuple(int(i) for i in np.unravel_index(off.argmax(), off.shape))
+        raise ValueError(
+            f"Expected the symbol at -k to be the conjugate of that at k, or the product with a "
+            f"real state is not real (got a difference of {off.max():.1e} at index {at}); the "
+            "Nyquist entry of an odd derivative has no sign: set it to zero.")
+
+
+def _mirrored(symbol: Tensor) -> Tensor:
+    axes = tuple(range(symbol.dim()))
+    return symbol.flip(axes).roll([1] * len(axes), axes)
