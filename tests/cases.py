@@ -140,35 +140,6 @@ OPERATORS: dict[str, Case] = {
     "function_transposed": Case(
         lambda *t: MatrixFree(upwind, *t).T, [numbers(5, low=0.1), decays()], (3, 5)
     ),
-    "stencil": Case(Circulant, [numbers(5)], (2, 6)),
-    "stencil_on_rows_of_odd_number": Case(partial(Circulant, dim=-2), [numbers(3)], (7, 3)),
-    "stencil_as_wide_as_the_grid": Case(Circulant, [numbers(5)], (5,)),
-    "stencil_symmetric": Case(lambda h: Circulant(torch.cat([h, h[:1]])), [numbers(2)], (2, 6)),
-    "stencil_of_numbers": Case(lambda: Circulant([0.3, -0.7, 0.1]), [], (2, 5)),
-    "stencil_in_two_dimensions": Case(
-        partial(Circulant, dim=(-2, -1)), [numbers(3, 3) / 4], (2, 4, 3)
-    ),
-    "stencil_on_dimensions_apart": Case(
-        partial(Circulant, dim=(-3, -1)), [numbers(3, 3) / 4], (3, 2, 4)
-    ),
-    "stencil_in_three_dimensions": Case(
-        partial(Circulant, dim=(-3, -2, -1)), [numbers(1, 3, 3) / 4], (2, 3, 4)
-    ),
-    "symbol": Case(of_symbol, [numbers(6) / 2, numbers(6) / 2], (2, 6)),
-    "symbol_of_odd_size": Case(of_symbol, [numbers(5) / 2, numbers(5) / 2], (2, 5)),
-    "symbol_real": Case(lambda s: Circulant.from_symbol(s + s.flip(0).roll(1)), [decays(6)], (6,)),
-    "symbol_in_two_dimensions": Case(
-        partial(of_symbol, dim=(-2, -1)), [numbers(4, 3) / 2, numbers(4, 3) / 2], (2, 4, 3)
-    ),
-    "symbol_of_numbers": Case(lambda: Circulant.from_symbol([0, -0.2, -0.9, -0.2]), [], (3, 4)),
-    "stencil_transposed": Case(lambda s: Circulant(s).T, [numbers(5)], (2, 6)),
-    "stencil_scaled": Case(lambda a, s: a * Circulant(s), [-decays(), numbers(3)], (2, 4)),
-    "stencil_plus_identity": Case(
-        lambda a, s: ScaledIdentity(a) + Circulant(s), [decays(), numbers(3)], (2, 4)
-    ),
-    "stencil_plus_diagonal": Case(
-        lambda d, s: Diagonal(d) + Circulant(s), [decays(4), numbers(3)], (2, 4)
-    ),
     "scaled_by_a_float": Case(lambda w: -0.8 * graph(w), [numbers(9)], (6, 3)),
     "scaled_by_a_tensor": Case(lambda s, m: Scaled(Dense(m), s), [decays(), numbers(5, 5)], (2, 5)),
     "scaled_diagonal": Case(lambda s, d: Diagonal(d) * s, [decays(), -decays(6, 3)], (6, 3)),
@@ -200,6 +171,35 @@ OPERATORS: dict[str, Case] = {
     ),
     "scaled_dense_plus_identity": Case(
         lambda s, m: s * (ScaledIdentity(-0.3) + Dense(m)), [-decays(), numbers(5, 5)], (2, 5)
+    ),
+    "stencil": Case(Circulant, [numbers(5)], (2, 6)),
+    "stencil_on_rows_of_odd_number": Case(partial(Circulant, dim=-2), [numbers(3)], (7, 3)),
+    "stencil_as_wide_as_the_grid": Case(Circulant, [numbers(5)], (5,)),
+    "stencil_symmetric": Case(lambda h: Circulant(torch.cat([h, h[:1]])), [numbers(2)], (2, 6)),
+    "stencil_of_numbers": Case(lambda: Circulant([0.3, -0.7, 0.1]), [], (2, 5)),
+    "stencil_in_two_dimensions": Case(
+        partial(Circulant, dim=(-2, -1)), [numbers(3, 3) / 4], (2, 4, 3)
+    ),
+    "stencil_on_dimensions_apart": Case(
+        partial(Circulant, dim=(-3, -1)), [numbers(3, 3) / 4], (3, 2, 4)
+    ),
+    "stencil_in_three_dimensions": Case(
+        partial(Circulant, dim=(-3, -2, -1)), [numbers(1, 3, 3) / 4], (2, 3, 4)
+    ),
+    "symbol": Case(of_symbol, [numbers(6) / 2, numbers(6) / 2], (2, 6)),
+    "symbol_of_odd_size": Case(of_symbol, [numbers(5) / 2, numbers(5) / 2], (2, 5)),
+    "symbol_real": Case(lambda s: Circulant.from_symbol(s + s.flip(0).roll(1)), [decays(6)], (6,)),
+    "symbol_in_two_dimensions": Case(
+        partial(of_symbol, dim=(-2, -1)), [numbers(4, 3) / 2, numbers(4, 3) / 2], (2, 4, 3)
+    ),
+    "symbol_of_numbers": Case(lambda: Circulant.from_symbol([0, -0.2, -0.9, -0.2]), [], (3, 4)),
+    "stencil_transposed": Case(lambda s: Circulant(s).T, [numbers(5)], (2, 6)),
+    "stencil_scaled": Case(lambda a, s: a * Circulant(s), [-decays(), numbers(3)], (2, 4)),
+    "stencil_plus_identity": Case(
+        lambda a, s: ScaledIdentity(a) + Circulant(s), [decays(), numbers(3)], (2, 4)
+    ),
+    "stencil_plus_diagonal": Case(
+        lambda d, s: Diagonal(d) + Circulant(s), [decays(4), numbers(3)], (2, 4)
     ),
 }
 

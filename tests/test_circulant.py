@@ -213,8 +213,14 @@ def test_bad_coefficients_are_refused(make, kind, message):
 def test_a_grid_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="at least as many points as the stencil has, \\(5,\\)"):
         Circulant(np.ones(5)).check(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="at least as many points"):
+    with pytest.raises(ValueError, match=r"at least as many points.*finer grid"):
+        Circulant(np.ones(5), size=4)
+    with pytest.raises(ValueError, match=r"with the dimensions \(-2, -1\).*got shape \(4,\)"):
         Circulant(np.ones((3, 3)), dim=(-2, -1)).check(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"size \(6,\) along dimensions"):
+        Circulant(SECOND, size=6).check(torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="a size with one axis for each"):
+        Circulant(SECOND, size=(6, 6))
     with pytest.raises(ValueError, match=r"size \(6,\) along dimensions \(-1,\).*\(2, 5\)"):
         Circulant.from_symbol(np.zeros(6)).check(torch.zeros(2, 5))
     with pytest.raises(TypeError, match="dtype of the state"):

@@ -33,6 +33,8 @@ class Circulant(LinearOperator):
             one that of the point itself; one axis for each dimension, each of odd width.
         dim (int or tuple of int): The dimensions of the grid in the state, counted from the end
             and in increasing order. (default: :obj:`-1`)
+        size (int or tuple of int, optional): The number of points of the only grid that it belongs
+            to; None serves any. (default: :obj:`None`)
 
     Shapes:
         - **stencil:** :math:`(2r + 1)`, :math:`(2r_1 + 1, 2r_2 + 1)`, ..., per unit of time
@@ -44,7 +46,8 @@ class Circulant(LinearOperator):
         TypeError: if the coefficients are not real.
     """
 
-    def __init__(self, stencil: Any, *, dim: int | Sequence[int] = -1) -> None:
+    def __init__(self, stencil: Any, *, dim: int | Sequence[int] = -1,
+                 size: int | Sequence[int] | None = None) -> None:
         self.dims, self.tensors, self._fixed = _check_axes(dim), (), None
         if isinstance(stencil, Tensor):
             check_real(stencil, "stencil")
@@ -61,6 +64,10 @@ class Circulant(LinearOperator):
                              f" (got shape {shape}); pad it with a zero.")
         self.width: tuple[int, ...] | None = shape
         self.sizes: tuple[int, ...] | None = None
+        if size is not None:
+            self.sizes = (size,) if isinstance(size, int) else tuple(size)
+            self._check_rank(self.sizes, "size")
+            _check_width(self.sizes, shape)
         self._start()
 
     @classmethod
@@ -98,7 +105,7 @@ class Circulant(LinearOperator):
     def _check_rank(self, shape: tuple[int, ...], name: str) -> None:
         if len(shape) != len(self.dims) or 0 in shape:
             raise ValueError(f"Expected a {name} with one axis for each of the dimensions "
-                             f"{self.dims} (got shape {shape}).")
+                             f"{self.dims} (got {shape}).")
 
     def _start(self) -> None:
         self.transposed = False
@@ -121,10 +128,11 @@ class Circulant(LinearOperator):
         if self.sizes is not None and sizes != self.sizes:
             raise ValueError(f"Expected a state of size {self.sizes} along dimensions {self.dims} "
                              f"for this Circulant (got shape {tuple(u.shape)}).")
-        width = self.width or ()
-        if sizes is None or any(n < w for n, w in zip(sizes, width, strict=False)):
-            raise ValueError(f"Expected at least as many points as the stencil has, {width}, along "
-                             f"dimensions {self.dims} (got a state of shape {tuple(u.shape)}).")
+        if sizes is None:
+            raise ValueError(f"Expected a state with the dimensions {self.dims} of this Circulant "
+                             f"(got shape {tuple(u.shape)}).")
+        if self.width is not None:
+            _check_width(sizes, self.width)
 
     def symmetric(self) -> bool:
         values = self._values()
@@ -290,6 +298,12 @@ def _check_axes(dim: int | Sequence[int]) -> tuple[int, ...]:
                          f"such as (-2, -1) (got {dim}): the axes of the stencil are in that "
                          "order.")
     return dims
+
+
+def _check_width(sizes: tuple[int, ...], width: tuple[int, ...]) -> None:
+    if any(n < w for n, w in zip(sizes, width, strict=True)):
+        raise ValueError(f"Expected at least as many points as the stencil has, {width} (got a "
+                         f"grid of {sizes}); take a finer grid or a narrower stencil.")
 
 
 def _fixed_array(values: Any, name: str) -> Any:

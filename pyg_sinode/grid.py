@@ -1,0 +1,350 @@
+"""What does a periodic grid give to the solver and to PyG, and which equations live on it?"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+
+from .operators import Circulant, LinearOperator
+
+DISCRETIZATIONS = ("spectral", "finite_difference")
+# Central differences of second order, Fornberg (1988), Math. Comp. 51, table 1.
+DIFFERENCES = {1: (-0.5, 0.0, 0.5), 2: (1.0, -2.0, 1.0), 3: (-0.5, 1.0, 0.0, -1.0, 0.5),
+               4: (1.0, -4.0, 6.0, -4.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class PeriodicGrid:
+    r"""Equally spaced points :math:`x_i = i L / n`, i = 0 to n - 1, of a periodic box.
+
+    The right end is left out: it is the left one. In more than one dimension, states hold the axes
+    of the grid as their last dimensions, and nodes are numbered with the last axis fastest.
+
+    Args:
+        shape (int or tuple of int): Number of points along each axis, one to three of them.
+        length (float or tuple of float): Length of the period along each axis.
+
+    Raises:
+        ValueError: if a number of points or a length is not positive, or they are not as many.
+    """
+
+    shape: tuple[int, ...]
+    length: tuple[float, ...]
+
+    def __init__(self, shape: int | Sequence[int], length: float | Sequence[float]) -> None:
+        shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        single = isinstance(length, (int, float))
+        lengths = (float(length),) * len(shape) if single else tuple(map(float, length))  # type: ignore[arg-type]
+        if not 1 <= len(shape) <= 3 or len(lengths) != len(shape):
+            raise ValueError(f"Expected one to three axes, each with a number of points and a "
+                             f"length (got shape {shape} and length {lengths}).")
+        if any(n < 1 for n in shape):
+            raise ValueError(f"Expected at least one point along each axis (got shape {shape}).")
+        if any(not (math.isfinite(x) and x > 0) for x in lengths):
+            raise ValueError(f"Expected positive, finite lengths (got {lengths}).")
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "length", lengths)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The dimensions of a state that belong to the grid."""
+        return tuple(range(-len(self.shape), 0))
+
+    @property
+    def num_nodes(self) -> int:
+        """How many points there are."""
+        return math.prod(self.shape)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """The distance of neighbouring points along each axis, a length."""
+        return tuple(x / n for x, n in zip(self.length, self.shape, strict=True))
+
+    @property
+    def points(self) -> Tensor:
+        """The coordinates in float64: (n,) in one dimension, else (\\*shape, axes); a length."""
+        axes = [torch.arange(n, dtype=torch.float64) * h
+                for n, h in zip(self.shape, self.spacing, strict=True)]
+        if len(axes) == 1:
+            return axes[0]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+    def wavenumbers(self, axis: int = 0) -> Any:
+        """The k of each Fourier mode along an axis, in the order of fftfreq; per length."""
+        n = self.shape[axis]
+        return 2 * np.pi / self.length[axis] * np.fft.fftfreq(n, 1 / n)
+
+    def derivative(self, order: int, axis: int = 0, *,
+                   discretization: str = "spectral") -> Circulant:
+        r"""The derivative :math:`\partial^p / \partial x^p` along an axis, as an operator.
+
+        Args:
+            order (int): The order p, at least 1.
+            axis (int): The axis of the grid. (default: :obj:`0`)
+            discretization (str): :obj:`"spectral"`, exact for every wave that the grid holds; the
+                highest of an even grid has no odd derivative. Or :obj:`"finite_difference"`,
+                central, of second order, up to p = 4. (default: :obj:`"spectral"`)
+
+        Raises:
+            ValueError: if the order or the discretisation is none of these, or the grid has fewer
+                points than the stencil.
+        """
+        _check_discretization(discretization)
+        self._check_axis(axis)
+        dim, n = axis % len(self.shape) - len(self.shape), self.shape[axis]
+        if discretization == "spectral":
+            if order < 1:
+                raise ValueError(f"Expected a derivative of order 1 or more (got {order}).")
+            symbol = (1j * self.wavenumbers(axis)) ** order
+            if order % 2 == 0:
+                symbol = symbol.real
+            elif n % 2 == 0:
+                symbol[n // 2] = 0.0
+            return Circulant.from_symbol(symbol, dim=dim)
+        if order not in DIFFERENCES:
+            raise ValueError(f"Expected a derivative of order 1 to {max(DIFFERENCES)} for finite "
+                             f'differences (got {order}); discretization="spectral" has any.')
+        stencil = np.array(DIFFERENCES[order]) / self.spacing[axis] ** order
+        return Circulant(stencil, dim=dim, size=n)
+
+    def edge_index(self, radius: int = 1) -> Tensor:
+        """The edges to each node from all others within radius along every axis, by target.
+
+        Shapes:
+            - **output:** (2, nodes * ((2 radius + 1)^axes - 1)), PyG's source and target
+        """
+        return self._edges(radius)[0]
+
+    def edge_offset(self, radius: int = 1) -> Tensor:
+        """How many points the source of each edge lies ahead of its target along each axis.
+
+        Shapes:
+            - **output:** (edges, axes), whole numbers, in the order of :meth:`edge_index`
+        """
+        return self._edges(radius)[1]
+
+    def to_data(self, u: Tensor, radius: int = 1) -> Data:
+        """A state as a PyG graph: its channels are node features, its stencil the edges.
+
+        Shapes:
+            - **u:** (\\*shape) or (channels, \\*shape)
+            - **output:** x of (nodes, channels), pos of (nodes, axes) and edge_attr of (edges,
+              axes), the vectors from target to source, a length
+        """
+        self.check(u)
+        if u.dim() > len(self.shape) + 1:
+            raise ValueError(f"Expected one state, (*shape) or (channels, *shape), for one graph "
+                             f"(got {tuple(u.shape)}); make a Batch of several.")
+        edge_index, offset = self._edges(radius)
+        step = torch.tensor(self.spacing, dtype=u.dtype)
+        points = self.points.reshape(self.num_nodes, -1).to(u.dtype)
+        data = Data(x=u.reshape(-1, self.num_nodes).t(), edge_index=edge_index,
+                    edge_attr=offset * step, pos=points)
+        return data.to(u.device)
+
+    def to_state(self, data: Data) -> Tensor:
+        """The state of a graph that :meth:`to_data` made, or the states of a Batch of such.
+
+        Shapes:
+            - **output:** (channels, \\*shape), for a Batch (graphs, channels, \\*shape)
+        """
+        x = data.x
+        if x is None or x.dim() != 2 or x.size(0) % self.num_nodes or x.size(0) == 0:
+            got = None if x is None else tuple(x.shape)
+            raise ValueError(f"Expected node features x of shape (graphs * {self.num_nodes}, "
+                             f"channels) (got {got}); the graph belongs to another grid.")
+        states: Tensor = x.view(-1, self.num_nodes, x.size(1)).transpose(1, 2)
+        states = states.reshape(*states.shape[:2], *self.shape)
+        return states if isinstance(data, Batch) else states[0]
+
+    def check(self, u: Tensor) -> None:
+        """Raises a ValueError where the last dimensions of a state are not the grid's."""
+        if tuple(u.shape[-len(self.shape):]) != self.shape:
+            raise ValueError(f"Expected a state whose last dimensions are those of the grid, "
+                             f"{self.shape} (got {tuple(u.shape)}).")
+
+    def _check_axis(self, axis: int) -> None:
+        if not -len(self.shape) <= axis < len(self.shape):
+            raise ValueError(f"Expected an axis from 0 to {len(self.shape) - 1} (got {axis}).")
+
+    def _edges(self, radius: int) -> tuple[Tensor, Tensor]:
+        if radius < 1 or any(n < 2 * radius + 1 for n in self.shape):
+            raise ValueError(f"Expected a radius of at least 1 and a grid of at least 2 radius + 1 "
+                             f"points along each axis (got radius {radius} and {self.shape}).")
+        reach = range(-radius, radius + 1)
+        offsets = torch.tensor([o for o in itertools.product(reach, repeat=len(self.shape))
+                                if any(o)])
+        nodes = torch.arange(self.num_nodes)
+        at = torch.stack(torch.unravel_index(nodes, self.shape), dim=-1)
+        source = (at.unsqueeze(1) + offsets).remainder(torch.tensor(self.shape))
+        stride = torch.tensor([math.prod(self.shape[a + 1:]) for a in range(len(self.shape))])
+        index = torch.stack([(source * stride).sum(dim=-1).view(-1),
+                             nodes.repeat_interleave(len(offsets))])
+        return index, offsets.repeat(self.num_nodes, 1)
+
+
+class Advection(torch.nn.Module):
+    r"""The term :math:`G(u) = -u\, u_x = -(u^2 / 2)_x` on a periodic grid of one dimension.
+
+    Spectral: the product is taken on half as many points again, so that no wave of it is mistaken
+    for a shorter one (Orszag 1971). By differences: the central one of :math:`u^2 / 2`.
+
+    Args:
+        grid (PeriodicGrid): The grid.
+        discretization (str): :obj:`"spectral"` or :obj:`"finite_difference"`.
+            (default: :obj:`"spectral"`)
+    """
+
+    def __init__(self, grid: PeriodicGrid, *, discretization: str = "spectral") -> None:
+        super().__init__()
+        _check_one_axis(grid)
+        self.grid, self.discretization = grid, discretization
+        self.derivative = grid.derivative(1, discretization=discretization)
+
+    def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
+        """The term; time does not enter.
+
+        Shapes:
+            - **u:** :math:`(*, n)`, and so the output
+        """
+        self.grid.check(u)
+        if self.discretization == "finite_difference":
+            return self.derivative.mv(-0.5 * u * u)
+        n = u.size(-1)
+        # The highest wave of an even grid is left out: its sign at k is not known.
+        modes = (n - 1) // 2 + 1
+        more = 3 * n // 2 + 1
+        fine = torch.fft.irfft(torch.fft.rfft(u)[..., :modes], more) * (more / n)
+        product = torch.fft.rfft(-0.5 * fine * fine)[..., :modes] * (n / more)
+        product = torch.fft.irfft(product, n)
+        return self.derivative.mv(product)
+
+
+class Equation(NamedTuple):
+    """An equation du/dt = G(t, u) + J u on a grid, as :func:`imex_odeint` takes it.
+
+    Attributes:
+        explicit (Module): The nonlinear term G.
+        implicit (LinearOperator): The linear, stiff term J.
+        initial (callable): ``initial(count, generator=None)`` draws states of (count, n) in
+            float64.
+    """
+
+    explicit: torch.nn.Module
+    implicit: LinearOperator
+    initial: Callable[..., Tensor]
+
+
+def kuramoto_sivashinsky(grid: PeriodicGrid, *, discretization: str = "spectral") -> Equation:
+    r"""The Kuramoto-Sivashinsky equation :math:`u_t = -u u_x - u_{xx} - u_{xxxx}`, periodic.
+
+    Chaotic for L = 22 (one positive exponent of about 0.05 per unit of time: a Lyapunov time of
+    about 22). Good values: n = 64, steps up to 0.2 of any scheme of this package; an explicit
+    scheme would need :math:`2.8 / k_{max}^4`. The mean of u is conserved.
+
+    Args:
+        grid (PeriodicGrid): The grid, of one dimension.
+        discretization (str): :obj:`"spectral"`, or :obj:`"finite_difference"`: the stencils (1, -2,
+            1) and (1, -4, 6, -4, 1) of the `"Semi-Implicit Neural Ordinary Differential Equations"
+            <https://arxiv.org/abs/2412.11301>`_ paper. (default: :obj:`"spectral"`)
+
+    Raises:
+        ValueError: if the grid has more than one dimension or fewer points than the stencil.
+        TypeError: if it is no periodic grid.
+    """
+    _check_one_axis(grid)
+    return Equation(Advection(grid, discretization=discretization),
+                    _combined(grid, {2: -1.0, 4: -1.0}, discretization),
+                    lambda count, generator=None: _few_waves(grid, count, generator))
+
+
+def viscous_burgers(grid: PeriodicGrid, viscosity: float, *,
+                    discretization: str = "spectral") -> Equation:
+    r"""The viscous Burgers equation :math:`u_t = -u u_x + \nu u_{xx}`, periodic.
+
+    Shocks are :math:`4 \nu / \Delta u` wide, and the grid must resolve them. Good values: L = 1,
+    :math:`\nu = 8 \cdot 10^{-4}`, n = 1024. Initial states are random with the energy spectrum
+    :math:`E(m) = \frac{2 m^4}{3 \sqrt{\pi} k_0^5} e^{-(m / k_0)^2}` of the modes m, :math:`k_0 =
+    10`, so that :math:`\frac{1}{2} \langle u^2 \rangle = \sum_m E(m) = 1/4`. From San and Maulik
+    (2018), `"Neural network closures for nonlinear model order reduction"
+    <https://arxiv.org/abs/1705.08532>`_.
+
+    Args:
+        grid (PeriodicGrid): The grid, of one dimension.
+        viscosity (float): The viscosity :math:`\nu`, an area per unit of time.
+        discretization (str): :obj:`"spectral"` or :obj:`"finite_difference"`.
+            (default: :obj:`"spectral"`)
+
+    Raises:
+        ValueError: if the viscosity is not positive, or the grid does not serve.
+        TypeError: if it is no periodic grid.
+    """
+    _check_one_axis(grid)
+    if not (math.isfinite(viscosity) and viscosity > 0):
+        raise ValueError(f"Expected a positive, finite viscosity (got {viscosity}).")
+    return Equation(Advection(grid, discretization=discretization),
+                    _combined(grid, {2: viscosity}, discretization),
+                    lambda count, generator=None: _turbulent(grid, count, generator))
+
+
+def _combined(grid: PeriodicGrid, factors: dict[int, float], discretization: str) -> Circulant:
+    """The sum of derivatives with factors, as one operator."""
+    _check_discretization(discretization)
+    if discretization == "spectral":
+        k = grid.wavenumbers()
+        return Circulant.from_symbol(sum(a * ((1j * k) ** p).real for p, a in factors.items()))
+    width = max(len(DIFFERENCES[p]) for p in factors)
+    stencil = np.zeros(width)
+    for p, a in factors.items():
+        inner = (width - len(DIFFERENCES[p])) // 2
+        stencil[inner : width - inner] += a * np.array(DIFFERENCES[p]) / grid.spacing[0] ** p
+    return Circulant(stencil, size=grid.shape[0])
+
+
+def _few_waves(grid: PeriodicGrid, count: int, generator: torch.Generator | None) -> Tensor:
+    """Random sums of the waves that are longer than 5, the fastest growing being 2 pi sqrt 2."""
+    modes = max(1, math.ceil(grid.length[0] / 5.0))
+    amplitude = torch.full((modes,), 1.0, dtype=torch.float64)
+    return _random_phases(grid, amplitude, count, generator)
+
+
+def _turbulent(grid: PeriodicGrid, count: int, generator: torch.Generator | None,
+               k0: float = 10.0) -> Tensor:
+    m = torch.arange(1, (grid.shape[0] - 1) // 2 + 1, dtype=torch.float64)
+    energy = 2 * m**4 / (3 * math.sqrt(math.pi) * k0**5) * torch.exp(-((m / k0) ** 2))
+    return _random_phases(grid, 2 * energy.sqrt(), count, generator)
+
+
+def _random_phases(grid: PeriodicGrid, amplitude: Tensor, count: int,
+                   generator: torch.Generator | None) -> Tensor:
+    """Sums of waves cos(2 pi m x / L + phase) of given amplitudes, m = 1, 2, ..."""
+    n = grid.shape[0]
+    amplitude = amplitude[: (n - 1) // 2]
+    phase = 2 * math.pi * torch.rand(count, len(amplitude), dtype=torch.float64,
+                                     generator=generator)
+    modes = torch.zeros(count, n // 2 + 1, dtype=torch.complex128)
+    modes[:, 1 : len(amplitude) + 1] = torch.polar(amplitude.expand_as(phase), phase) * (n / 2)
+    u: Tensor = torch.fft.irfft(modes, n)
+    return u
+
+
+def _check_discretization(discretization: str) -> None:
+    if discretization not in DISCRETIZATIONS:
+        raise ValueError(f"Expected discretization to be one of {', '.join(DISCRETIZATIONS)} (got "
+                         f"{discretization!r}).")
+
+
+def _check_one_axis(grid: Any) -> None:
+    if not isinstance(grid, PeriodicGrid):
+        raise TypeError(f"Expected a PeriodicGrid (got {type(grid).__name__}): the equations here "
+                        "are periodic; operators.Banded holds stencils with ends.")
+    if len(grid.shape) != 1:
+        raise ValueError(f"Expected a grid of one dimension (got shape {grid.shape}).")
