@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyg_sinode.operators import (
+    Banded,
     Circulant,
     Dense,
     Diagonal,
@@ -82,6 +84,16 @@ def symmetric_graph(half: Tensor, dim: int = -2) -> Graph:
 def symmetric_dense(half: Tensor) -> Dense:
     """A dense matrix that is symmetric to the last bit."""
     return Dense(half + half.t())
+
+
+def banded(diagonals: Tensor, dim: int = -1) -> Banded:
+    """A banded matrix that reaches further above the diagonal than below it."""
+    return Banded(diagonals, (0, 2, -1), dim=dim)
+
+
+def symmetric_banded(main: Tensor, half: Tensor) -> Banded:
+    """A banded matrix whose two outer diagonals share their entries."""
+    return Banded(torch.stack([F.pad(half, (1, 0)), main, F.pad(half, (0, 1))]), (-1, 0, 1))
 
 
 def upwind(u: Tensor, speed: Tensor, decay: Tensor) -> Tensor:
@@ -171,6 +183,17 @@ OPERATORS: dict[str, Case] = {
     ),
     "scaled_dense_plus_identity": Case(
         lambda s, m: s * (ScaledIdentity(-0.3) + Dense(m)), [-decays(), numbers(5, 5)], (2, 5)
+    ),
+    "banded": Case(banded, [numbers(3, 5)], (2, 5)),
+    "banded_on_rows": Case(partial(banded, dim=-2), [numbers(3, 5)], (5, 3)),
+    "banded_without_a_main_diagonal": Case(
+        lambda d: Banded(d, (-2, 1), dim=-2), [numbers(2, 5)], (2, 5, 3)
+    ),
+    "banded_symmetric": Case(symmetric_banded, [decays(5), numbers(4)], (2, 5)),
+    "transposed_banded": Case(lambda d: banded(d, dim=-2).T, [numbers(3, 5)], (5, 3)),
+    "scaled_banded": Case(lambda s, d: Scaled(banded(d), s), [decays(), numbers(3, 5)], (2, 5)),
+    "banded_plus_identity": Case(
+        lambda d, a: banded(d) + ScaledIdentity(a), [numbers(3, 5), decays()], (3, 5)
     ),
     "stencil": Case(Circulant, [numbers(5)], (2, 6)),
     "stencil_on_rows_of_odd_number": Case(partial(Circulant, dim=-2), [numbers(3)], (7, 3)),

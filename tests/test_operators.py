@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from pyg_sinode.operators import (
+    Banded,
     Dense,
     Diagonal,
     Graph,
@@ -271,8 +272,9 @@ def test_symmetry_is_said_exactly_where_it_is(name):
 
 def test_some_operators_are_symmetric_and_some_are_not():
     found = {name for name, case in OPERATORS.items() if case.operator().symmetric()}
-    assert {"identity", "diagonal", "dense_symmetric", "graph_symmetric", "laplacian"} <= found
-    assert not {"dense", "graph", "function", "graph_plus_dense"} & found
+    assert {"identity", "diagonal", "dense_symmetric", "banded_symmetric", "graph_symmetric",
+            "laplacian"} <= found
+    assert not {"dense", "banded", "graph", "function", "graph_plus_dense"} & found
 
 
 @every_case
@@ -286,8 +288,9 @@ def test_no_eigenvalue_of_a_symmetric_operator_exceeds_the_bound(case):
         assert not Shifted(J, 1e-9).positive_definite()
 
 
-@pytest.mark.parametrize("name", ["identity", "diagonal", "dense_symmetric", "graph_symmetric",
-                                  "laplacian", "diagonal_plus_identity"])  # fmt: skip
+@pytest.mark.parametrize("name", ["identity", "diagonal", "dense_symmetric", "banded_symmetric",
+                                  "graph_symmetric", "laplacian",
+                                  "diagonal_plus_identity"])  # fmt: skip
 def test_bounds_are_finite_where_gershgorin_gives_one(name):
     bound = OPERATORS[name].operator().largest_eigenvalue()
     assert math.isfinite(bound)
@@ -340,6 +343,7 @@ REPRESENTATIONS = {
     "identity": "ScaledIdentity(())",
     "diagonal_of_rows": "Diagonal((6, 1))",
     "dense": "Dense((5, 5))",
+    "banded": "Banded((3, 5))",
     "graph": "Graph((9,))",
     "function": "MatrixFree((5,), ())",
     "transposed_graph": "TransposedGraph((9,))",
@@ -597,6 +601,9 @@ def test_an_operator_without_nodes_acts_on_a_state_without_nodes():
         (Diagonal(torch.zeros(0, 1)), (0, 3)),
         (Dense(torch.zeros(0, 0)), (3, 0)),
         (Dense(torch.zeros(0, 0), dim=-2), (0, 3)),
+        (Banded(torch.zeros(1, 0), (0,)), (3, 0)),
+        (Banded(torch.zeros(1, 0), (0,), dim=-2).T, (0, 3)),
+        (Banded(torch.zeros(3, 4), (0, 1, -2)), (0, 4)),
         (MatrixFree(lambda u: -u), (0, 3)),
     ):
         u = torch.zeros(shape)
@@ -621,6 +628,7 @@ MAKERS = {
     "identity": lambda t: ScaledIdentity(t[0, 0]),
     "diagonal": Diagonal,
     "dense": Dense,
+    "banded": lambda t: Banded(t, (-1, 0, 1)),
     "graph": lambda t: Graph(EDGES[:, :3], t[0]),
     "function": lambda t: MatrixFree(torch.mul, t),
     "scaled": lambda t: ScaledIdentity(1.0) * t[0, 0],
@@ -634,7 +642,8 @@ def test_complex_and_integer_tensors_are_refused(make, tensor):
         make(tensor)
 
 
-@pytest.mark.parametrize("make", [Diagonal, Dense, lambda x: MatrixFree(torch.mul, x)])
+@pytest.mark.parametrize("make", [Diagonal, Dense, lambda x: Banded(x, (0,)),
+                                  lambda x: MatrixFree(torch.mul, x)])  # fmt: skip
 def test_what_is_not_a_tensor_is_refused(make):
     with pytest.raises(TypeError, match=r"as a tensor \(got list\); wrap it with torch.as_tensor"):
         make([[1.0]])
@@ -672,7 +681,7 @@ def test_tensors_that_are_not_finite_are_refused(case, value):
                 operator.check(case.state())
 
 
-SIZED = [name for name in OPERATORS if name.startswith(("dense", "graph", "transposed"))]
+SIZED = [name for name in OPERATORS if name.startswith(("dense", "banded", "graph", "transposed"))]
 
 
 @pytest.mark.parametrize("name", SIZED)
@@ -708,6 +717,7 @@ def test_a_dense_matrix_that_is_not_square_is_refused(shape):
 def test_dimensions_counted_from_the_front_are_refused(dim):
     for make in (
         lambda: Dense(torch.eye(3), dim=dim),
+        lambda: Banded(torch.ones(1, 3), (0,), dim=dim),
         lambda: Graph(EDGES, dim=dim),
         lambda: MatrixFree(lambda u: u, dim=dim),
         lambda: MatrixFree(lambda u: u, dim=(-1, dim)),

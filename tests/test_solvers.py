@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyg_sinode.operators import (
+    Banded,
     Dense,
     Diagonal,
     Graph,
@@ -115,6 +116,8 @@ SYSTEMS = {
     "dense": Case(lambda t: Shifted(Dense(randn(9, 9, dtype=t, seed=6)), 0.2), (3, 9)),
     "dense, definite": Case(lambda t: Dense(spd(9, t)), (2, 3, 9), True),
     "dense along -2": Case(lambda t: Dense(spd(6, t) + 1.5, dim=-2), (2, 6, 3)),
+    "banded": Case(
+        lambda t: Shifted(Banded(randn(3, 9, dtype=t, seed=15), (1, 0, -2)), 0.2), (3, 9)),
     "pointwise": Case(
         lambda t: Diagonal(randn(4, 5, dtype=t, seed=7).abs() + 0.5), (3, 4, 5), True),
     "two dimensions": Case(lambda t: wave(t), (2, 5, 6), True, one_matrix=False),
@@ -927,6 +930,7 @@ def test_jacobi_refuses_an_unknown_diagonal_and_one_with_zeros():
     (ScaledIdentity(-1.0), 1.0, Direct()),
     (Diagonal(torch.ones(3)), 1.0, Direct()),
     (Dense(torch.eye(3)) + ScaledIdentity(-1.0), 1.0, Direct()),
+    (Banded(torch.ones(2, 3), (0, 1)) * 2.0 + ScaledIdentity(-1.0), 1.0, Direct()),
     (Graph(*normalised(N), N, largest=1.0) + ScaledIdentity(-1.0), 100.0, CG()),
     (Graph(*normalised(N), N, largest=1.0), 0.5, CG()),
     (Graph(*normalised(N), N, largest=1.0), 1.5, GMRES()),

@@ -1,5 +1,6 @@
 """Which linear maps J can be integrated implicitly, and what does each know about itself?"""
 
+from .banded import Banded
 from .base import LinearOperator, Scaled, Shifted, Sum, Transposed
 from .circulant import Circulant
 from .dense import Dense
@@ -9,6 +10,6 @@ from .pointwise import Diagonal, ScaledIdentity
 from .results import LinearSolveError, Solution
 
 __all__ = [
-    "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator", "LinearSolveError", "MatrixFree",
-    "Scaled", "ScaledIdentity", "Shifted", "Solution", "Sum", "Transposed",
+    "Banded", "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator", "LinearSolveError",
+    "MatrixFree", "Scaled", "ScaledIdentity", "Shifted", "Solution", "Sum", "Transposed",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -91,12 +92,7 @@ class DenseInverse(LinearOperator):
     def of(cls, matrix: Tensor, dim: int) -> DenseInverse:
         """Factorises; a matrix that is singular to rounding is a LinearSolveError."""
         lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-        condition = _condition(matrix, lu, pivots)
-        if not condition * torch.finfo(lu.dtype).eps < 0.03:
-            raise LinearSolveError(
-                f"I - cJ is singular to rounding: its condition is {condition:.1e} or more. Change "
-                "the step size, keep the eigenvalues of J away from 1/c, or use float64.",
-                residual=math.inf)
+        check_condition(lambda b: torch.linalg.lu_solve(lu, pivots, b), matrix.abs().sum(dim=1))
         return cls(lu, pivots, dim)
 
     def mv(self, u: Tensor) -> Tensor:
@@ -109,18 +105,29 @@ class DenseInverse(LinearOperator):
         return DenseInverse(self.lu, self.pivots, self.dims[0], not self.transposed)
 
 
-def _condition(matrix: Tensor, lu: Tensor, pivots: Tensor) -> float:
-    """An estimate of the condition with the rows scaled alike, from solves on random vectors.
+def check_condition(solve: Callable[[Tensor], Tensor], row_sums: Tensor) -> None:
+    """Raises a LinearSolveError where solves on random vectors show a matrix to be singular.
 
-    The rows of a stiff matrix differ in size by any factor, and so do the pivots of its LU. The
-    pivots of a singular one need not be small: they stay as large as rounding makes them.
+    They estimate the condition with the rows scaled alike: the rows of a stiff matrix differ in
+    size by any factor, and so do the pivots of its LU. The pivots of a singular one need not be
+    small: they stay as large as rounding makes them.
+
+    Args:
+        solve (callable): From right-hand sides, as columns, to the solutions.
+        row_sums (Tensor): The sums of the magnitudes in each row of the matrix.
     """
-    if matrix.numel() == 0:
-        return 1.0
+    if row_sums.numel() == 0:
+        return
     generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(matrix.size(0), 4, dtype=matrix.dtype, generator=generator)
-    scaled = matrix.abs().sum(dim=1, keepdim=True) * probes.to(matrix.device)
-    return float(torch.linalg.lu_solve(lu, pivots, scaled).abs().max())
+    probes = torch.randn(row_sums.numel(), 4, dtype=row_sums.dtype, generator=generator)
+    scaled = row_sums.unsqueeze(1) * probes.to(row_sums.device)
+    # A pivot of zero gives NaN.
+    condition = float(solve(scaled).abs().nan_to_num(math.inf, math.inf).max())
+    if not condition * torch.finfo(row_sums.dtype).eps < 0.03:
+        raise LinearSolveError(
+            f"I - cJ is singular to rounding: its condition is {condition:.1e} or more. Change "
+            "the step size, keep the eigenvalues of J away from 1/c, or use float64.",
+            residual=math.inf)
 
 
 def multiply(matrix: Tensor, u: Tensor, dim: int) -> Tensor:

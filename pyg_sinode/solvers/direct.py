@@ -23,11 +23,11 @@ from .base import ClosedInverse, Inverse
 class Direct:
     r"""Inverts by a closed form or a factorisation, made once and shared with the transpose.
 
-    The closed form of the operator (a division, a dense LU) is taken where it has one. Otherwise
-    its entries are factorised at the first solve: by a dense LU where the matrix has at most 64
-    rows or at least a tenth of its entries are stored, else by the sparse LU of SciPy (SuperLU), on
-    the CPU only. The fill-in of a sparse LU on a graph may be large; compare with :class:`CG` and
-    :class:`GMRES`.
+    The closed form of the operator (a division, a dense or banded LU) is taken where it has one.
+    Otherwise its entries are factorised at the first solve: by a dense LU where the matrix has at
+    most 64 rows or at least a tenth of its entries are stored, else by the sparse LU of SciPy
+    (SuperLU), on the CPU only. The fill-in of a sparse LU on a graph may be large; compare with
+    :class:`CG` and :class:`GMRES`.
 
     Args:
         dense (bool, optional): True factorises the entries by a dense LU and False by a sparse one,
