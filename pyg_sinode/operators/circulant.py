@@ -115,7 +115,7 @@ class Circulant(LinearOperator):
         return {**super().__getstate__(), "_kept": {}}
 
     def mv(self, u: Tensor) -> Tensor:
-        return multiply(u, self._symbol(u), self.dims)
+        return multiply(u, self.symbol(u), self.dims)
 
     def transpose(self) -> Circulant:
         other = self.with_tensors(self.tensors)
@@ -187,7 +187,7 @@ class Circulant(LinearOperator):
         full = self._fixed if self.width is None else self._stencil_symbol(sizes)
         return torch.tensor(full[..., : sizes[-1] // 2 + 1])
 
-    def _symbol(self, u: Tensor) -> Tensor:
+    def symbol(self, u: Tensor) -> Tensor:
         """The symbol, shaped to multiply the transform of u."""
         sizes = tuple(u.shape[d] for d in self.dims)
         if self._fixed is None:
@@ -230,7 +230,7 @@ class Circulant(LinearOperator):
         """The coefficients of the offsets 0, 1, ..., -1: what the operator makes of a unit."""
         sizes = [u.shape[d] for d in self.dims]
         with torch.no_grad():
-            symbol = self._symbol(u).squeeze().reshape([*sizes[:-1], sizes[-1] // 2 + 1])
+            symbol = self.symbol(u).squeeze().reshape([*sizes[:-1], sizes[-1] // 2 + 1])
             kernel: Tensor = torch.fft.irfftn(symbol.conj(), s=sizes)
         return kernel
 

@@ -1,0 +1,246 @@
+"""Where do trajectories of the grid equations come from: data sets that make themselves?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, Dataset
+from tqdm import tqdm
+
+from .grid import Equation, PeriodicGrid, kuramoto_sivashinsky, resample, viscous_burgers
+from .odeint import imex_odeint
+
+
+class KuramotoSivashinsky(Dataset):
+    r"""Trajectories on the attractor of the Kuramoto-Sivashinsky equation, L = 22.
+
+    They are integrated by Fourier's method and the scheme ark436l2sa with a step of 0.025, from
+    random states, and saved every 0.2 after 100 units of time. The splits are stretches of time of
+    the same trajectories, with gaps between them of 5 % of the duration: the first 70 % are for
+    training, 75 to 80 % for validation and the last 15 % for testing.
+
+    An item is one step: node features :obj:`x` and what becomes of them, :obj:`y`, as a
+    :class:`~torch_geometric.data.Data` of the grid; :attr:`states` holds all of it as one tensor.
+
+    Args:
+        root (str): Folder of the cache, which is made at the first use.
+        split (str): :obj:`"train"`, :obj:`"val"` or :obj:`"test"`. (default: :obj:`"train"`)
+        num_points (int): Number of grid points. (default: :obj:`64`)
+        trajectories (int): Number of trajectories. (default: :obj:`32`)
+        duration (float): Length of each in time, about 23 of its units to a Lyapunov time.
+            (default: :obj:`500.0`)
+        seed (int): Seed of the initial states. (default: :obj:`0`)
+        transform (callable, optional): Applied to each item. (default: :obj:`None`)
+
+    Shapes:
+        - **states:** :math:`(trajectories, times, n)`, float64
+    """
+
+    step = 0.2  # between saved states, in units of time
+
+    def __init__(self, root: str, split: str = "train", *, num_points: int = 64,
+                 trajectories: int = 32, duration: float = 500.0, seed: int = 0,
+                 transform: Callable[[Data], Data] | None = None) -> None:
+        _check_choice(split, ("train", "val", "test"))
+        _check_counts(num_points=num_points, trajectories=trajectories)
+        if not duration >= 40 * self.step:
+            raise ValueError(f"Expected a duration of at least {40 * self.step} for three splits "
+                             f"and their gaps (got {duration}).")
+        self.grid = PeriodicGrid(num_points, 22.0)
+        self.equation = kuramoto_sivashinsky(self.grid)
+        self.key = {"points": num_points, "trajectories": trajectories, "duration": duration,
+                    "seed": seed, "version": 1}
+        super().__init__(root, transform)
+        states = _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
+        bounds = {"train": (0.0, 0.7), "val": (0.75, 0.8), "test": (0.85, 1.0)}[split]
+        first, last = (round(b * (states.size(1) - 1)) for b in bounds)
+        self.states = states[:, first : last + 1]
+        self.times = self.step * torch.arange(first, last + 1, dtype=torch.float64)
+
+    @property
+    def processed_file_names(self) -> str:
+        """The file of the cache."""
+        return _file_name("kuramoto_sivashinsky", self.key)
+
+    def process(self) -> None:
+        """Makes the data where there is no cache."""
+        _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
+
+    def _make(self) -> Tensor:
+        generator = torch.Generator().manual_seed(int(self.key["seed"]))
+        # The same initial states on every grid: those that the coarsest one can hold.
+        u = kuramoto_sivashinsky(PeriodicGrid(32, 22.0)).initial(
+            int(self.key["trajectories"]), generator)
+        u = resample(u, self.grid.shape[0])
+        transient, saved = 100.0, round(self.key["duration"] / self.step)
+        count = round(transient / self.step) + saved
+        states = march(self.equation, u, self.step, count, lambda u: 0.025, "Kuramoto-Sivashinsky")
+        return states[:, -saved - 1 :].clone()
+
+    def len(self) -> int:
+        """The number of steps."""
+        return self.states.size(0) * (self.states.size(1) - 1)
+
+    def get(self, idx: int) -> Data:
+        """One step as a graph."""
+        return _step_as_data(self.grid, self.states, idx)
+
+
+class BurgersTurbulence(Dataset):
+    r"""Decaying turbulence of the viscous Burgers equation, L = 1, :math:`\nu = 8 \cdot 10^{-4}`.
+
+    Random initial states (see :func:`~pyg_sinode.grid.viscous_burgers`) are integrated to t = 5 by
+    Fourier's method and the scheme ark436l2sa on 1024 points or more, with steps in which no state
+    moves more than 1.2 points, and saved every 0.1. The first 80 of 100 trajectories are for
+    training, the others for testing.
+
+    An item is one step: node features :obj:`x` and what becomes of them, :obj:`y`, as a
+    :class:`~torch_geometric.data.Data` of the grid; :attr:`states` holds all of it as one tensor.
+
+    Args:
+        root (str): Folder of the cache, which is made at the first use.
+        split (str): :obj:`"train"` or :obj:`"test"`. (default: :obj:`"train"`)
+        num_points (int): Number of grid points. (default: :obj:`512`)
+        trajectories (int): Number of trajectories, four fifths of them for training.
+            (default: :obj:`100`)
+        duration (float): Length of each in time. (default: :obj:`5.0`)
+        seed (int): Seed of the initial states. (default: :obj:`0`)
+        transform (callable, optional): Applied to each item. (default: :obj:`None`)
+
+    Shapes:
+        - **states:** :math:`(trajectories, times, n)`, float64
+    """
+
+    step = 0.1  # between saved states, in units of time
+    viscosity = 8e-4
+
+    def __init__(self, root: str, split: str = "train", *, num_points: int = 512,
+                 trajectories: int = 100, duration: float = 5.0, seed: int = 0,
+                 transform: Callable[[Data], Data] | None = None) -> None:
+        _check_choice(split, ("train", "test"))
+        _check_counts(num_points=num_points, trajectories=trajectories)
+        if trajectories < 5 or not duration >= self.step:
+            raise ValueError(f"Expected at least 5 trajectories and a duration of at least "
+                             f"{self.step} (got {trajectories} and {duration}).")
+        self.grid = PeriodicGrid(num_points, 1.0)
+        self.equation = viscous_burgers(self.grid, self.viscosity)
+        self.key = {"points": num_points, "trajectories": trajectories, "duration": duration,
+                    "seed": seed, "version": 1}
+        super().__init__(root, transform)
+        states = _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
+        train = trajectories * 4 // 5
+        self.states = states[:train] if split == "train" else states[train:]
+        self.times = self.step * torch.arange(states.size(1), dtype=torch.float64)
+
+    @property
+    def processed_file_names(self) -> str:
+        """The file of the cache."""
+        return _file_name("burgers_turbulence", self.key)
+
+    def process(self) -> None:
+        """Makes the data where there is no cache."""
+        _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
+
+    def _make(self) -> Tensor:
+        fine = PeriodicGrid(max(1024, self.grid.shape[0]), 1.0)
+        equation = viscous_burgers(fine, self.viscosity)
+        generator = torch.Generator().manual_seed(int(self.key["seed"]))
+        # The same initial states on every grid: the spectrum is empty beyond the waves of this one.
+        u = viscous_burgers(PeriodicGrid(64, 1.0), self.viscosity).initial(
+            int(self.key["trajectories"]), generator)
+
+        def moved(u: Tensor) -> float:
+            return min(0.01, 1.2 * fine.spacing[0] / float(u.abs().max()))
+
+        states = march(equation, resample(u, fine.shape[0]), self.step,
+                       round(self.key["duration"] / self.step), moved, "Burgers")
+        return resample(states, self.grid.shape[0])
+
+    def len(self) -> int:
+        """The number of steps."""
+        return self.states.size(0) * (self.states.size(1) - 1)
+
+    def get(self, idx: int) -> Data:
+        """One step as a graph."""
+        return _step_as_data(self.grid, self.states, idx)
+
+
+@torch.no_grad()
+def march(equation: Equation, u: Tensor, interval: float, count: int,
+          step_size: Callable[[Tensor], float], name: str) -> Tensor:
+    """The states at 0, interval, ..., count * interval, with a step size chosen at each of them.
+
+    Shapes:
+        - **u:** (trajectories, n)
+        - **output:** (trajectories, count + 1, n)
+    """
+    states = u.new_empty(u.size(0), count + 1, u.size(1))
+    states[:, 0] = u
+    t = torch.tensor([0.0, interval], dtype=torch.float64)
+    for i in tqdm(range(count), desc=name, leave=False, disable=None):
+        u = imex_odeint(equation.explicit, equation.implicit, u, t, method="ark436l2sa",
+                        step_size=step_size(u))[-1]
+        states[:, i + 1] = u
+    return states
+
+
+def _load_or_make(path: Path, key: dict[str, Any], make: Callable[[], Tensor]) -> Tensor:
+    """The states of a cache that is whole and belongs to the key, else made anew and kept."""
+    if path.exists():
+        try:
+            return _load(path, key)
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            print(f"{path} is damaged and is made again: {error}", file=sys.stderr)
+    states = make()
+    # Beside it, then renamed: a run that is killed meanwhile leaves no half a file of that name.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"states": states, "key": key, "sha256": _checksum(states)}, temporary)
+    os.replace(temporary, path)
+    return states
+
+
+def _load(path: Path, key: dict[str, Any]) -> Tensor:
+    content = torch.load(path, weights_only=True)
+    states: Tensor = content["states"] if isinstance(content, dict) else torch.empty(0)
+    if content.get("key") != key or content.get("sha256") != _checksum(states):
+        raise ValueError("its contents do not fit its checksum")
+    return states
+
+
+def _checksum(states: Tensor) -> str:
+    return hashlib.sha256(states.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _file_name(name: str, key: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return f"{name}-{key['points']}-{digest[:12]}.pt"
+
+
+def _step_as_data(grid: PeriodicGrid, states: Tensor, idx: int) -> Data:
+    trajectory, time = divmod(idx, states.size(1) - 1)
+    data = grid.to_data(states[trajectory, time])
+    data.y = states[trajectory, time + 1].reshape(-1, 1)
+    return data
+
+
+def _check_choice(split: str, choices: tuple[str, ...]) -> None:
+    if split not in choices:
+        raise ValueError(f"Expected split to be one of {', '.join(choices)} (got {split!r}).")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        least = 32 if name == "num_points" else 1
+        if value < least or not math.isfinite(value):
+            raise ValueError(f"Expected {name} of at least {least} (got {value}).")
