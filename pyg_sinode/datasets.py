@@ -26,8 +26,8 @@ class KuramotoSivashinsky(Dataset):
 
     They are integrated by Fourier's method and the scheme ark436l2sa with a step of 0.025, from
     random states, and saved every 0.2 after 100 units of time. The splits are stretches of time of
-    the same trajectories, with gaps between them of 5 % of the duration: the first 70 % are for
-    training, 75 to 80 % for validation and the last 15 % for testing.
+    the same trajectories, with gaps between them of 5 % of the duration: the first 60 % are for
+    training, 65 to 70 % for validation and the last 25 % for testing.
 
     An item is one step: node features :obj:`x` and what becomes of them, :obj:`y`, as a
     :class:`~torch_geometric.data.Data` of the grid; :attr:`states` holds all of it as one tensor.
@@ -62,7 +62,7 @@ class KuramotoSivashinsky(Dataset):
                     "seed": seed, "version": 1}
         super().__init__(root, transform)
         states = _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
-        bounds = {"train": (0.0, 0.7), "val": (0.75, 0.8), "test": (0.85, 1.0)}[split]
+        bounds = {"train": (0.0, 0.6), "val": (0.65, 0.7), "test": (0.75, 1.0)}[split]
         first, last = (round(b * (states.size(1) - 1)) for b in bounds)
         self.states = states[:, first : last + 1]
         self.times = self.step * torch.arange(first, last + 1, dtype=torch.float64)
