@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,12 +52,12 @@ class KuramotoSivashinsky(Dataset):
                  transform: Callable[[Data], Data] | None = None) -> None:
         _check_choice(split, ("train", "val", "test"))
         _check_counts(num_points=num_points, trajectories=trajectories)
-        if not duration >= 40 * self.step:
-            raise ValueError(f"Expected a duration of at least {40 * self.step} for three splits "
-                             f"and their gaps (got {duration}).")
+        if not 40 * self.step <= duration < math.inf:
+            raise ValueError(f"Expected a finite duration of at least {40 * self.step} for three "
+                             f"splits and their gaps (got {duration}).")
         self.grid = PeriodicGrid(num_points, 22.0)
         self.equation = kuramoto_sivashinsky(self.grid)
-        self.key = {"points": num_points, "trajectories": trajectories, "duration": duration,
+        self.key = {"points": num_points, "trajectories": trajectories, "duration": float(duration),
                     "seed": seed, "version": 1}
         super().__init__(root, transform)
         states = _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
@@ -129,12 +128,12 @@ class BurgersTurbulence(Dataset):
                  transform: Callable[[Data], Data] | None = None) -> None:
         _check_choice(split, ("train", "test"))
         _check_counts(num_points=num_points, trajectories=trajectories)
-        if trajectories < 5 or not duration >= self.step:
-            raise ValueError(f"Expected at least 5 trajectories and a duration of at least "
+        if trajectories < 5 or not self.step <= duration < math.inf:
+            raise ValueError(f"Expected at least 5 trajectories and a finite duration of at least "
                              f"{self.step} (got {trajectories} and {duration}).")
         self.grid = PeriodicGrid(num_points, 1.0)
         self.equation = viscous_burgers(self.grid, self.viscosity)
-        self.key = {"points": num_points, "trajectories": trajectories, "duration": duration,
+        self.key = {"points": num_points, "trajectories": trajectories, "duration": float(duration),
                     "seed": seed, "version": 1}
         super().__init__(root, transform)
         states = _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
@@ -199,7 +198,7 @@ def _load_or_make(path: Path, key: dict[str, Any], make: Callable[[], Tensor]) -
     if path.exists():
         try:
             return _load(path, key)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # of almost any type, depending on which byte is wrong
             print(f"{path} is damaged and is made again: {error}", file=sys.stderr)
     states = make()
     # Beside it, then renamed: a run that is killed meanwhile leaves no half a file of that name.
@@ -242,5 +241,7 @@ def _check_choice(split: str, choices: tuple[str, ...]) -> None:
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         least = 32 if name == "num_points" else 1
-        if value < least or not math.isfinite(value):
+        if not isinstance(value, int):
+            raise TypeError(f"Expected {name} as an int (got {type(value).__name__}).")
+        if value < least:
             raise ValueError(f"Expected {name} of at least {least} (got {value}).")
