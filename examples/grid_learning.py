@@ -49,56 +49,73 @@ class GridMLP(nn.Module):
 
 
 class GridFlux(MessagePassing):
-    r"""G(u) as differences of a learned flux, :math:`G_i = (F_{i - 1/2} - F_{i + 1/2}) / h`.
+    r"""G(u) by a learned flux between neighbouring nodes, :math:`v_i \mathrel{+}= F_{i - 1/2} -
+    F_{i + 1/2}`, once or in several rounds from v = u, and :math:`G = (v - u) / s`.
 
     The flux between nodes i and i + 1 is made of the values z at the nodes i - r + 1 to i + r, by
-    learned coefficients: a linear part, a bilinear one of products of neighbours, and a perceptron.
-    It conserves the mean, commutes with translations, and with the same weights runs on any grid.
+    learned coefficients: a linear part and a bilinear one of products of neighbours; and, where
+    :obj:`hidden` is not 0, a perceptron with a second output that gates diffusion between the two
+    nodes. It conserves the mean, commutes with translations, and with the same weights runs on any
+    grid. Several rounds carry values further than the stencil reaches.
 
     Args:
         grid (PeriodicGrid): The grid, of one dimension.
         radius (int): The r: how many nodes the flux sees on each side.
         hidden (int): Width of the perceptron; 0 for none.
+        rounds (int): How often the message passing is repeated.
+        scale (float, optional): The s, of the dimension of a time step; None: the distance of the
+            nodes, for a flux that does not depend on the grid.
+        stride (int): How many nodes of the grid there are from one neighbour to the next.
     """
 
-    def __init__(self, grid: PeriodicGrid, radius: int = 3, hidden: int = 0) -> None:
-        super().__init__(aggr="add", node_dim=-1)
-        self.radius, self.spacing = radius, grid.spacing[0]
-        edge_index, offset = grid.edge_index(radius), grid.edge_offset(radius)[:, 0]
-        seen = offset > -radius
-        # Sorted by target, each with the same neighbours in the order of their offsets.
-        self.register_buffer("edges", edge_index[:, seen], persistent=False)
-        self.register_buffer("left", edge_index[0, offset == -1], persistent=False)
+    def __init__(self, grid: PeriodicGrid, radius: int = 3, hidden: int = 0, *, rounds: int = 1,
+                 scale: float | None = None, stride: int = 1) -> None:
+        super().__init__(node_dim=0)
+        self.radius, self.hidden, self.rounds, self.given = radius, hidden, rounds, scale
+        self.scale = grid.spacing[0] * stride if scale is None else scale
+        edge_index, offset = grid.edge_index(radius * stride), grid.edge_offset(radius * stride)
+        loops = torch.arange(grid.num_nodes).repeat(2, 1)
+        # Sorted by their offset, so that the messages of one are a row for all nodes.
+        rows = [loops if o == 0 else edge_index[:, offset[:, 0] == o * stride]
+                for o in range(1 - radius, radius + 1)]
+        self.register_buffer("edges", torch.cat(rows, dim=1), persistent=False)
+        self.register_buffer("left", edge_index[0, offset[:, 0] == -stride], persistent=False)
         size = 2 * radius
-        self.linear = nn.Parameter(torch.randn(size) * 0.1 / size)
-        self.bilinear = nn.Parameter(torch.randn(size, size) * 0.1 / size)
-        self.mlp = None
+        self.linear = nn.Parameter(torch.randn(size) * 0.05 / size)
+        self.bilinear = nn.Parameter(torch.randn(size, size) * 0.05 / size)
         if hidden:
-            self.mlp = nn.Sequential(nn.Linear(size, hidden), nn.Tanh(),
-                                     nn.Linear(hidden, 1, bias=False))
+            self.lin1, self.lin2 = nn.Linear(size, hidden), nn.Linear(hidden, 2)
+            with torch.no_grad():
+                self.lin2.weight.mul_(0.1)
+                self.lin2.bias.copy_(torch.tensor([0.0, -1.0]))
 
-    def on(self, grid: PeriodicGrid) -> GridFlux:
+    def on(self, grid: PeriodicGrid, stride: int = 1) -> GridFlux:
         """The same term on another grid."""
-        hidden = 0 if self.mlp is None else self.mlp[0].out_features
-        other = GridFlux(grid, self.radius, hidden).to(self.linear)
+        other = GridFlux(grid, self.radius, self.hidden, rounds=self.rounds, scale=self.given,
+                         stride=stride).to(self.linear)
         other.load_state_dict(self.state_dict())
         return other
 
     def forward(self, t: Tensor, u: Tensor) -> Tensor:
-        # propagate_type: (u: Tensor)
-        neighbours = self.propagate(self.edges, u=u)
-        z = torch.cat([neighbours, u.unsqueeze(-1)], dim=-1)
-        flux = z @ self.linear + ((z @ self.bilinear) * z).sum(dim=-1)
-        if self.mlp is not None:
-            flux = flux + self.mlp(z).squeeze(-1)
-        return (flux.index_select(-1, self.left) - flux) / self.spacing
+        start = v = u.reshape(-1, u.size(-1)).t().contiguous()
+        for _ in range(self.rounds):
+            flux = self.propagate(self.edges, v=v)
+            v = v + flux.index_select(0, self.left) - flux
+        return ((v - start) / self.scale).t().reshape(u.shape)
 
-    def message(self, u_j: Tensor) -> Tensor:
-        return u_j
+    def message(self, v_j: Tensor) -> Tensor:
+        return v_j
 
     def aggregate(self, inputs: Tensor) -> Tensor:
-        """Side by side instead of added up: every node has as many neighbours."""
-        return inputs.view(*inputs.shape[:-1], -1, 2 * self.radius - 1)
+        """The flux at each node from the neighbours' values side by side, not from their sum."""
+        r = self.radius
+        z = inputs.view(2 * r, -1)
+        flux = ((self.bilinear.t() @ z + self.linear.unsqueeze(1)) * z).sum(dim=0)
+        if self.hidden:
+            inner = torch.addmm(self.lin1.bias.unsqueeze(1), self.lin1.weight, z).tanh()
+            more, gate = torch.addmm(self.lin2.bias.unsqueeze(1), self.lin2.weight, inner)
+            flux = flux + more - 0.5 * gate.sigmoid() * (z[r] - z[r - 1])
+        return flux.view(-1, inputs.size(-1))
 
 
 class Work:
@@ -214,23 +231,26 @@ def _epoch(args, model, linear, draw, optimizer, schedule, epoch: int, window: i
         # searches of L-BFGS need the same states in all of them.
         number = window if args.optimizer == "lbfgs" else 1000 * epoch + batch
         generator = torch.Generator().manual_seed(1_000_000 * args.seed + number)
-        states = draw(args.batch_size // window, window, generator).to(args.device)
+        states = draw(max(1, args.batch_size // window), window, generator).to(args.device)
 
-        def closure(states=states, batch=batch) -> Tensor:
+        def closure(states=states) -> Tensor:
             optimizer.zero_grad()
             found = integrate(args.method, model, linear, states[:, 0], t, args.step_size, work)
             loss = args.loss(found[1:].movedim(0, 1), states[:, 1:])
             if not bool(loss.isfinite()):
-                raise DivergedError(
-                    f"Expected a finite training loss (got {float(loss)} in epoch {epoch + 1}, "
-                    f"batch {batch + 1}); the last checkpoint in {args.out} is of epoch {epoch}. "
-                    "Take a smaller --lr or --step-size.")
+                raise FloatingPointError(f"a loss of {float(loss)}")
             loss.backward()
             if args.optimizer == "adam":
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5, error_if_nonfinite=True)
             return loss
 
-        total += float(optimizer.step(closure).detach())
+        try:
+            total += float(optimizer.step(closure).detach())
+        except (RuntimeError, FloatingPointError) as error:
+            raise DivergedError(
+                f"Expected a finite loss and gradient (got {error} in epoch {epoch + 1}, batch "
+                f"{batch + 1}); the last checkpoint in {args.out} is of epoch {epoch}. Take a "
+                "smaller --lr or --step-size.") from error
         if schedule is not None:
             schedule.step()
     return total / batches
@@ -244,7 +264,7 @@ def _make_optimizer(args, model: nn.Module, span: tuple[int, int], lower: bool):
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     steps = (span[1] - span[0]) * args.batches
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps + 1, pct_start=0.06, cycle_momentum=False)
+        optimizer, rate, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False)
 
 
 def _write_checkpoint(path: Path, args, model, optimizer, schedule, run: Run, window: int) -> None:
@@ -329,7 +349,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[..., None]:
     add("--step-size", type=float, help="step of the scheme; None: the data set's, or what an "
         "explicit method needs")
     add("--optimizer", choices=["adam", "lbfgs"], help="None: the network's own")
-    add("--lr", type=float, default=2e-3, help="learning rate of Adam at its highest")
+    add("--lr", type=float, help="learning rate of Adam at its highest; None: the network's own")
     add("--epochs", type=int, help="training epochs; None: the network's own")
     add("--batches", type=int, default=15, help="batches of an epoch of Adam")
     add("--batch-size", type=int, help="steps in a batch; None: the network's own")

@@ -48,9 +48,7 @@ def main() -> None:
             for split in ("train", "test")}
     grid = data["train"].grid
     linear = kuramoto_sivashinsky(grid, discretization=args.discretization).implicit
-    model: nn.Module = GridFlux(grid, args.radius, args.hidden) if args.explicit == "gnn" else GridMLP(
-        args.num_points, 200 * max(1, args.num_points // 256))
-    model = model.to(args.device)
+    model = make_model(args, grid).to(args.device)
     name = f"ks-{args.num_points}-{args.explicit}-{args.method}"
     args.out.mkdir(parents=True, exist_ok=True)
     states = data["train"].states.float()
@@ -80,6 +78,12 @@ def main() -> None:
         elsewhere(args, model, test, n)
     print(f"figures: {plot_forecast(args, name, result, run)}, "
           f"{plot_attractor(args, name, result)}")
+
+
+def make_model(args, grid: PeriodicGrid) -> nn.Module:
+    if args.explicit == "gnn":
+        return GridFlux(grid, args.radius, args.hidden)
+    return GridMLP(args.num_points, 200 if args.num_points < 512 else 576)
 
 
 def windows(states: Tensor, count: int, window: int, generator: torch.Generator) -> Tensor:
@@ -220,7 +224,7 @@ def parse_arguments() -> argparse.Namespace:
     args.interval, args.loss = KuramotoSivashinsky.step, mean_square
     defaults = {"method": "imex_rk4" if gnn else "imex_rk2",
                 "optimizer": "lbfgs" if gnn else "adam", "epochs": 12 if gnn else 300,
-                "batch_size": 512, "window": 4}
+                "batch_size": 512, "window": 4, "lr": 2e-3}
     for key, value in defaults.items():
         if getattr(args, key) is None:
             setattr(args, key, value)
