@@ -43,7 +43,8 @@ REFERENCE = 512  # points of the grid on which the nodes of a flux are neighbour
 def main() -> None:
     args = parse_arguments()
     torch.manual_seed(args.seed)
-    data = {split: BurgersTurbulence(args.root, split, num_points=args.num_points)
+    data = {split: BurgersTurbulence(args.root, split, num_points=args.num_points,
+                                     trajectories=args.trajectories)
             for split in ("train", "test")}
     grid = data["train"].grid
     linear = viscous_burgers(grid, BurgersTurbulence.viscosity).implicit
@@ -69,7 +70,7 @@ def main() -> None:
     run = train(args, name, model, linear, draw, test_loss)
     print(f"{run.seconds:.0f} s, {run.epoch} epochs; in the last epoch {run.work['evaluations']} "
           f"evaluations of G, {run.work['vjps']} vector-Jacobian products, "
-          f"{run.work['solves']} linear solves; {run.setups} set-ups in all")
+          f"{run.work['solves']} linear solves; set-ups: {run.setups} in all")
     found = rollout(args, model, linear, test[:, 0].float(), test.size(1) - 1)
     error = print_errors("test trajectories", found, test, args.interval)
     for n in args.resolutions:
@@ -108,32 +109,35 @@ def plot(args, name: str, found: Tensor, test: Tensor, error: Tensor, run) -> st
     """Truth beside prediction in space and time and as profiles; errors, spectra and losses."""
     figure = plt.figure(figsize=(12, 8), constrained_layout=True)
     axes = figure.subplot_mosaic("ABC;DEF;GHI")
-    found, test, error = found.cpu(), test.cpu(), error.cpu()
-    at_one = min(round(1.0 / args.interval), test.size(1) - 1)
-    middle = int((error[:, at_one] - error[:, at_one].median()).abs().argmin())
-    extent = (0, (test.size(1) - 1) * args.interval, 0, 1)
+    found, test, error = (x.cpu().numpy() for x in (found, test, error))
+    last = test.shape[1] - 1
+    at_one = min(round(1.0 / args.interval), last)
+    middle = int(np.abs(error[:, at_one] - np.median(error[:, at_one])).argmin())
+    extent = (0, last * args.interval, 0, 1)
     for key, field, title in (("A", test[middle], "truth"), ("B", found[middle], "prediction"),
                               ("C", found[middle] - test[middle], "difference")):
         image = axes[key].imshow(field.T, origin="lower", aspect="auto", extent=extent,
                                  cmap="RdBu_r", vmin=-0.8, vmax=0.8)
         axes[key].set(title=f"{title}, test trajectory {middle}", xlabel="t", ylabel="x")
     figure.colorbar(image, ax=axes["C"], label="u")
-    x = np.arange(test.size(-1)) / test.size(-1)
+    n = test.shape[-1]
+    x = np.arange(n) / n
     for key, time in (("D", 0.1), ("E", 0.5), ("F", 1.0)):
-        i = min(round(time / args.interval), test.size(1) - 1)
+        i = min(round(time / args.interval), last)
         axes[key].plot(x, test[middle, i], label="truth")
         axes[key].plot(x, found[middle, i], "--", label="prediction")
         axes[key].set(title=f"t = {i * args.interval:g}", xlabel="x", ylabel="u")
     axes["D"].legend()
-    t = args.interval * np.arange(test.size(1))
-    axes["G"].plot(t, 100 * error.mean(dim=0), label="mean")
-    axes["G"].fill_between(t, 100 * error.min(dim=0).values, 100 * error.max(dim=0).values,
-                           alpha=0.3, label="least to largest")
+    t = args.interval * np.arange(last + 1)
+    axes["G"].plot(t, 100 * error.mean(axis=0), label="mean")
+    axes["G"].fill_between(t, 100 * error.min(axis=0), 100 * error.max(axis=0), alpha=0.3,
+                           label="least to largest")
     axes["G"].set(xlabel="t", ylabel="relative error in %", ylim=(0, None))
     axes["G"].legend()
     for label, states in (("truth", test), ("prediction", found)):
-        axes["H"].loglog(energy_spectrum(states[:, at_one])[1 : test.size(-1) // 2], label=label)
-    axes["H"].set(xlabel="mode", ylabel="mean square at t = 1")
+        spectrum = energy_spectrum(torch.from_numpy(states[:, at_one])).numpy()
+        axes["H"].loglog(np.arange(1, n // 2), spectrum[1 : n // 2], label=label)
+    axes["H"].set(xlabel="mode", ylabel=f"mean square at t = {at_one * args.interval:g}")
     axes["H"].legend()
     seconds, loss, later = np.array(run.curve).T
     axes["I"].loglog(seconds, loss, label="training")
@@ -152,6 +156,7 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = add_arguments(parser)
     add("--num-points", type=int, default=512, help="points of the grid")
+    add("--trajectories", type=int, default=100, help="of which a fifth is for testing")
     add("--until", type=float, default=1.2, help="the latest time that is trained on")
     add("--radius", type=int, default=3, help="nodes that a flux of the gnn sees on each side")
     add("--hidden", type=int, default=16, help="width of the gnn's perceptron; 0 for none")
@@ -163,9 +168,9 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--resolutions needs --explicit gnn: a perceptron knows one grid only")
     gnn = args.explicit == "gnn"
     args.interval, args.loss = BurgersTurbulence.step, relative_square
-    defaults = {"method": "imex_euler", "optimizer": "adam", "epochs": 40 if gnn else 200,
-                "batch_size": 8 if gnn else 128, "window": 2 if gnn else 3,
-                "lr": 1e-2 if gnn else 1.5e-3}
+    defaults = {"method": "imex_euler", "optimizer": "adam", "epochs": 60 if gnn else 300,
+                "batch_size": 16 if gnn else 128, "window": 2 if gnn else 3,
+                "lr": 5e-3 if gnn else 1.5e-3}
     for key, value in defaults.items():
         if getattr(args, key) is None:
             setattr(args, key, value)

@@ -320,7 +320,7 @@ def relative_error(found: Tensor, truth: Tensor) -> Tensor:
     """The error of each state in the Euclidean norm over the norm of the truth."""
     norm = torch.linalg.vector_norm
     error = norm(found.double() - truth, dim=-1) / norm(truth, dim=-1)
-    return error.nan_to_num(nan=math.inf)
+    return error.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def energy_spectrum(u: Tensor) -> Tensor:

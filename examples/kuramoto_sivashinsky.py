@@ -71,7 +71,7 @@ def main() -> None:
     print(f"one-step mean squared error on later times {run.curve[-1][2]:.2e} after "
           f"{run.seconds:.0f} s and {run.epoch} epochs; in the last epoch "
           f"{run.work['evaluations']} evaluations of G, {run.work['vjps']} vector-Jacobian "
-          f"products, {run.work['solves']} linear solves; {run.setups} set-ups in all")
+          f"products, {run.work['solves']} linear solves; set-ups: {run.setups} in all")
     result = examine(args, model, linear, test)
     print_result(result)
     for n in args.resolutions:
@@ -141,7 +141,7 @@ def plot_forecast(args, name: str, result: dict, run) -> str:
     axes = figure.subplot_mosaic("AB;CD;EF")
     steps = min(result["found"].size(1), round(100 / args.interval) + 1)
     middle = int((result["time"] - result["time"].median()).abs().argmin())
-    truth, found = result["truth"][middle, :steps].cpu(), result["found"][middle, :steps].cpu()
+    truth, found = (result[key][middle, :steps].cpu().numpy() for key in ("truth", "found"))
     extent = (0, (steps - 1) * args.interval, 0, 22)
     for key, field, title in (("A", truth, "truth"), ("B", found, "prediction"),
                               ("C", found - truth, "difference")):
@@ -152,9 +152,9 @@ def plot_forecast(args, name: str, result: dict, run) -> str:
     figure.colorbar(image, ax=[axes[k] for k in "ABC"], label="u", shrink=0.5)
     t = np.arange(result["error"].size(1)) * args.interval / LYAPUNOV_TIME
     error = result["error"].cpu().clamp(max=10.0)
-    axes["D"].semilogy(t, error.median(dim=0).values, label="median start")
-    axes["D"].fill_between(t, error.quantile(0.1, dim=0), error.quantile(0.9, dim=0), alpha=0.3,
-                           label="10 % to 90 %")
+    low, middle, high = np.quantile(error.numpy(), [0.1, 0.5, 0.9], axis=0)
+    axes["D"].semilogy(t, middle, label="median start")
+    axes["D"].fill_between(t, low, high, alpha=0.3, label="10 % to 90 %")
     axes["D"].axhline(0.2, color="k", linestyle=":")
     axes["D"].set(xlabel="Lyapunov times", ylabel="relative error", ylim=(1e-5, 3))
     axes["D"].legend()
@@ -163,7 +163,7 @@ def plot_forecast(args, name: str, result: dict, run) -> str:
     axes["E"].loglog(seconds, test, label="later times, one step")
     axes["E"].set(xlabel="training time in s", ylabel="mean squared error")
     axes["E"].legend()
-    axes["F"].hist(result["time"].cpu() / LYAPUNOV_TIME, bins=20)
+    axes["F"].hist(result["time"].cpu().numpy() / LYAPUNOV_TIME, bins=20)
     axes["F"].set(xlabel="Lyapunov times to 20 % error", ylabel="starts")
     path = args.out / f"{name}.png"
     figure.savefig(path, dpi=120)
@@ -182,7 +182,7 @@ def plot_attractor(args, name: str, result: dict) -> str:
     for label, states in pairs:
         if states.numel():
             k = grid.wavenumbers()[: n // 2]
-            axes[0].semilogy(k[1:], energy_spectrum(states)[1 : n // 2], label=label)
+            axes[0].semilogy(k[1:], energy_spectrum(states)[1 : n // 2].numpy(), label=label)
     axes[0].set(xlabel="wavenumber", ylabel="mean square of the mode", xlim=(0, 6), ylim=(1e-14, 1))
     axes[0].legend()
     for ax, (label, states) in zip(axes[1:], pairs, strict=True):

@@ -1,0 +1,125 @@
+"""What does an implicit stage cost on a grid: FFT, cached LU, banded LU, or GMRES?
+
+Solves (I - cJ) x = b for a batch of right-hand sides, with the J of the Kuramoto-Sivashinsky
+equation (c = 0.2 * 0.29) or of Burgers (c = 0.05 * 0.29) by central differences, and prints the
+milliseconds of a solve and of the set-up that all solves share. The banded LU solves the same
+stencil with ends instead of a periodic grid.
+
+    python examples/benchmarks/grid_solves.py
+    python examples/benchmarks/grid_solves.py --equation burgers
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, viscous_burgers
+from pyg_sinode.operators import Banded, Circulant, LinearOperator, LinearSolveError, Shifted
+from pyg_sinode.solvers import GMRES, Direct
+from pyg_sinode.solvers.base import Solver
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    c = (0.2 if args.equation == "ks" else 0.05) * (1 - 0.5**0.5)
+    print(f"{args.equation}, c = {c:.4f}, {args.batch} right-hand sides, {args.dtype}, "
+          f"{args.threads} thread(s); ms of a solve (ms of the set-up)")
+    print("| points | FFT | dense LU | sparse LU | banded LU (with ends) | GMRES (iterations) |")
+    print("|---|---|---|---|---|---|")
+    for n in args.points:
+        operator = make_operator(args.equation, n)
+        b = torch.randn(args.batch, n, dtype=dtype)
+        fft, exact = measure(Direct(), operator, c, b, args.repeats)
+        cells = [fft]
+        for solver in (Direct(dense=True), Direct(dense=False)):
+            try:
+                cell, x = measure(solver, operator, c, b, args.repeats)
+                check(x, exact, dtype)
+            except LinearSolveError:  # float32 holds no LU of so stiff a matrix
+                cell = "singular to rounding"
+            cells.append(cell)
+        cells.append(measure(Direct(), with_ends(operator, n, dtype), c, b, args.repeats)[0])
+        cells.append(krylov(operator, c, b))
+        print(f"| {n} | {' | '.join(cells)} |", flush=True)
+
+
+def make_operator(equation: str, n: int) -> Circulant:
+    """The linear part by central differences, on the equation's own period."""
+    if equation == "ks":
+        return kuramoto_sivashinsky(PeriodicGrid(n, 22.0),
+                                    discretization="finite_difference").implicit
+    return viscous_burgers(PeriodicGrid(n, 1.0), 8e-4, discretization="finite_difference").implicit
+
+
+def with_ends(operator: Circulant, n: int, dtype: torch.dtype) -> Banded:
+    """The same stencil, cut off at the ends."""
+    entries = operator.entries(-1, n)
+    stencil = entries.value[: len(entries.value) // n].to(dtype)
+    reach = len(stencil) // 2
+    return Banded(stencil.unsqueeze(1).repeat(1, n), range(-reach, reach + 1))
+
+
+def measure(solver: Solver, operator: LinearOperator, c: float, b: Tensor,
+            repeats: int) -> tuple[str, Tensor]:
+    """The table's cell, and the solution."""
+    start = time.perf_counter()
+    inverse = solver.invert(Shifted(operator, c))
+    inverse.solve(b[:1])  # some factorise at the first right-hand side
+    setup = time.perf_counter() - start
+    x = inverse.solve(b).x
+    return f"{milliseconds(lambda: inverse.solve(b), repeats)} ({1e3 * setup:.1f})", x
+
+
+def milliseconds(job: Callable[[], object], repeats: int) -> str:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        job()
+        times.append(time.perf_counter() - start)
+    return f"{1e3 * statistics.median(times):.2f}"
+
+
+def check(x: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    error = float((x - exact).abs().max() / exact.abs().max())
+    if error > (1e-2 if dtype == torch.float32 else 1e-6):
+        raise RuntimeError(f"two solvers differ by {error:.1e}")
+
+
+def krylov(operator: LinearOperator, c: float, b: Tensor) -> str:
+    """GMRES, without a preconditioner, as a matrix-free code would use it."""
+    inverse = GMRES(max_iter=1000, restart=50).invert(Shifted(operator, c))
+    start = time.perf_counter()
+    try:
+        solution = inverse.solve(b)
+    except LinearSolveError as error:
+        return f"no convergence in {error.iterations} iterations"
+    assert solution.iterations is not None
+    return f"{1e3 * (time.perf_counter() - start):.0f} ({int(solution.iterations.max())})"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Cost of the linear solves on a periodic grid.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--equation", choices=["ks", "burgers"], default="ks", help="whose linear part")
+    add("--points", type=int, nargs="+", default=[64, 512, 1024, 4096], metavar="N",
+        help="numbers of grid points")
+    add("--batch", type=int, default=256, help="right-hand sides")
+    add("--dtype", choices=["float32", "float64"], default="float64", help="precision")
+    add("--threads", type=int, default=1, help="threads of PyTorch")
+    add("--repeats", type=int, default=9, help="solves of which the median is taken")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Do the grid examples count, resume, stop when they diverge, and draw what they found?"""
+
+import argparse
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pyg_sinode.grid import Advection, PeriodicGrid, kuramoto_sivashinsky
+
+EXAMPLES = str(Path(__file__).parents[1] / "examples")
+NAMES = ("crank_nicolson", "grid_learning", "kuramoto_sivashinsky", "burgers")
+F64 = torch.float64
+
+
+@pytest.fixture(scope="module")
+def examples():
+    for name in ("matplotlib", "torchdiffeq"):
+        pytest.importorskip(name, reason=f"the examples need {name}, which is not installed")
+    sys.path.insert(0, EXAMPLES)
+    yield {name: importlib.import_module(name) for name in NAMES}
+    sys.path.remove(EXAMPLES)
+    for name in NAMES:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def learning(examples):
+    return examples["grid_learning"]
+
+
+@pytest.fixture
+def run(examples, monkeypatch, capsys, tmp_path):
+    """Runs an example in this process; returns what it printed."""
+    def run_with(name, *arguments, out=tmp_path / "runs", root=tmp_path / "data"):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(out), "--root", str(root),
+                                          *arguments])
+        capsys.readouterr()
+        examples[name].main()
+        return capsys.readouterr().out
+
+    return run_with
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder where the data of the tests are made once."""
+    return tmp_path_factory.mktemp("data")
+
+
+SMALL_KS = ("--num-points", "32", "--trajectories", "2", "--duration", "20", "--lyapunov-times",
+            "0.5")
+
+
+# Whole runs
+
+
+@pytest.mark.parametrize(("method", "count"), [("imex_rk2", 30), ("imex_rk3", 60),
+                                               ("imex_rk4", 90), ("imex_rk5", 120)])
+def test_an_epoch_of_15_batches_makes_two_to_eight_evaluations_a_batch(run, data, method, count):
+    text = run("kuramoto_sivashinsky", *SMALL_KS, "--method", method, "--epochs", "2", "--window",
+               "1", "--batch-size", "16", root=data)
+    assert f"{count} evaluations of G, {count} vector-Jacobian products" in text
+    assert "set-ups: 1 in all" in text
+
+
+def test_the_gnn_learns_in_a_few_epochs_and_runs_on_another_grid(run, data, tmp_path):
+    text = run("kuramoto_sivashinsky", *SMALL_KS, "--explicit", "gnn", "--epochs", "6",
+               "--resolutions", "64", root=data)
+    assert float(re.search(r"later times (\S+) after", text)[1]) < 1e-5
+    assert float(re.search(r"on 64 points .* error (\S+),", text)[1]) < 1e-4
+    assert text.count("bounded") == 2
+    for figure in ("ks-32-gnn-imex_rk4.png", "ks-32-gnn-imex_rk4-attractor.png"):
+        assert (tmp_path / "runs" / figure).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("explicit", ["mlp", "gnn"])
+def test_burgers_runs_and_draws(examples, run, monkeypatch, tmp_path, explicit):
+    maker = examples["burgers"].BurgersTurbulence
+
+    def brief(*given, **named):
+        return maker(*given, **named, duration=0.5)
+
+    brief.viscosity, brief.step = maker.viscosity, maker.step
+    monkeypatch.setattr(examples["burgers"], "BurgersTurbulence", brief)
+    text = run("burgers", "--explicit", explicit, "--num-points", "64", "--trajectories",
+               "5", "--epochs", "3", "--batches", "3", "--batch-size", "4", "--rounds", "2", "--until", "0.4")
+    # Two steps a save, windows of one save in the first epochs and then of more.
+    steps = 3 * 2 * (2 if explicit == "gnn" else 3)
+    assert f"{steps} evaluations of G, {steps} vector-Jacobian products" in text
+    assert re.search(r"relative L2 error: \S+ % at t = 0.1, \S+ % at t = 0.5\n", text)
+    figure = tmp_path / "runs" / f"burgers-64-{explicit}-imex_euler.png"
+    assert figure.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["kuramoto_sivashinsky", "burgers"])
+def test_a_perceptron_is_not_asked_for_another_grid(run, capsys, name):
+    with pytest.raises(SystemExit):
+        run(name, "--explicit", "mlp", "--resolutions", "128")
+    assert "a perceptron knows one grid only" in capsys.readouterr().err
+
+
+# Training
+
+
+def arguments(out, **changed):
+    values = {"out": out, "method": "imex_rk2", "step_size": 0.2, "optimizer": "adam", "lr": 2e-3,
+              "epochs": 6, "batches": 2, "batch_size": 8, "window": 2, "seed": 0, "device": "cpu",
+              "restart": False, "interval": 0.2,
+              "loss": lambda found, truth: (found - truth).square().mean()}
+    return argparse.Namespace(**{**values, **changed})
+
+
+def training(learning, args, model=None):
+    """A training on true trajectories of a few points; gives the model and the run."""
+    equation = kuramoto_sivashinsky(PeriodicGrid(16, 22.0))
+    states = equation.initial(4, torch.Generator().manual_seed(0))
+    states = torch.stack([states * 0.9**k for k in range(6)], dim=1).float()
+
+    def draw(count, window, generator):
+        start = torch.randint(6 - window, (count,), generator=generator)
+        return torch.stack([states[i % 4, s : s + window + 1] for i, s in enumerate(start)])
+
+    torch.manual_seed(0)
+    model = learning.GridMLP(16, 8) if model is None else model
+    run = learning.train(args, "test", model, equation.implicit, draw, lambda _: 0.0)
+    return model, run
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+@pytest.mark.parametrize("killed", [2, 5])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(learning, tmp_path, monkeypatch,
+                                                            optimizer, killed):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    whole, expected = training(learning, arguments(tmp_path / "a", optimizer=optimizer))
+    args, epoch = arguments(tmp_path / "b", optimizer=optimizer), learning._epoch
+
+    def interrupted(*given):
+        if given[6] == killed:
+            raise KeyboardInterrupt
+        return epoch(*given)
+
+    monkeypatch.setattr(learning, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training(learning, args)
+    monkeypatch.setattr(learning, "_epoch", epoch)
+    resumed, run = training(learning, args)
+    assert run.epoch == expected.epoch == 6
+    assert [c[1] for c in run.curve] == [c[1] for c in expected.curve]
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_checkpoint_of_other_settings_is_not_used(learning, tmp_path, capsys):
+    training(learning, arguments(tmp_path, epochs=3))
+    _, run = training(learning, arguments(tmp_path, epochs=3, lr=1e-3))
+    assert "belongs to other settings" in capsys.readouterr().out
+    assert len(run.curve) == 3
+
+
+class Explosive(nn.Module):
+    """A term that turns infinite after some evaluations."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.weight, self.left = nn.Parameter(torch.zeros(())), after
+
+    def forward(self, t, u):
+        self.left -= 1
+        return self.weight * u + (0.0 if self.left > 0 else torch.inf)
+
+
+def test_a_diverging_training_stops_with_the_step_and_keeps_its_last_checkpoint(learning,
+                                                                                 tmp_path):
+    # Two batches of an epoch make 2 x 2 evaluations forward and as many again backward.
+    with pytest.raises(learning.DivergedError, match=r"epoch 3, batch 2\); the last checkpoint in "
+                       r".* is of epoch 2. Take a smaller --lr"):
+        training(learning, arguments(tmp_path, window=1), Explosive(after=8 + 8 + 5))
+    state = torch.load(tmp_path / "test.pt", weights_only=True)
+    assert state["run"]["epoch"] == 2
+    assert bool(state["model"]["weight"].isfinite())
+
+
+@pytest.mark.parametrize("method", ["imex_euler", "imex_rk3", "crank_nicolson", "rk4", "dopri5"])
+def test_all_methods_integrate_the_same_equation_and_give_the_same_gradient(learning, method):
+    grid = PeriodicGrid(16, 22.0)
+    equation = kuramoto_sivashinsky(grid)
+    u0 = 0.3 * equation.initial(2, torch.Generator().manual_seed(0))
+    t = torch.tensor([0.0, 0.1], dtype=F64)
+
+    def gradient(method, step_size, work):
+        torch.manual_seed(0)
+        term = learning.GridMLP(16, 8).double()
+        learning.integrate(method, term, equation.implicit, u0, t, step_size,
+                           work)[-1].square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in term.parameters()])
+
+    work = learning.Work()
+    step = 1e-4 if method == "imex_euler" else 1e-2 if method == "crank_nicolson" else 1e-3
+    found, exact = gradient(method, step, work), gradient("imex_rk5", 5e-3, learning.Work())
+    torch.testing.assert_close(found, exact, rtol=5e-3, atol=2e-4 * float(exact.abs().max()))
+    assert work.totals()["evaluations"] > 0
+    assert work.totals()["vjps"] > 0
+
+
+# The networks and what else is shared
+
+
+def flux_by_hand(term, u, spacing):
+    """The formula of the flux, with rolls of the whole state."""
+    r = term.radius
+    z = torch.stack([u.roll(-o, -1) for o in range(1 - r, r + 1)], dim=-1)
+    flux = z @ term.linear + torch.einsum("...a,ab,...b->...", z, term.bilinear, z)
+    if term.hidden:
+        more, gate = term.lin2(term.lin1(z).tanh()).unbind(-1)
+        flux = flux + more - 0.5 * gate.sigmoid() * (z[..., r] - z[..., r - 1])
+    return (flux.roll(1, -1) - flux) / spacing
+
+
+@pytest.mark.parametrize("radius", [1, 3])
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_the_flux_is_its_formula(learning, radius, hidden):
+    grid, u = PeriodicGrid(12, 3.0), torch.randn(4, 12)
+    term = learning.GridFlux(grid, radius, hidden)
+    torch.testing.assert_close(term(0.0, u), flux_by_hand(term, u, 0.25))
+    assert term(0.0, u).sum(dim=-1).abs().max() < 1e-4
+    torch.testing.assert_close(term(0.0, u.roll(5, -1)), term(0.0, u).roll(5, -1))
+    twice = learning.GridFlux(grid, radius, hidden, rounds=2, scale=0.5)
+    twice.load_state_dict(term.state_dict())
+    once = u + flux_by_hand(term, u, 1.0)
+    expected = (once + flux_by_hand(term, once, 1.0) - u) / 0.5
+    torch.testing.assert_close(twice(0.0, u), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_flux_on_a_grid_twice_as_fine_takes_every_other_node(learning):
+    coarse, fine = PeriodicGrid(12, 3.0), PeriodicGrid(24, 3.0)
+    term, u = learning.GridFlux(coarse, 2, 3), torch.randn(4, 24)
+    other = term.on(fine, stride=2)
+    torch.testing.assert_close(other(0.0, u)[:, ::2], term(0.0, u[:, ::2]))
+    assert torch.equal(term.on(fine).linear, term.linear)
+
+
+def test_a_flux_can_be_the_true_term(learning):
+    grid = PeriodicGrid(64, 22.0)
+    term = learning.GridFlux(grid, 1).double()
+    with torch.no_grad():
+        term.linear.zero_()
+        term.bilinear.copy_(torch.eye(2) / 4)  # the mean of u^2 / 2 on both sides
+    u = kuramoto_sivashinsky(grid).initial(2)
+    expected = Advection(grid, discretization="finite_difference")(0.0, u)
+    torch.testing.assert_close(term(0.0, u), expected)
+
+
+def test_turned_windows_are_windows_of_the_same_equation(learning):
+    term, generator = Advection(PeriodicGrid(16, 2.0)), torch.Generator().manual_seed(3)
+    u = torch.randn(20, 16, dtype=F64)
+    pairs = learning.turned(torch.stack([u, term(0.0, u)], dim=1), generator)
+    torch.testing.assert_close(term(0.0, pairs[:, 0]), pairs[:, 1])
+    assert not torch.equal(pairs[:, 0], u)
+
+
+def test_a_rollout_is_infinite_from_where_it_stops_being_finite(learning, tmp_path):
+    def growing(t, u):
+        return 60.0 * u
+
+    args = arguments(tmp_path, method="imex_euler")
+    linear = kuramoto_sivashinsky(PeriodicGrid(16, 22.0)).implicit
+    u0 = torch.ones(2, 16)
+    u0[1] = 0.0
+    states = learning.rollout(args, growing, linear, u0, 6)
+    assert bool(states[0, :3].isfinite().all())
+    assert bool(states[0, 4:].isinf().all())
+    assert not states[1].any()
+    assert learning.relative_error(states[:1, -1], torch.ones(1, 16)).item() == torch.inf
+
+
+def test_the_spectrum_holds_the_energy_of_each_mode(learning):
+    x = torch.arange(16, dtype=F64) * 2 * torch.pi / 16
+    spectrum = learning.energy_spectrum(torch.stack([2 * torch.cos(3 * x), torch.sin(x)]))
+    expected = torch.zeros(9, dtype=F64)
+    expected[3], expected[1] = 0.5, 0.125
+    torch.testing.assert_close(spectrum, expected)
