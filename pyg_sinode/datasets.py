@@ -36,7 +36,7 @@ class KuramotoSivashinsky(Dataset):
         split (str): :obj:`"train"`, :obj:`"val"` or :obj:`"test"`. (default: :obj:`"train"`)
         num_points (int): Number of grid points. (default: :obj:`64`)
         trajectories (int): Number of trajectories. (default: :obj:`32`)
-        duration (float): Length of each in time, about 23 of its units to a Lyapunov time.
+        duration (float): Length of each in time, 22 of its units being a Lyapunov time.
             (default: :obj:`500.0`)
         seed (int): Seed of the initial states. (default: :obj:`0`)
         transform (callable, optional): Applied to each item. (default: :obj:`None`)

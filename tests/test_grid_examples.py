@@ -88,7 +88,8 @@ def test_burgers_runs_and_draws(examples, run, monkeypatch, tmp_path, explicit):
     brief.viscosity, brief.step = maker.viscosity, maker.step
     monkeypatch.setattr(examples["burgers"], "BurgersTurbulence", brief)
     text = run("burgers", "--explicit", explicit, "--num-points", "64", "--trajectories",
-               "5", "--epochs", "3", "--batches", "3", "--batch-size", "4", "--rounds", "2", "--until", "0.4")
+               "5", "--epochs", "3", "--batches", "3", "--batch-size", "4", "--rounds", "2",
+               "--until", "0.4")
     # Two steps a save, windows of one save in the first epochs and then of more.
     steps = 3 * 2 * (2 if explicit == "gnn" else 3)
     assert f"{steps} evaluations of G, {steps} vector-Jacobian products" in text
