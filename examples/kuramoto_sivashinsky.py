@@ -18,10 +18,10 @@ import matplotlib
 import numpy as np
 import torch
 from grid_learning import (
-    IMEX,
     GridFlux,
     GridMLP,
     add_arguments,
+    default_step,
     energy_spectrum,
     relative_error,
     rollout,
@@ -48,6 +48,8 @@ def main() -> None:
             for split in ("train", "test")}
     grid = data["train"].grid
     linear = kuramoto_sivashinsky(grid, discretization=args.discretization).implicit
+    if args.step_size is None:
+        args.step_size = default_step(args.method, args.interval, linear, args.num_points)
     model = make_model(args, grid).to(args.device)
     name = f"ks-{args.num_points}-{args.explicit}-{args.method}"
     args.out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def windows(states: Tensor, count: int, window: int, generator: torch.Generator)
 
 def examine(args, model: nn.Module, linear, test: Tensor) -> dict:
     """Rolls out from test states, for the horizon; and for 50 Lyapunov times, for statistics."""
-    count = min(round(6 * LYAPUNOV_TIME / args.interval), test.size(1) - 1)
+    count = min(round(args.horizon * LYAPUNOV_TIME / args.interval), test.size(1) - 1)
     truth = test[:, : count + 1]
     found = rollout(args, model, linear, truth[:, 0].float(), count)
     error = relative_error(found, truth)
@@ -214,6 +216,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--hidden", type=int, default=0, help="width of the gnn's perceptron; 0 for none")
     add("--trajectories", type=int, default=32, help="trajectories of the data set")
     add("--duration", type=float, default=500.0, help="their length in time")
+    add("--horizon", type=float, default=6.0, help="Lyapunov times to compare with the truth")
     add("--lyapunov-times", type=float, default=50.0, help="length of the long rollout")
     add("--resolutions", type=int, nargs="*", default=[], metavar="N",
         help="other numbers of points to run the trained gnn on")
@@ -228,8 +231,6 @@ def parse_arguments() -> argparse.Namespace:
     for key, value in defaults.items():
         if getattr(args, key) is None:
             setattr(args, key, value)
-    if args.step_size is None:
-        args.step_size = args.interval if args.method in (*IMEX, "crank_nicolson") else 1e-3
     return args
 
 
