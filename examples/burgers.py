@@ -175,7 +175,7 @@ def parse_arguments() -> argparse.Namespace:
     gnn = args.explicit == "gnn"
     args.interval, args.loss = BurgersTurbulence.step, relative_square
     defaults = {"method": "imex_euler", "optimizer": "adam", "from_start": 0.0 if gnn else 0.3,
-                "epochs": 60 if gnn else 600,
+                "epochs": 60 if gnn else 450,
                 "batch_size": 16 if gnn else 128, "window": 2 if gnn else 3,
                 "lr": 5e-3 if gnn else 1.5e-3}
     for key, value in defaults.items():

@@ -227,7 +227,7 @@ def parse_arguments() -> argparse.Namespace:
     args.interval, args.loss = KuramotoSivashinsky.step, mean_square
     defaults = {"method": "imex_rk4" if gnn else "imex_rk2",
                 "optimizer": "lbfgs" if gnn else "adam", "epochs": 12 if gnn else 300,
-                "batch_size": 512, "window": 4, "lr": 2e-3}
+                "batch_size": 2048 if gnn else 512, "window": 4, "lr": 2e-3}
     for key, value in defaults.items():
         if getattr(args, key) is None:
             setattr(args, key, value)
