@@ -35,21 +35,27 @@ def main() -> None:
           f"{args.threads} thread(s); ms of a solve (ms of the set-up)")
     print("| points | FFT | dense LU | sparse LU | banded LU (with ends) | GMRES (iterations) |")
     print("|---|---|---|---|---|---|")
+    row(args, 16, c, dtype)  # what is loaded at the first use belongs to no row
     for n in args.points:
-        operator = make_operator(args.equation, n)
-        b = torch.randn(args.batch, n, dtype=dtype)
-        fft, exact = measure(Direct(), operator, c, b, args.repeats)
-        cells = [fft]
-        for solver in (Direct(dense=True), Direct(dense=False)):
-            try:
-                cell, x = measure(solver, operator, c, b, args.repeats)
-                check(x, exact, dtype)
-            except LinearSolveError:  # float32 holds no LU of so stiff a matrix
-                cell = "singular to rounding"
-            cells.append(cell)
-        cells.append(measure(Direct(), with_ends(operator, n, dtype), c, b, args.repeats)[0])
-        cells.append(krylov(operator, c, b))
-        print(f"| {n} | {' | '.join(cells)} |", flush=True)
+        print(f"| {n} | {' | '.join(row(args, n, c, dtype))} |", flush=True)
+
+
+def row(args: argparse.Namespace, n: int, c: float, dtype: torch.dtype) -> list[str]:
+    """The cells of a number of points."""
+    operator = make_operator(args.equation, n)
+    b = torch.randn(args.batch, n, dtype=dtype)
+    fft, exact = measure(Direct(), operator, c, b, args.repeats)
+    cells = [fft]
+    for solver in (Direct(dense=True), Direct(dense=False)):
+        try:
+            cell, x = measure(solver, operator, c, b, args.repeats)
+            check(x, exact, dtype)
+        except LinearSolveError:  # float32 holds no LU of so stiff a matrix
+            cell = "singular to rounding"
+        cells.append(cell)
+    cells.append(measure(Direct(), with_ends(operator, n, dtype), c, b, args.repeats)[0])
+    cells.append(krylov(operator, c, b))
+    return cells
 
 
 def make_operator(equation: str, n: int) -> Circulant:
