@@ -72,7 +72,7 @@ def main() -> None:
         found = rollout(args, model, linear, test[:, 0].float(), 1)
         return float(relative_square(found[:, 1:], test[:, 1:2]))
 
-    run = train(args, name, model, linear, draw, test_loss)
+    run = train(args, name, model, linear, draw, relative_square, test_loss)
     print(f"{run.seconds:.0f} s, {run.epoch} epochs; in the last epoch {run.work['evaluations']} "
           f"evaluations of G, {run.work['vjps']} vector-Jacobian products, "
           f"{run.work['solves']} linear solves; set-ups: {run.setups} in all")
@@ -173,7 +173,7 @@ def parse_arguments() -> argparse.Namespace:
     if args.resolutions and args.explicit != "gnn":
         parser.error("--resolutions needs --explicit gnn: a perceptron knows one grid only")
     gnn = args.explicit == "gnn"
-    args.interval, args.loss = BurgersTurbulence.step, relative_square
+    args.interval = BurgersTurbulence.step
     defaults = {"method": "imex_euler", "optimizer": "adam", "from_start": 0.0 if gnn else 0.3,
                 "epochs": 60 if gnn else 450,
                 "batch_size": 16 if gnn else 128, "window": 2 if gnn else 3,

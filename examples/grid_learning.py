@@ -195,12 +195,14 @@ class DivergedError(RuntimeError):
 
 def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circulant,
           draw: Callable[[int, int, torch.Generator], Tensor],
+          loss: Callable[[Tensor, Tensor], Tensor],
           test_loss: Callable[[nn.Module], float]) -> Run:
     """Trains on windows of states: epochs of one step, then of ``args.window`` steps.
 
     Args:
         draw: Makes (batch, window + 1, n) states from a batch size, a window and a generator.
-        test_loss: The mean squared error of a step on held-out states.
+        loss: From predicted and true states, (batch, window, n).
+        test_loss: The error of a step on held-out states.
     """
     run, path = Run(), args.out / f"{name}.pt"
     state = _read_checkpoint(path, args)
@@ -223,17 +225,17 @@ def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circula
                     schedule.load_state_dict(state["schedule"])
             state = None
         start, work = time.perf_counter(), Work()
-        loss = _epoch(args, model, linear, draw, optimizer, schedule, epoch, window, work)
+        value = _epoch(args, model, linear, draw, loss, optimizer, schedule, epoch, window, work)
         run.seconds += time.perf_counter() - start
-        run.curve.append([run.seconds, loss, test_loss(model)])
+        run.curve.append([run.seconds, value, test_loss(model)])
         run.epoch, run.work = epoch + 1, work.totals()
         run.setups += run.work["setups"]
-        bar.set_postfix(loss=f"{loss:.2e}", test=f"{run.curve[-1][2]:.2e}")
+        bar.set_postfix(loss=f"{value:.2e}", test=f"{run.curve[-1][2]:.2e}")
         _write_checkpoint(path, args, model, optimizer, schedule, run, window)
     return run
 
 
-def _epoch(args, model, linear, draw, optimizer, schedule, epoch: int, window: int,
+def _epoch(args, model, linear, draw, loss, optimizer, schedule, epoch: int, window: int,
            work: Work) -> float:
     """Trains for one epoch; the mean loss."""
     total, batches = 0.0, 1 if args.optimizer == "lbfgs" else args.batches
@@ -248,13 +250,13 @@ def _epoch(args, model, linear, draw, optimizer, schedule, epoch: int, window: i
         def closure(states=states) -> Tensor:
             optimizer.zero_grad()
             found = integrate(args.method, model, linear, states[:, 0], t, args.step_size, work)
-            loss = args.loss(found[1:].movedim(0, 1), states[:, 1:])
-            if not bool(loss.isfinite()):
-                raise FloatingPointError(f"a loss of {float(loss)}")
-            loss.backward()
+            value = loss(found[1:].movedim(0, 1), states[:, 1:])
+            if not bool(value.isfinite()):
+                raise FloatingPointError(f"a loss of {float(value)}")
+            value.backward()
             if args.optimizer == "adam":
                 nn.utils.clip_grad_norm_(model.parameters(), 0.5, error_if_nonfinite=True)
-            return loss
+            return value
 
         try:
             total += float(optimizer.step(closure).detach())
@@ -301,7 +303,7 @@ def _read_checkpoint(path: Path, args) -> dict | None:
 
 def checkpoint_key(args: argparse.Namespace) -> str:
     """What must agree between a checkpoint and the run that goes on from it."""
-    free = {"out", "root", "restart", "loss", "device", "resolutions"}
+    free = {"out", "root", "restart", "device", "resolutions", "horizon", "lyapunov_times"}
     return json.dumps({k: v for k, v in vars(args).items() if k not in free}, sort_keys=True)
 
 

@@ -111,8 +111,7 @@ def test_a_perceptron_is_not_asked_for_another_grid(run, capsys, name):
 def arguments(out, **changed):
     values = {"out": out, "method": "imex_rk2", "step_size": 0.2, "optimizer": "adam", "lr": 2e-3,
               "epochs": 6, "batches": 2, "batch_size": 8, "window": 2, "seed": 0, "device": "cpu",
-              "restart": False, "interval": 0.2,
-              "loss": lambda found, truth: (found - truth).square().mean()}
+              "restart": False, "interval": 0.2}
     return argparse.Namespace(**{**values, **changed})
 
 
@@ -128,7 +127,8 @@ def training(learning, args, model=None):
 
     torch.manual_seed(0)
     model = learning.GridMLP(16, 8) if model is None else model
-    run = learning.train(args, "test", model, equation.implicit, draw, lambda _: 0.0)
+    run = learning.train(args, "test", model, equation.implicit, draw,
+                         nn.functional.mse_loss, lambda _: 0.0)
     return model, run
 
 
@@ -142,7 +142,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(learning, tmp_path, 
     args, epoch = arguments(tmp_path / "b", optimizer=optimizer), learning._epoch
 
     def interrupted(*given):
-        if given[6] == killed:
+        if given[7] == killed:
             raise KeyboardInterrupt
         return epoch(*given)
 

@@ -1,13 +1,14 @@
 """Which linear maps J can be integrated implicitly, and what does each know about itself?"""
 
 from .banded import Banded
-from .base import LinearOperator, Scaled, Shifted, Sum, Transposed
+from .base import LinearOperator, Scaled, Sum, Transposed
 from .circulant import Circulant
 from .dense import Dense
 from .graph import Graph
 from .matrix_free import MatrixFree
 from .pointwise import Diagonal, ScaledIdentity
 from .results import LinearSolveError, Solution
+from .shifted import Shifted
 
 __all__ = [
     "Banded", "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator", "LinearSolveError",

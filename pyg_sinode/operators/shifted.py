@@ -1,0 +1,66 @@
+"""What is the matrix of an implicit stage, which a linear solver inverts?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import LinearOperator
+from .results import Entries
+
+
+class Shifted(LinearOperator):
+    r"""The matrix :math:`I - cJ` of an implicit stage, which a linear solver inverts.
+
+    Args:
+        operator (LinearOperator): The operator J.
+        c (float): The step size times the diagonal coefficient of the scheme.
+    """
+
+    def __init__(self, operator: LinearOperator, c: float) -> None:
+        self.operator, self.c, self.dims = operator, c, operator.dims
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.operator.tensors
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Shifted:
+        return Shifted(self.operator.with_tensors(tensors), self.c)
+
+    def mv(self, u: Tensor) -> Tensor:
+        return torch.sub(u, self.operator.mv(u), alpha=self.c)
+
+    def transpose(self) -> Shifted:
+        return Shifted(self.operator.T, self.c)
+
+    def check(self, u: Tensor) -> None:
+        self.operator.check(u)
+
+    def symmetric(self) -> bool:
+        return self.operator.symmetric()
+
+    def positive_definite(self) -> bool:
+        """Whether I - cJ is known to be symmetric and positive definite."""
+        # A small margin: a bound that was itself computed may be off by rounding.
+        return (self.c >= 0 and self.symmetric()
+                and self.c * self.operator.largest_eigenvalue() < 1.0 - 1e-3)
+
+    def diagonal(self, u: Tensor) -> Tensor | None:
+        d = self.operator.diagonal(u)
+        return None if d is None else 1.0 - self.c * d
+
+    def entries(self, dim: int, size: int) -> Entries | None:
+        e = self.operator.entries(dim, size)
+        if e is None:
+            return None
+        at = torch.arange(size, device=e.row.device)
+        value = torch.cat([e.value.new_ones(size), -self.c * e.value])
+        return Entries(torch.cat([at, e.row]), torch.cat([at, e.col]), value)
+
+    def has_closed_inverse(self) -> bool:
+        return self.operator.has_closed_inverse()
+
+    def inverse(self) -> LinearOperator | None:
+        return self.operator.resolvent(self.c)
