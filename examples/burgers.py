@@ -1,7 +1,7 @@
 """Viscous Burgers: can a network step across moving shocks, on initial fields it has not seen?
 
 du/dt = G(u) + J u with J u = nu u_xx known and G a network. In a step of 0.05 a state moves by up
-to 25 of 512 points, which no scheme of this package with the true G = -u u_x survives; a G that is
+to 27 of 512 points, which no scheme of this package with the true G = -u u_x survives; a G that is
 trained through the steps need not be the true one:
 
     python examples/burgers.py --explicit gnn
