@@ -24,10 +24,12 @@ from grid_learning import (
     add_arguments,
     default_step,
     energy_spectrum,
+    parse,
     relative_error,
     rollout,
     train,
     turned,
+    windows,
 )
 from torch import Tensor, nn
 
@@ -49,8 +51,8 @@ def main() -> None:
     grid = data["train"].grid
     linear = viscous_burgers(grid, BurgersTurbulence.viscosity).implicit
     if args.step_size is None:
-        args.step_size = min(0.05, default_step(args.method, 1e-3 if args.method == "rk4" else 0.05,
-                                                linear, args.num_points))
+        args.step_size = default_step(args.method, 1e-3 if args.method == "rk4" else 0.05, linear,
+                                      args.num_points)
     model = make_model(args, grid).to(args.device)
     name = f"burgers-{args.num_points}-{args.explicit}-{args.method}"
     args.out.mkdir(parents=True, exist_ok=True)
@@ -61,13 +63,9 @@ def main() -> None:
           f"{sum(p.numel() for p in model.parameters())} parameters")
 
     def draw(count: int, window: int, generator: torch.Generator) -> Tensor:
-        trajectory = torch.randint(states.size(0), (count, 1), generator=generator)
-        start = torch.randint(states.size(1) - window, (count, 1), generator=generator)
         # Predictions are asked for from t = 0 on, where the states are like no later ones.
-        start = start * (torch.rand(count, 1, generator=generator) > args.from_start)
-        return turned(states[trajectory, start + torch.arange(window + 1)], generator)
+        return turned(windows(states, count, window, generator, args.from_start), generator)
 
-    @torch.no_grad()
     def test_loss(model: nn.Module) -> float:
         found = rollout(args, model, linear, test[:, 0].float(), 1)
         return float(relative_square(found[:, 1:], test[:, 1:2]))
@@ -167,20 +165,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--radius", type=int, default=3, help="nodes that a flux of the gnn sees on each side")
     add("--hidden", type=int, default=16, help="width of the gnn's perceptron; 0 for none")
     add("--rounds", type=int, default=24, help="rounds of message passing in each evaluation")
-    add("--resolutions", type=int, nargs="*", default=[], metavar="N",
-        help="other numbers of points to run the trained gnn on")
-    args = parser.parse_args()
-    if args.resolutions and args.explicit != "gnn":
-        parser.error("--resolutions needs --explicit gnn: a perceptron knows one grid only")
-    gnn = args.explicit == "gnn"
+    args = parse(
+        parser,
+        mlp={"method": "imex_euler", "optimizer": "adam", "epochs": 450, "batch_size": 128,
+             "window": 3, "lr": 1.5e-3, "from_start": 0.3},
+        gnn={"method": "imex_euler", "optimizer": "adam", "epochs": 60, "batch_size": 16,
+             "window": 2, "lr": 5e-3, "from_start": 0.0})
     args.interval = BurgersTurbulence.step
-    defaults = {"method": "imex_euler", "optimizer": "adam", "from_start": 0.0 if gnn else 0.3,
-                "epochs": 60 if gnn else 450,
-                "batch_size": 16 if gnn else 128, "window": 2 if gnn else 3,
-                "lr": 5e-3 if gnn else 1.5e-3}
-    for key, value in defaults.items():
-        if getattr(args, key) is None:
-            setattr(args, key, value)
     return args
 
 

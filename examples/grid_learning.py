@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from crank_nicolson import crank_nicolson_odeint
+from crank_nicolson import NewtonError, crank_nicolson_odeint
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 from torchdiffeq import odeint
@@ -24,9 +24,12 @@ from tqdm import tqdm
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.grid import PeriodicGrid
-from pyg_sinode.operators import Circulant
+from pyg_sinode.operators import Circulant, LinearSolveError
+from pyg_sinode.stepper import ExplicitTermError, NonFiniteStateError
 
 IMEX = ("imex_euler", "ars222", "ars443", "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
+# How an integration says that it has diverged.
+FAILURES = (NonFiniteStateError, ExplicitTermError, LinearSolveError, NewtonError)
 METHODS = (*IMEX, "crank_nicolson", "rk4", "dopri5")
 
 
@@ -255,12 +258,14 @@ def _epoch(args, model, linear, draw, loss, optimizer, schedule, epoch: int, win
                 raise FloatingPointError(f"a loss of {float(value)}")
             value.backward()
             if args.optimizer == "adam":
-                nn.utils.clip_grad_norm_(model.parameters(), 0.5, error_if_nonfinite=True)
+                norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                if not bool(norm.isfinite()):
+                    raise FloatingPointError(f"a gradient of norm {float(norm)}")
             return value
 
         try:
             total += float(optimizer.step(closure).detach())
-        except (RuntimeError, FloatingPointError) as error:
+        except (*FAILURES, FloatingPointError) as error:
             raise DivergedError(
                 f"Expected a finite loss and gradient (got {error} in epoch {epoch + 1}, batch "
                 f"{batch + 1}); the last checkpoint in {args.out} is of epoch {epoch}. Take a "
@@ -325,7 +330,7 @@ def rollout(args, term: nn.Module, linear: Circulant, u0: Tensor, count: int) ->
         try:
             states[alive, i + 1] = integrate(
                 args.method, term, linear, u[alive], t, args.step_size)[-1]
-        except RuntimeError:  # one of them overflows within the step: all end here
+        except FAILURES:  # one of them overflows within the step: all end here
             break
     return states
 
@@ -340,6 +345,19 @@ def relative_error(found: Tensor, truth: Tensor) -> Tensor:
 def energy_spectrum(u: Tensor) -> Tensor:
     """The mean square of each Fourier mode over all states."""
     return (torch.fft.rfft(u.double()).abs() / u.size(-1)).square().flatten(0, -2).mean(dim=0)
+
+
+def windows(states: Tensor, count: int, window: int, generator: torch.Generator,
+            from_start: float = 0.0) -> Tensor:
+    """Stretches drawn at random, (count, window + 1, n) from (trajectories, times, n).
+
+    A share of them, from_start, begins at the first time.
+    """
+    trajectory = torch.randint(states.size(0), (count, 1), generator=generator)
+    start = torch.randint(states.size(1) - window, (count, 1), generator=generator)
+    if from_start:
+        start = start * (torch.rand(count, 1, generator=generator) > from_start)
+    return states[trajectory, start + torch.arange(window + 1)]
 
 
 def turned(states: Tensor, generator: torch.Generator) -> Tensor:
@@ -368,9 +386,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[..., None]:
     add("--batches", type=int, default=15, help="batches of an epoch of Adam")
     add("--batch-size", type=int, help="steps in a batch; None: the network's own")
     add("--window", type=int, help="steps that the last third of the epochs trains on at once")
+    add("--resolutions", type=int, nargs="*", default=[], metavar="N",
+        help="other numbers of points to run the trained gnn on")
     add("--seed", type=int, default=0, help="seed of the weights and the batches")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
     add("--root", default="data", help="where the data set is made and kept")
     add("--out", type=Path, default=Path("runs"), help="where figures and checkpoints go")
     add("--restart", action="store_true", help="start anew where a checkpoint exists")
     return add
+
+
+def parse(parser: argparse.ArgumentParser, mlp: dict, gnn: dict) -> argparse.Namespace:
+    """The arguments, with the settings of the chosen network where none were given."""
+    args = parser.parse_args()
+    if args.resolutions and args.explicit != "gnn":
+        parser.error("--resolutions needs --explicit gnn: a perceptron knows one grid only")
+    for key, value in (gnn if args.explicit == "gnn" else mlp).items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    return args

@@ -51,7 +51,7 @@ class KuramotoSivashinsky(Dataset):
                  trajectories: int = 32, duration: float = 500.0, seed: int = 0,
                  transform: Callable[[Data], Data] | None = None) -> None:
         _check_choice(split, ("train", "val", "test"))
-        _check_counts(num_points=num_points, trajectories=trajectories)
+        _check_counts(num_points, trajectories)
         if not 40 * self.step <= duration < math.inf:
             raise ValueError(f"Expected a finite duration of at least {40 * self.step} for three "
                              f"splits and their gaps (got {duration}).")
@@ -127,7 +127,7 @@ class BurgersTurbulence(Dataset):
                  trajectories: int = 100, duration: float = 5.0, seed: int = 0,
                  transform: Callable[[Data], Data] | None = None) -> None:
         _check_choice(split, ("train", "test"))
-        _check_counts(num_points=num_points, trajectories=trajectories)
+        _check_counts(num_points, trajectories)
         if trajectories < 5 or not self.step <= duration < math.inf:
             raise ValueError(f"Expected at least 5 trajectories and a finite duration of at least "
                              f"{self.step} (got {trajectories} and {duration}).")
@@ -238,9 +238,8 @@ def _check_choice(split: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"Expected split to be one of {', '.join(choices)} (got {split!r}).")
 
 
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        least = 32 if name == "num_points" else 1
+def _check_counts(num_points: int, trajectories: int) -> None:
+    for name, value, least in (("num_points", num_points, 32), ("trajectories", trajectories, 1)):
         if not isinstance(value, int):
             raise TypeError(f"Expected {name} as an int (got {type(value).__name__}).")
         if value < least:
