@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, grad
 
-from pyg_sinode.adjoint import ExplicitTerm, check_ends
+from pyg_sinode.explicit import ExplicitTerm, check_ends
 from pyg_sinode.operators import LinearOperator, LinearSolveError, MatrixFree, ScaledIdentity
 from pyg_sinode.solvers import GMRES
-from pyg_sinode.stepper import plan
+from pyg_sinode.steps import plan
 
 
 @dataclass

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from pyg_sinode import imex_odeint
 from pyg_sinode.grid import PeriodicGrid
 from pyg_sinode.operators import Circulant, LinearSolveError
-from pyg_sinode.stepper import ExplicitTermError, NonFiniteStateError
+from pyg_sinode.report import ExplicitTermError, NonFiniteStateError
 
 IMEX = ("imex_euler", "ars222", "ars443", "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
 # How an integration says that it has diverged.

@@ -13,12 +13,13 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
 from .attention import GRANDAttention, check_choice, check_flow, check_weight
+from .multistep import IMEXMultistep, get_method
 from .odeint import LinearSolver, imex_odeint
 from .operators import Graph, LinearOperator, ScaledIdentity
 from .operators.checks import check_real
+from .report import Stats
 from .sparse import Pattern, as_edges, check_range, gather_rows, segment_sum, sparse_product
-from .stepper import Stats
-from .tableau import IMEXTableau, get_scheme
+from .tableau import IMEXTableau
 
 SPLITS = ("decay", "laplacian", "attention")
 Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearOperator]
@@ -58,7 +59,7 @@ class SINODEConv(MessagePassing):
             ``(edge_index, edge_weight, num_nodes) -> LinearOperator``. (default: :obj:`"decay"`)
         time (float): The terminal time T. (default: :obj:`1.0`)
         step_size (float): The largest step. (default: :obj:`1.0`)
-        method (str or IMEXTableau): The scheme. (default: :obj:`"imex_rk2"`)
+        method (str, IMEXTableau or IMEXMultistep): The scheme. (default: :obj:`"imex_rk2"`)
         solver (optional): The linear solver, chosen by the operator if None.
             (default: :obj:`None`)
         gradient (str): :obj:`"discrete"` or :obj:`"backprop"`, see
@@ -90,7 +91,8 @@ class SINODEConv(MessagePassing):
         self, in_channels: int, out_channels: int, heads: int = 1, *,
         attention: str = "scaled_dot", attention_channels: int | None = None,
         normalizer: str = "softmax", stochastic: str = "row", implicit: Implicit = "decay",
-        time: float = 1.0, step_size: float = 1.0, method: str | IMEXTableau = "imex_rk2",
+        time: float = 1.0, step_size: float = 1.0,
+        method: str | IMEXTableau | IMEXMultistep = "imex_rk2",
         solver: LinearSolver | None = None, gradient: str = "discrete", source: bool = True,
         separate_alpha: bool = False, add_self_loops: bool = True, fill_value: float = 1.0,
         **kwargs: Any,
@@ -104,7 +106,7 @@ class SINODEConv(MessagePassing):
         elif not (isinstance(implicit, LinearOperator) or callable(implicit)):
             raise TypeError(f"Expected implicit as one of {', '.join(SPLITS)}, a LinearOperator or "
                             f"a function that makes one (got {type(implicit).__name__}).")
-        get_scheme(method)
+        get_method(method)
         _check_time(time, step_size)
         if not (math.isfinite(fill_value) and fill_value >= 0):
             raise ValueError(f"Expected a fill_value of at least 0 (got {fill_value}).")

@@ -10,12 +10,21 @@ from typing import Any, Literal, Protocol, overload
 import torch
 from torch import Tensor
 
-from .adjoint import ExplicitTerm, Problem, backpropagate, discrete_adjoint, integrate
-from .operators import LinearOperator, Shifted
+from .adjoint import discrete_adjoint, integrate
+from .backprop import backpropagate
+from .controllers import Adaptive, Controller, I
+from .explicit import ExplicitTerm
+from .march import Callback
+from .multistep import IMEXMultistep, get_method
+from .operators import Affine, LinearOperator, Shifted
 from .operators.checks import check_real
+from .problem import Problem
+from .report import Stats
+from .schemes import SCHEMES
+from .setups import Setups
 from .solvers import default
-from .stepper import Setups, Stats, plan
-from .tableau import IMEXTableau, get_scheme
+from .steps import Steps, covering, landing
+from .tableau import IMEXTableau
 
 
 class LinearSolver(Protocol):
@@ -26,47 +35,88 @@ class LinearSolver(Protocol):
         ...
 
 
+Term = Callable[..., Tensor]
+Implicit = LinearOperator | Affine
+Method = str | IMEXTableau | IMEXMultistep
+Checkpoints = int | Literal["auto"]
+Gradient = Literal["discrete", "backprop"]
+
+
 @overload
 def imex_odeint(
-    explicit: Callable[..., Tensor] | None, implicit: LinearOperator | None, u0: Tensor, t: Tensor,
-    *, method: str | IMEXTableau = ..., step_size: float, solver: LinearSolver | None = ...,
-    args: tuple[Any, ...] = ..., gradient: str = ..., return_stats: Literal[False] = ...,
+    explicit: Term | None, implicit: Implicit | None, u0: Tensor, t: Tensor, *,
+    method: Method | None = ..., step_size: float | None = ..., rtol: float | Tensor | None = ...,
+    atol: float | Tensor | None = ..., controller: Controller | None = ...,
+    first_step: float | None = ..., min_step: float | None = ..., max_steps: int | None = ...,
+    solver: LinearSolver | None = ..., args: tuple[Any, ...] = ..., gradient: str = ...,
+    dense: bool = ..., checkpoints: Checkpoints | None = ...,
+    checkpoint_device: torch.device | str | None = ..., callback: Callback | None = ...,
+    progress: bool = ..., return_stats: Literal[False] = ...,
 ) -> Tensor: ...
 
 
 @overload
 def imex_odeint(
-    explicit: Callable[..., Tensor] | None, implicit: LinearOperator | None, u0: Tensor, t: Tensor,
-    *, method: str | IMEXTableau = ..., step_size: float, solver: LinearSolver | None = ...,
-    args: tuple[Any, ...] = ..., gradient: str = ..., return_stats: Literal[True],
+    explicit: Term | None, implicit: Implicit | None, u0: Tensor, t: Tensor, *,
+    method: Method | None = ..., step_size: float | None = ..., rtol: float | Tensor | None = ...,
+    atol: float | Tensor | None = ..., controller: Controller | None = ...,
+    first_step: float | None = ..., min_step: float | None = ..., max_steps: int | None = ...,
+    solver: LinearSolver | None = ..., args: tuple[Any, ...] = ..., gradient: str = ...,
+    dense: bool = ..., checkpoints: Checkpoints | None = ...,
+    checkpoint_device: torch.device | str | None = ..., callback: Callback | None = ...,
+    progress: bool = ..., return_stats: Literal[True],
 ) -> tuple[Tensor, Stats]: ...
 
 
 def imex_odeint(
-    explicit: Callable[..., Tensor] | None, implicit: LinearOperator | None, u0: Tensor, t: Tensor,
-    *, method: str | IMEXTableau = "ark324l2sa", step_size: float,
+    explicit: Term | None, implicit: Implicit | None, u0: Tensor, t: Tensor, *,
+    method: Method | None = None, step_size: float | None = None,
+    rtol: float | Tensor | None = None, atol: float | Tensor | None = None,
+    controller: Controller | None = None, first_step: float | None = None,
+    min_step: float | None = None, max_steps: int | None = None,
     solver: LinearSolver | None = None, args: tuple[Any, ...] = (), gradient: str = "discrete",
-    return_stats: bool = False,
+    dense: bool = False, checkpoints: Checkpoints | None = None,
+    checkpoint_device: torch.device | str | None = None, callback: Callback | None = None,
+    progress: bool = False, return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Stats]:
-    r"""Integrates a semi-implicit ordinary differential equation by an IMEX Runge-Kutta scheme.
+    r"""Integrates a semi-implicit ordinary differential equation by an IMEX scheme.
 
     .. math::
         \frac{du}{dt} = G(t, u) + J u, \quad u(t_0) = u_0
 
     from the `"Semi-Implicit Neural Ordinary Differential Equations"
     <https://arxiv.org/abs/2412.11301>`_ paper: G is evaluated explicitly, and each implicit stage
-    is one linear solve with :math:`I - h \tilde{A}_{ii} J`. Stiffness belongs in J; a stiff forcing
-    left in G destroys the accuracy of any scheme.
+    is one linear solve with :math:`I - h \tilde{A}_{ii} J`. Stiffness belongs in J, a stiff forcing
+    in :class:`pyg_sinode.operators.Affine`: left in G it destroys the accuracy of any scheme.
+
+    With :obj:`step_size` the steps are equal. Without it they adapt to :obj:`rtol` and
+    :obj:`atol`, by the scheme's embedded pair; ssp222 and ars122 have one too, but are not for
+    adaptive steps of stiff problems: they are not stiffly accurate, and their estimate has to be
+    filtered by :math:`(I - h \gamma J)^{-1}`. Gradients are those of the steps that were made: the
+    step sizes count as constants.
 
     Args:
         explicit (callable or torch.nn.Module, optional): The term G, called as
             ``explicit(t, u, *args)`` with t a 0-dim tensor; None for a linear equation.
-        implicit (LinearOperator, optional): The operator J; None for an explicit integration.
+        implicit (LinearOperator or Affine, optional): The operator J, or :math:`a(t) J u + f(t)`;
+            None for an explicit integration.
         u0 (Tensor): The initial state.
         t (Tensor): The output times, strictly monotone; the first is where :obj:`u0` holds.
-        method (str or IMEXTableau): A scheme's name, an alias, or a scheme of your own.
-            (default: :obj:`"ark324l2sa"`)
-        step_size (float): The largest step; steps are equal between output times and land on them.
+        method (str, IMEXTableau or IMEXMultistep, optional): A scheme's name, an alias, or a scheme
+            of your own. Multistep schemes (sbdf2, sbdf3, sbdf4, cnab2) evaluate G once in a step,
+            and are less stable, see :class:`pyg_sinode.multistep.IMEXMultistep`. If None,
+            ark324l2sa for equal steps, ark436l2sa for adaptive ones. (default: :obj:`None`)
+        step_size (float, optional): The largest step; steps are equal between output times and land
+            on them. If None, steps are adaptive. (default: :obj:`None`)
+        rtol, atol (float or Tensor, optional): Tolerances of a step's error, relative to the state
+            and absolute; tensors broadcast against the state. (default: 1e-3 and 1e-6)
+        controller (Controller, optional): Chooses the step sizes, see
+            :mod:`pyg_sinode.controllers`; ``I()`` if None. (default: :obj:`None`)
+        first_step (float, optional): The first step tried; chosen if None. (default: :obj:`None`)
+        min_step (float, optional): The size below which a step is an error; if None, what rounding
+            of time allows. (default: :obj:`None`)
+        max_steps (int, optional): The number of adaptive steps, rejected ones included, after which
+            to give up. (default: 100000)
         solver (optional): A linear solver such as :class:`pyg_sinode.solvers.CG`. If None, the
             closed form where J has one, CG where it is known to be symmetric and I - cJ positive
             definite, else GMRES. (default: :obj:`None`)
@@ -74,32 +124,55 @@ def imex_odeint(
         gradient (str): :obj:`"discrete"`, the adjoint of the scheme, exact to rounding and to the
             solver's tolerance, at the memory of the stages; or :obj:`"backprop"`, autograd through
             the steps, which allows second derivatives. (default: :obj:`"discrete"`)
+        dense (bool): Whether steps pass over the output times, which are then interpolated with the
+            scheme's own polynomial, of an order that may be lower. (default: :obj:`False`)
+        checkpoints (int or str, optional): How many states to keep for the backward pass, the
+            initial one included, instead of all stages; the others are computed again, in the
+            fewest steps. :obj:`"auto"` keeps about the square root of the number of steps. The
+            gradient is the same to the last bit. (default: :obj:`None`)
+        checkpoint_device (torch.device or str, optional): Where to keep them, the host's memory
+            say. (default: :obj:`None`)
+        callback (callable, optional): Called as ``callback(t, u)`` after every accepted step. A
+            true value ends the integration: the result then holds the outputs before that time and
+            the state at it, :obj:`stats.stopped_at`. (default: :obj:`None`)
+        progress (bool): Whether to show a bar. (default: :obj:`False`)
         return_stats (bool): Whether to return the statistics too. (default: :obj:`False`)
 
     Shapes:
         - **u0:** any shape :math:`(*)`, real floating
-        - **t:** :math:`(T)`, in units of time
+        - **t:** :math:`(T)`, in units of time, as are step_size, first_step and min_step
         - **output:** :math:`(T, *)`, and :class:`Stats` if :obj:`return_stats`
 
     Raises:
         ValueError, TypeError: before any work, if an argument does not fit.
         NonFiniteStateError: if the state stops being finite, with the time and the step.
         LinearSolveError: if a linear solve fails, with time, step, iterations and residual.
+        StepSizeError: if adaptive steps fall below min_step, or are more than max_steps.
     """
     check_real(u0, "u0")
     if not bool(u0.detach().isfinite().all()):
         raise ValueError("Expected a finite u0 (got NaN or Inf); look where it was computed.")
-    times = _read_times(t)
-    intervals = plan(times, _checked_step(step_size), torch.finfo(t.dtype).eps)
+    times, eps = _read_times(t), torch.finfo(t.dtype).eps
+    control = _control(u0, step_size, rtol, atol, controller, first_step, min_step, max_steps)
     if gradient not in ("discrete", "backprop"):
         raise ValueError(f'Expected gradient="discrete" or "backprop" (got {gradient!r}).')
-    scheme, stats = get_scheme(method), Stats()
+    if method is None:
+        method = "ark324l2sa" if control is None else "ark436l2sa"
+    scheme, stats = get_method(method), Stats()
+    _check_scheme(scheme, adaptive=control is not None, dense=dense)
+    device = _check_checkpoints(checkpoints, checkpoint_device, gradient)
+    if not (callback is None or callable(callback)):
+        raise TypeError(f"Expected callback as a function of (t, u) (got "
+                        f"{type(callback).__name__}).")
+    steps = Steps() if step_size is None else (covering if dense else landing)(
+        times, _positive("step_size", step_size), eps)
+    if isinstance(scheme, IMEXMultistep):
+        _check_equal(steps, scheme)
     term = _checked_term(explicit, args)
-    invert, setups = _inverter(solver), None
-    if implicit is not None:
-        _check_implicit(implicit, u0)
-        setups = Setups(implicit, invert, solver, stats)
-    problem = Problem(scheme, term, implicit, setups, intervals, stats)
+    invert, part = _inverter(solver), _part(implicit, u0, times[0])
+    setups = None if part is None else Setups(part.operator, invert, solver, stats)
+    problem = Problem(scheme, term, part, setups, times, eps, steps, control, dense, checkpoints,
+                      device, callback, progress, stats)
     result = _run(problem, u0, gradient)
     return (result, stats) if return_stats else result
 
@@ -134,13 +207,98 @@ def _read_times(t: Any) -> list[float]:
     return times
 
 
-def _checked_step(step_size: Any) -> float:
-    if isinstance(step_size, bool) or not isinstance(step_size, (int, float)):
-        raise TypeError(f"Expected step_size as a number (got {type(step_size).__name__}).")
-    if not (math.isfinite(step_size) and step_size > 0):
-        raise ValueError(f"Expected a positive, finite step_size (got {step_size}); the direction "
-                         "of time is that of t.")
-    return float(step_size)
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Expected {name} as a number (got {type(value).__name__}).")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"Expected a positive, finite {name} (got {value}); the direction of time "
+                         "is that of t.")
+    return float(value)
+
+
+def _control(u0: Tensor, step_size: Any, rtol: Any, atol: Any, controller: Any, first_step: Any,
+             min_step: Any, max_steps: Any) -> Adaptive | None:
+    """The limits of adaptive steps; None where step_size makes them equal."""
+    given = {"rtol": rtol, "atol": atol, "controller": controller, "first_step": first_step,
+             "min_step": min_step, "max_steps": max_steps}
+    if step_size is not None:
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong:
+            raise ValueError(f"Expected no {' or '.join(wrong)} with a step_size (got step_size="
+                             f"{step_size}): its steps are equal; leave it out for adaptive ones.")
+        return None
+    if not (controller is None or isinstance(controller, Controller)):
+        raise TypeError(f"Expected a controller such as pyg_sinode.controllers.PI() (got "
+                        f"{controller!r}).")
+    if max_steps is not None and (
+            isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1):
+        raise ValueError(f"Expected max_steps as a positive int (got {max_steps!r}).")
+    return Adaptive(
+        _tolerance("rtol", rtol, 1e-3, u0), _tolerance("atol", atol, 1e-6, u0),
+        I() if controller is None else controller,
+        None if first_step is None else _positive("first_step", first_step),
+        0.0 if min_step is None else _positive("min_step", min_step),
+        100_000 if max_steps is None else max_steps)
+
+
+def _tolerance(name: str, value: Any, default: float, u0: Tensor) -> float | Tensor:
+    if value is None:
+        return default
+    if not isinstance(value, Tensor):
+        return _positive(name, value)
+    check_real(value, name)
+    if not bool((value > 0).all() and value.isfinite().all()):
+        raise ValueError(f"Expected a positive, finite {name} (got one with entries that are not).")
+    if value.device != u0.device:
+        raise ValueError(f"Expected {name} on the device of the state, {u0.device} (got "
+                         f"{value.device}).")
+    try:
+        fits = torch.broadcast_shapes(value.shape, u0.shape) == u0.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"Expected {name} to broadcast to the state of shape {tuple(u0.shape)} "
+                         f"(got {tuple(value.shape)}).")
+    return value.detach().to(u0.dtype)
+
+
+def _check_scheme(scheme: IMEXTableau | IMEXMultistep, *, adaptive: bool, dense: bool) -> None:
+    """Refuses adaptive steps and interpolation of a scheme that has no coefficients for them."""
+    tableau = scheme if isinstance(scheme, IMEXTableau) else None
+    if adaptive and (tableau is None or tableau.embedded_order == 0):
+        having = [name for name, s in SCHEMES.items() if s.embedded_order > 0]
+        raise ValueError(f"Expected a step_size, or a scheme with an embedded pair for adaptive "
+                         f"steps (got {scheme.name}); these have one: {', '.join(having)}.")
+    if dense and (tableau is None or tableau.interpolant is None):
+        having = [name for name, s in SCHEMES.items() if s.interpolant is not None]
+        raise ValueError(f"Expected a scheme with an interpolant for dense=True (got "
+                         f"{scheme.name}); these have one: {', '.join(having)}.")
+
+
+def _check_checkpoints(checkpoints: Any, device: Any, gradient: str) -> torch.device | None:
+    if checkpoints is None:
+        if device is not None:
+            raise ValueError(f"Expected checkpoint_device only with checkpoints (got {device!r} "
+                             'without); set checkpoints="auto", say.')
+        return None
+    if gradient != "discrete":
+        raise ValueError('Expected gradient="discrete" with checkpoints (got '
+                         f"{gradient!r}, which keeps a graph of everything).")
+    number = isinstance(checkpoints, int) and not isinstance(checkpoints, bool)
+    if not (checkpoints == "auto" or (number and checkpoints >= 1)):
+        raise ValueError(f'Expected checkpoints as an int of at least 1, "auto" or None (got '
+                         f"{checkpoints!r}).")
+    return None if device is None else torch.device(device)
+
+
+def _check_equal(steps: Steps, scheme: IMEXMultistep) -> None:
+    """Refuses steps of several sizes for a multistep scheme."""
+    sizes = sorted(set(steps.h))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"Expected output times that are whole multiples of one step size apart for "
+            f"{scheme.name} (got steps from {sizes[0]:.6g} to {sizes[-1]:.6g}); choose equally "
+            "spaced times, or a step_size that divides every interval, or a Runge-Kutta scheme.")
 
 
 def _checked_term(explicit: Any, args: Any) -> ExplicitTerm | None:
@@ -156,12 +314,16 @@ def _checked_term(explicit: Any, args: Any) -> ExplicitTerm | None:
     return ExplicitTerm(explicit, args)
 
 
-def _check_implicit(implicit: Any, u0: Tensor) -> None:
-    if not isinstance(implicit, LinearOperator):
-        raise TypeError("Expected the implicit part as a pyg_sinode.operators.LinearOperator (got "
-                        f"{type(implicit).__name__}); wrap a matrix with operators.Dense, a linear "
-                        "function with operators.MatrixFree.")
-    implicit.check(u0)
+def _part(implicit: Any, u0: Tensor, t: float) -> Affine | None:
+    if implicit is None:
+        return None
+    if not isinstance(implicit, (LinearOperator, Affine)):
+        raise TypeError("Expected the implicit part as a pyg_sinode.operators.LinearOperator or "
+                        f"Affine (got {type(implicit).__name__}); wrap a matrix with "
+                        "operators.Dense, a linear function with operators.MatrixFree.")
+    part = implicit if isinstance(implicit, Affine) else Affine(implicit)
+    part.check(u0, t)
+    return part
 
 
 def _inverter(solver: LinearSolver | None) -> Callable[[Shifted], LinearOperator]:

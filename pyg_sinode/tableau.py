@@ -17,27 +17,6 @@ TOLERANCE = 1e-12  # the largest residual of a condition that is accepted
 ROUNDING = 1e-14  # numbers closer than this are equal
 
 
-def get_scheme(method: str | IMEXTableau) -> IMEXTableau:
-    """Returns the scheme of that name or alias; an :class:`IMEXTableau` comes back as it is.
-
-    Args:
-        method (str or IMEXTableau): A key of :obj:`SCHEMES` or :obj:`ALIASES`, or a tableau.
-
-    Raises:
-        TypeError: If it is neither a string nor a tableau.
-        ValueError: If no scheme goes by that name.
-    """
-    if isinstance(method, IMEXTableau):
-        return method
-    known = ", ".join([*SCHEMES, *(f"{alias} (= {name})" for alias, name in ALIASES.items())])
-    message = f"method expects a scheme's name or an IMEXTableau (got {method!r}); use {known}."
-    if not isinstance(method, str):
-        raise TypeError(message)
-    if ALIASES.get(method, method) not in SCHEMES:
-        raise ValueError(message)
-    return SCHEMES[ALIASES.get(method, method)]
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class IMEXTableau:
     r"""An additive Runge-Kutta scheme for :math:`\dot{u} = G(t, u) + J u`, checked when made.
@@ -157,6 +136,34 @@ class IMEXTableau:
         """The number of evaluations of G in a step."""
         return sum(self.needs_explicit)
 
+    @cached_property
+    def embedded_order(self) -> int:
+        """The order of the embedded weights, 0 where there are none."""
+        if self.b_embedded is None:
+            return 0
+        return max((q for q in range(1, self.order + 1) if all(
+            abs(r) <= TOLERANCE for r in order_conditions(self, q, embedded=True).values())),
+            default=0)
+
+    @cached_property
+    def interpolant(self) -> tuple[Array, Array] | None:
+        r"""The coefficients of :math:`\theta^{k+1}` in the weights of G_j and of J U_j.
+
+        They are :obj:`dense_output`; without it, the cubic Hermite polynomial where the scheme is
+        globally stiffly accurate and starts with the state itself; else None. Hermite's needs
+        J u at both ends, which is bounded for a stiff J only if the step's result is a stage.
+        """
+        if self.dense_output is not None:
+            return self.dense_output, self.dense_output
+        starts = not (self.a_explicit[0].any() or self.a_implicit[0].any())
+        if not (self.globally_stiffly_accurate and starts and _same(self.c_explicit[-1], 1)):
+            return None
+        ends = np.zeros((self.stages, 3))
+        ends[0] += 1, -2, 1  # theta - 2 theta^2 + theta^3, of the slope at the start
+        ends[-1] += 0, -1, 1
+        rise = np.array([0, 3, -2])
+        return ends + np.outer(self.b_explicit, rise), ends + np.outer(self.b_implicit, rise)
+
 
 def order_conditions(tableau: IMEXTableau, order: int, embedded: bool = False) -> dict[str, float]:
     r"""Returns the residual of every coupled order condition up to an order, by tree.
@@ -256,144 +263,3 @@ def _check_form(tableau: IMEXTableau) -> None:
         for i, j in np.argwhere(outside).tolist():
             got, remedy = f"{outside[i, j]} at [{i}, {j}]", "order the stages by what they use"
             raise _error(tableau.name, f"{field} to be {kind} triangular", got, remedy)
-
-
-def _lower(*rows: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
-    """Puts a row of zeros above the rows of a lower triangle, and zeros behind each."""
-    return tuple(row + (0,) * (len(rows) + 1 - len(row)) for row in ((), *rows))
-
-
-_ROOT = math.sqrt(2)
-_GAMMA = 1 - 1 / _ROOT
-_ASCHER = "Ascher, Ruuth and Spiteri (1997), doi:10.1016/S0168-9274(97)00056-1"
-_KENNEDY = "Kennedy and Carpenter (2003), doi:10.1016/S0168-9274(02)00138-1"
-IMEX_EULER = IMEXTableau(
-    "imex_euler", 1, _lower((1,)), _lower((0, 1)), (1, 0), (0, 1),
-    reference=f"{_ASCHER}, forward-backward Euler (1,1,1), section 2.1")
-ARS122 = IMEXTableau(
-    "ars122", 2, _lower((1 / 2,)), _lower((0, 1 / 2)), (0, 1), (0, 1), b_embedded=(1 / 2, 1 / 2),
-    reference=f"{_ASCHER}, implicit-explicit midpoint (1,2,2), section 2.3")
-_DELTA = 1 - 1 / (2 * _GAMMA)
-ARS222 = IMEXTableau(
-    "ars222", 2, _lower((_GAMMA,), (_DELTA, 1 - _DELTA)),
-    _lower((0, _GAMMA), (0, 1 - _GAMMA, _GAMMA)), (_DELTA, 1 - _DELTA, 0), (0, 1 - _GAMMA, _GAMMA),
-    reference=f"{_ASCHER}, L-stable (2,2,2), section 2.6")
-SSP222 = IMEXTableau(
-    "ssp222", 2, _lower((1,)), ((_GAMMA, 0), (1 - 2 * _GAMMA, _GAMMA)), (1 / 2, 1 / 2),
-    (1 / 2, 1 / 2), b_embedded=(0, 1),
-    reference="Pareschi and Russo (2005), doi:10.1007/s10915-004-4636-4, IMEX-SSP2(2,2,2)")
-_ARK232_B = (1 / (2 * _ROOT), 1 / (2 * _ROOT), _GAMMA)
-ARK232 = IMEXTableau(
-    "ark232", 2, _lower((2 - _ROOT,), ((3 - 2 * _ROOT) / 6, (3 + 2 * _ROOT) / 6)),
-    _lower((_GAMMA, _GAMMA), _ARK232_B), _ARK232_B, _ARK232_B,
-    b_embedded=((4 - _ROOT) / 8, (4 - _ROOT) / 8, 1 / (2 * _ROOT)),
-    reference="Giraldo, Kelly and Constantinescu (2013), doi:10.1137/120876034, ARK2(2,3,2)")
-ARS443 = IMEXTableau(
-    "ars443", 3,
-    _lower((1 / 2,), (11 / 18, 1 / 18), (5 / 6, -5 / 6, 1 / 2), (1 / 4, 7 / 4, 3 / 4, -7 / 4)),
-    _lower((0, 1 / 2), (0, 1 / 6, 1 / 2), (0, -1 / 2, 1 / 2, 1 / 2),
-           (0, 3 / 2, -3 / 2, 1 / 2, 1 / 2)),
-    (1 / 4, 7 / 4, 3 / 4, -7 / 4, 0), (0, 3 / 2, -3 / 2, 1 / 2, 1 / 2),
-    reference=f"{_ASCHER}, (4,4,3), section 2.8")
-_ARK324_GAMMA = 1767732205903 / 4055673282236
-_ARK324_B = (1471266399579 / 7840856788654, -4482444167858 / 7529755066697,
-    11266239266428 / 11593286722821, _ARK324_GAMMA)
-ARK324L2SA = IMEXTableau(
-    "ark324l2sa", order=3, b_explicit=_ARK324_B, b_implicit=_ARK324_B,
-    a_explicit=_lower(
-        (1767732205903 / 2027836641118,),
-        (5535828885825 / 10492691773637, 788022342437 / 10882634858940),
-        (6485989280629 / 16251701735622, -4246266847089 / 9704473918619,
-         10755448449292 / 10357097424841)),
-    a_implicit=_lower(
-        (_ARK324_GAMMA, _ARK324_GAMMA),
-        (2746238789719 / 10658868560708, -640167445237 / 6845629431997, _ARK324_GAMMA),
-        _ARK324_B),
-    b_embedded=(2756255671327 / 12835298489170, -10771552573575 / 22201958757719,
-        9247589265047 / 10645013368117, 2193209047091 / 5459859503100),
-    dense_output=(
-        (4655552711362 / 22874653954995, -215264564351 / 13552729205753),
-        (-18682724506714 / 9892148508045, 17870216137069 / 13817060693119),
-        (34259539580243 / 13192909600954, -28141676662227 / 17317692491321),
-        (584795268549 / 6622622206610, 2508943948391 / 7218656332882)),
-    reference=f"{_KENNEDY}, ARK3(2)4L[2]SA")
-_ARK436_B = (82889 / 524892, 0, 15625 / 83664, 69875 / 102672, -2260 / 8211, 1 / 4)
-ARK436L2SA = IMEXTableau(
-    "ark436l2sa", order=4, b_explicit=_ARK436_B, b_implicit=_ARK436_B,
-    a_explicit=_lower(
-        (1 / 2,), (13861 / 62500, 6889 / 62500),
-        (-116923316275 / 2393684061468, -2731218467317 / 15368042101831,
-         9408046702089 / 11113171139209),
-        (-451086348788 / 2902428689909, -2682348792572 / 7519795681897,
-         12662868775082 / 11960479115383, 3355817975965 / 11060851509271),
-        (647845179188 / 3216320057751, 73281519250 / 8382639484533, 552539513391 / 3454668386233,
-         3354512671639 / 8306763924573, 4040 / 17871)),
-    a_implicit=_lower(
-        (1 / 4, 1 / 4), (8611 / 62500, -1743 / 31250, 1 / 4),
-        (5012029 / 34652500, -654441 / 2922500, 174375 / 388108, 1 / 4),
-        (15267082809 / 155376265600, -71443401 / 120774400, 730878875 / 902184768,
-         2285395 / 8070912, 1 / 4),
-        _ARK436_B),
-    b_embedded=(4586570599 / 29645900160, 0, 178811875 / 945068544, 814220225 / 1159782912,
-        -3700637 / 11593932, 61727 / 225920),
-    dense_output=(
-        (6943876665148 / 7220017795957, -54480133 / 30881146, 6818779379841 / 7100303317025),
-        (0, 0, 0),
-        (7640104374378 / 9702883013639, -11436875 / 14766696, 2173542590792 / 12501825683035),
-        (-20649996744609 / 7521556579894, 174696575 / 18121608, -31592104683404 / 5083833661969),
-        (8854892464581 / 2390941311638, -12120380 / 966161, 61146701046299 / 7138195549469),
-        (-11397109935349 / 6675773540249, 3843 / 706, -17219254887155 / 4939391667607)),
-    reference=f"{_KENNEDY}, ARK4(3)6L[2]SA")
-_ARK548_B = (-872700587467 / 9133579230613, 0, 0, 22348218063261 / 9555858737531,
-    -1143369518992 / 8141816002931, -39379526789629 / 19018526304540,
-    32727382324388 / 42900044865799, 41 / 200)
-ARK548L2SA = IMEXTableau(
-    "ark548l2sa", order=5, b_explicit=_ARK548_B, b_implicit=_ARK548_B,
-    a_explicit=_lower(
-        (41 / 100,), (367902744464 / 2072280473677, 677623207551 / 8224143866563),
-        (1268023523408 / 10340822734521, 0, 1029933939417 / 13636558850479),
-        (14463281900351 / 6315353703477, 0, 66114435211212 / 5879490589093,
-         -54053170152839 / 4284798021562),
-        (14090043504691 / 34967701212078, 0, 15191511035443 / 11219624916014,
-         -18461159152457 / 12425892160975, -281667163811 / 9011619295870),
-        (19230459214898 / 13134317526959, 0, 21275331358303 / 2942455364971,
-         -38145345988419 / 4862620318723, -1 / 8, -1 / 8),
-        (-19977161125411 / 11928030595625, 0, -40795976796054 / 6384907823539,
-         177454434618887 / 12078138498510, 782672205425 / 8267701900261,
-         -69563011059811 / 9646580694205, 7356628210526 / 4942186776405)),
-    a_implicit=_lower(
-        (41 / 200, 41 / 200), (41 / 400, -567603406766 / 11931857230679, 41 / 200),
-        (683785636431 / 9252920307686, 0, -110385047103 / 1367015193373, 41 / 200),
-        (3016520224154 / 10081342136671, 0, 30586259806659 / 12414158314087,
-         -22760509404356 / 11113319521817, 41 / 200),
-        (218866479029 / 1489978393911, 0, 638256894668 / 5436446318841,
-         -1179710474555 / 5321154724896, -60928119172 / 8023461067671, 41 / 200),
-        (1020004230633 / 5715676835656, 0, 25762820946817 / 25263940353407,
-         -2161375909145 / 9755907335909, -211217309593 / 5846859502534,
-         -4269925059573 / 7827059040749, 41 / 200),
-        _ARK548_B),
-    b_embedded=(-975461918565 / 9796059967033, 0, 0, 78070527104295 / 32432590147079,
-        -548382580838 / 3424219808633, -33438840321285 / 15594753105479,
-        3629800801594 / 4656183773603, 4035322873751 / 18575991585200),
-    dense_output=(
-        (-17674230611817 / 10670229744614, 43486358583215 / 12773830924787,
-         -9257016797708 / 5021505065439),
-        (0, 0, 0), (0, 0, 0),
-        (65168852399939 / 7868540260826, -91478233927265 / 11067650958493,
-         26096422576131 / 11239449250142),
-        (15494834004392 / 5936557850923, -79368583304911 / 10890268929626,
-         92396832856987 / 20362823103730),
-        (-99329723586156 / 26959484932159, -12239297817655 / 9152339842473,
-         30029262896817 / 10175596800299),
-        (-19024464361622 / 5461577185407, 115839755401235 / 10719374521269,
-         -26136350496073 / 3983972220547),
-        (-6511271360970 / 6095937251113, 5843115559534 / 2180450260947,
-         -5289405421727 / 3760307252460)),
-    reference=f"{_KENNEDY}, ARK5(4)8L[2]SA")
-
-SCHEMES: dict[str, IMEXTableau] = {
-    scheme.name: scheme for scheme in tuple(globals().values()) if isinstance(scheme, IMEXTableau)
-}
-# The names of Zhang, Liu and Maulik, "Semi-Implicit Neural Ordinary Differential Equations" (2025).
-ALIASES = {"imex_rk2": "ssp222", "imex_rk3": "ark324l2sa", "imex_rk4": "ark436l2sa",
-           "imex_rk5": "ark548l2sa"}

@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from pyg_sinode import imex_odeint, operators, solvers
-from pyg_sinode.tableau import SCHEMES
+from pyg_sinode.schemes import SCHEMES
 
 every_scheme = pytest.mark.parametrize("method", SCHEMES)
 every_operator = pytest.mark.parametrize("name", OPERATORS)

@@ -789,7 +789,7 @@ def test_training_moves_the_parameter_of_an_operator():
     ({"stochastic": "both"}, ValueError, "stochastic to be one of row, column"),
     ({"implicit": "diagonal"}, ValueError, "implicit to be one of decay, laplacian, attention"),
     ({"implicit": torch.eye(4)}, TypeError, r"implicit as one of .* \(got Tensor\)"),
-    ({"method": "rk4"}, ValueError, r"a scheme's name .*\(got 'rk4'\); use imex_euler"),
+    ({"method": "rk4"}, ValueError, r"a scheme's name.*\(got 'rk4'\); use imex_euler"),
     ({"time": -1.0}, ValueError, r"positive, finite time \(got -1.0\)"),
     ({"time": 0.0}, ValueError, r"positive, finite time \(got 0.0\)"),
     ({"time": math.inf}, ValueError, r"positive, finite time \(got inf\)"),

@@ -23,7 +23,7 @@ from pyg_sinode.grid import (
     viscous_burgers,
 )
 from pyg_sinode.operators import Circulant
-from pyg_sinode.tableau import SCHEMES
+from pyg_sinode.schemes import SCHEMES
 
 F64 = torch.float64
 KINDS = ("spectral", "finite_difference")

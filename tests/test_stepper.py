@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from pyg_sinode import LinearSolveError, NonFiniteStateError, Stats, operators, solvers
+from pyg_sinode.march import LOOK_EVERY, march
 from pyg_sinode.operators import Shifted
-from pyg_sinode.stepper import Setups, Stepper, combine, march, plan
-from pyg_sinode.tableau import SCHEMES
+from pyg_sinode.schemes import SCHEMES
+from pyg_sinode.setups import Setups
+from pyg_sinode.stepper import RungeKutta, Solves, combine
+from pyg_sinode.steps import landing, plan
 
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
@@ -25,14 +28,23 @@ def double(values):
 def stepper_of(scheme, explicit, matrix, inverse=None, stats=None):
     implicit = None if matrix is None else operators.Dense(torch.as_tensor(matrix))
 
-    def direct(c):
+    def direct(c, scale):
         return solvers.Direct().invert(Shifted(implicit, c))
 
-    return Stepper(scheme, explicit, implicit, inverse or direct, stats or Stats())
+    return stepper_by(scheme, explicit, implicit, inverse or direct, stats or Stats())
+
+
+def stepper_by(scheme, explicit, operator, inverse, stats):
+    part = None if operator is None else operators.Affine(operator)
+    return RungeKutta(scheme, explicit, Solves(part, inverse, stats), stats)
+
+
+def result_of(stepper, t, h, u):
+    return stepper.step(0, t, h, (u,)).state[0]
 
 
 def states(stepper, times, step_size, u):
-    return [m.state for m in march(stepper, plan(times, step_size, EPS64), u)]
+    return [m.made.state[0] for m in march(stepper, landing(times, step_size, EPS64), u)]
 
 
 # A step
@@ -73,7 +85,7 @@ def by_hand_ars222(t, h, u):
 @pytest.mark.parametrize("by_hand", [by_hand_imex_euler, by_hand_ssp222, by_hand_ars222])
 def test_a_step_equals_one_written_out_by_hand(by_hand, h):
     scheme = SCHEMES[by_hand.__name__.removeprefix("by_hand_")]
-    result, _ = stepper_of(scheme, G_of_tensors, J).step(0.3, h, torch.as_tensor(U0))
+    result = result_of(stepper_of(scheme, G_of_tensors, J), 0.3, h, torch.as_tensor(U0))
     np.testing.assert_allclose(result.numpy(), by_hand(0.3, h, U0), rtol=1e-14, atol=1e-14)
 
 
@@ -83,7 +95,7 @@ def test_a_step_of_a_linear_equation_is_its_stability_function(scheme):
     z = -1.7
     A, b = scheme.a_implicit, scheme.b_implicit
     expected = 1 + z * b @ np.linalg.solve(np.eye(len(b)) - z * A, np.ones(len(b)))
-    result, _ = stepper_of(scheme, None, double([[z / 0.5]])).step(0.0, 0.5, double([1.0]))
+    result = result_of(stepper_of(scheme, None, double([[z / 0.5]])), 0.0, 0.5, double([1.0]))
     assert float(result) == pytest.approx(expected, rel=1e-13)
 
 
@@ -96,14 +108,14 @@ def test_the_explicit_part_alone_is_its_own_runge_kutta_scheme(scheme):
     for row, c in zip(scheme.a_explicit, scheme.c_explicit, strict=True):
         k.append(rate(1.0 + c * h, u + h * sum(a * x for a, x in zip(row, k, strict=False))))
     expected = u + h * sum(b * x for b, x in zip(scheme.b_explicit, k, strict=True))
-    result, _ = stepper_of(scheme, rate, None).step(1.0, h, u)
+    result = result_of(stepper_of(scheme, rate, None), 1.0, h, u)
     torch.testing.assert_close(result, expected, rtol=1e-13, atol=0.0)
 
 
 @every_scheme
 def test_a_step_leaves_the_state_it_starts_from_as_it_was(scheme):
     u = torch.as_tensor(U0).clone()
-    stepper_of(scheme, lambda t, x: x, J).step(0.0, 0.1, u)
+    result_of(stepper_of(scheme, lambda t, x: x, J), 0.0, 0.1, u)
     assert torch.equal(u, torch.as_tensor(U0))
 
 
@@ -119,7 +131,7 @@ def test_evaluations_that_nothing_uses_are_not_made(name, count):
         times.append(t)
         return u
 
-    stepper_of(SCHEMES[name], rate, J, stats=stats).step(0.0, 0.1, torch.as_tensor(U0))
+    result_of(stepper_of(SCHEMES[name], rate, J, stats=stats), 0.0, 0.1, torch.as_tensor(U0))
     assert len(times) == stats.explicit_evaluations == count
 
 
@@ -131,7 +143,7 @@ def test_stages_are_evaluated_at_the_explicit_abscissae(scheme):
         times.append(t)
         return u
 
-    stepper_of(scheme, rate, J).step(2.0, 0.5, torch.as_tensor(U0))
+    result_of(stepper_of(scheme, rate, J), 2.0, 0.5, torch.as_tensor(U0))
     used = [c for c, needed in zip(scheme.c_explicit, scheme.needs_explicit, strict=True) if needed]
     assert times == pytest.approx([2.0 + 0.5 * c for c in used], rel=1e-15)
 
@@ -147,17 +159,21 @@ def test_zero_weights_are_skipped_and_neither_the_state_nor_the_terms_are_overwr
 
 
 def matrix_of_step(stepper, B, t, h):
-    columns = [stepper.step(t, h, e)[0] for e in torch.eye(B.size(0), dtype=B.dtype)]
+    columns = [result_of(stepper, t, h, e) for e in torch.eye(B.size(0), dtype=B.dtype)]
     return torch.stack(columns, dim=1)
 
 
 def matrix_of_transposed_step(stepper, B, t, h):
-    _, stages = stepper.step(t, h, torch.ones(B.size(0), dtype=B.dtype))
+    tape = stepper.step(0, t, h, (torch.ones(B.size(0), dtype=B.dtype),)).tape
 
-    def vjp(i, time, stage, v):
-        return (1 + time) * (v @ B)
+    class Reverse:
+        def explicit(self, place, time, u, v):
+            return (1 + time) * (v @ B)
 
-    rows = [stepper.transposed(t, h, stages, e, vjp, None)
+        def implicit(self, time, u, w):
+            pass
+
+    rows = [stepper.transposed(0, t, h, tape, [e], [], Reverse())[0]
             for e in torch.eye(B.size(0), dtype=B.dtype)]
     return torch.stack(rows, dim=1)
 
@@ -260,9 +276,9 @@ def test_times_are_not_accumulated():
 
 def test_a_march_says_where_each_step_began_and_which_ones_land_on_an_output():
     stepper = stepper_of(SCHEMES["ssp222"], None, J)
-    steps = list(march(stepper, plan([0.0, 0.2, 0.3], 0.1, EPS64), torch.as_tensor(U0)))
-    assert [s.t for s in steps] == pytest.approx([0.0, 0.1, 0.2])
-    assert [s.lands for s in steps] == [False, True, True]
+    steps = list(march(stepper, landing([0.0, 0.2, 0.3], 0.1, EPS64), torch.as_tensor(U0)))
+    assert [s.step.t for s in steps] == pytest.approx([0.0, 0.1, 0.2])
+    assert [s.step.outputs for s in steps] == [(), (1.0,), (1.0,)]
     assert stepper.stats.steps_accepted == 3
 
 
@@ -274,7 +290,7 @@ def test_one_inverse_serves_all_stages_and_steps():
     setups = Setups(operator, solvers.Direct().invert, None, stats)
     for name in ("ssp222", "ark436l2sa"):
         before = stats.setups
-        stepper = Stepper(SCHEMES[name], None, operator, setups.inverse, stats)
+        stepper = stepper_by(SCHEMES[name], None, operator, setups.inverse, stats)
         states(stepper, [0.0, 1.0], 0.1, torch.as_tensor(U0))
         assert stats.setups == before + 1, name
 
@@ -298,9 +314,9 @@ def test_a_state_that_stops_being_finite_stops_the_march_with_time_step_and_last
 
 def test_a_march_that_fails_says_so_before_it_hands_out_the_state():
     stepper = stepper_of(SCHEMES["imex_euler"], becomes_nan(0.15), None)
-    steps = march(stepper, plan([0.0, 1.0], 0.1, EPS64), double([3.0]))
-    assert next(steps).state.isfinite()
-    assert next(steps).state.isfinite()
+    steps = march(stepper, landing([0.0, 1.0], 0.1, EPS64), double([3.0]))
+    assert next(steps).made.state[0].isfinite()
+    assert next(steps).made.state[0].isfinite()
     with pytest.raises(NonFiniteStateError):
         next(steps)
 
@@ -328,7 +344,7 @@ class FailsAtSolve(operators.LinearOperator):
 
 def test_a_linear_solve_that_fails_says_at_which_time_and_step():
     inverse = FailsAtSolve(5)
-    stepper = stepper_of(SCHEMES["ssp222"], None, J, lambda c: inverse)
+    stepper = stepper_of(SCHEMES["ssp222"], None, J, lambda c, scale: inverse)
     with pytest.raises(LinearSolveError, match=r"failed\. \(In step 2, .* time 1\.2\.") as caught:
         states(stepper, [1.0, 2.0], 0.1, torch.as_tensor(U0))
     assert (caught.value.step, caught.value.time) == (2, pytest.approx(1.2))
@@ -337,8 +353,8 @@ def test_a_linear_solve_that_fails_says_at_which_time_and_step():
 
 def test_a_krylov_solver_given_nan_by_the_explicit_term_does_not_take_the_blame():
     operator = operators.Dense(torch.as_tensor(J))
-    stepper = Stepper(SCHEMES["ars222"], becomes_nan(0.21), operator,
-                      lambda c: solvers.GMRES().invert(Shifted(operator, c)), Stats())
+    stepper = stepper_by(SCHEMES["ars222"], becomes_nan(0.21), operator,
+                         lambda c, scale: solvers.GMRES().invert(Shifted(operator, c)), Stats())
     with pytest.raises(NonFiniteStateError) as caught:
         states(stepper, [0.0, 1.0], 0.1, torch.as_tensor(U0))
     assert caught.value.step == 2
@@ -362,8 +378,17 @@ def test_on_an_accelerator_the_flags_are_read_at_the_end():
     with pytest.raises(NonFiniteStateError, match=r"step 5, which starts at time 0\.5\.") as caught:
         states(stepper, [0.0, 0.2, 1.0], 0.1, elsewhere([3.0]))
     assert (caught.value.step, caught.value.time) == (5, pytest.approx(0.5))
-    assert caught.value.state is None
+    assert caught.value.state.tolist() == [3.0]
     assert stepper.stats.steps_accepted == 10
+
+
+def test_on_an_accelerator_a_long_march_does_not_run_on_with_nan():
+    stepper = stepper_of(SCHEMES["imex_euler"], becomes_nan(10.05), None)
+    with pytest.raises(NonFiniteStateError) as caught:
+        states(stepper, [0.0, 100.0], 0.1, elsewhere([3.0]))
+    assert caught.value.step == 101
+    assert caught.value.state.tolist() == [3.0]
+    assert stepper.stats.steps_accepted == 2 * LOOK_EVERY
 
 
 def test_on_an_accelerator_a_march_that_stays_finite_goes_through():
@@ -374,7 +399,7 @@ def test_on_an_accelerator_a_march_that_stays_finite_goes_through():
 def test_on_an_accelerator_a_solve_that_fails_later_names_the_step_that_failed_first():
     # A direct solve of the NaN goes through, and two steps later the linear solver stumbles.
     inverse = FailsAtSolve(4)
-    stepper = stepper_of(SCHEMES["imex_euler"], becomes_nan(0.15), J, lambda c: inverse)
+    stepper = stepper_of(SCHEMES["imex_euler"], becomes_nan(0.15), J, lambda c, scale: inverse)
     with pytest.raises(NonFiniteStateError) as caught:
         states(stepper, [0.0, 1.0], 0.1, elsewhere([3.0, 4.0]))
     assert (caught.value.step, caught.value.time) == (2, pytest.approx(0.2))

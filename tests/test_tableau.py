@@ -9,7 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pyg_sinode.tableau import ALIASES, SCHEMES, IMEXTableau, get_scheme, order_conditions
+from pyg_sinode.schemes import ALIASES, SCHEMES, get_scheme
+from pyg_sinode.tableau import IMEXTableau, order_conditions
 
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 with_embedded = pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Which linear maps J can be integrated implicitly, and what does each know about itself?"""
 
+from .affine import Affine
 from .banded import Banded
 from .base import LinearOperator, Scaled, Sum, Transposed
 from .circulant import Circulant
@@ -11,6 +12,7 @@ from .results import LinearSolveError, Solution
 from .shifted import Shifted
 
 __all__ = [
-    "Banded", "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator", "LinearSolveError",
-    "MatrixFree", "Scaled", "ScaledIdentity", "Shifted", "Solution", "Sum", "Transposed",
+    "Affine", "Banded", "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator",
+    "LinearSolveError", "MatrixFree", "Scaled", "ScaledIdentity", "Shifted", "Solution", "Sum",
+    "Transposed",
 ]

@@ -72,3 +72,22 @@ def as_float(number: Tensor | float) -> float:
 def detached(number: Tensor | float) -> Tensor | float:
     """A number or tensor with no gradient."""
     return number.detach() if isinstance(number, Tensor) else number
+
+
+def foreign_leaf(value: Tensor, named: Sequence[Tensor]) -> Tensor | None:
+    """A tensor that requires a gradient, in which a value's graph ends, and which is not named."""
+    allowed = {id(x) for x in named}
+    if value.grad_fn is None:
+        return value if value.requires_grad and id(value) not in allowed else None
+    seen: set[Any] = set()
+    stack: list[Any] = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "AccumulateGrad" and id(node.variable) not in allowed:
+            leaf: Tensor = node.variable
+            return leaf
+        stack.extend(following for following, _ in node.next_functions)
+    return None

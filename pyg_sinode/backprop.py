@@ -1,0 +1,77 @@
+"""How do gradients of any order flow through an integration by plain backpropagation?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .operators import LinearOperator, Shifted, Solution
+from .problem import Problem
+
+
+def backpropagate(problem: Problem, u0: Tensor) -> Tensor:
+    """The states at all output times, differentiable by autograd through every step."""
+    if problem.setups is None or problem.implicit is None:
+        return problem.run(problem.method(problem.term, problem.implicit), u0)
+    setups, implicit = problem.setups, problem.implicit
+
+    def inverse(c: float, scale: Tensor | float) -> LinearOperator:
+        return _DifferentiableInverse(
+            setups.inverse(c, scale), Shifted(implicit.scaled(scale), c))
+
+    return problem.run(problem.method(problem.term, implicit, inverse), u0)
+
+
+def solve(inverse: LinearOperator, operator: LinearOperator, b: Tensor,
+          guess: Tensor | None = None) -> Solution:
+    r"""The solution of :math:`A x = b`, differentiable to any order in b and in A's tensors.
+
+    With :math:`A^T \lambda = g` for the gradient g at x, the gradients are :math:`\lambda` at b and
+    :math:`-\partial \langle \lambda, A(p) x \rangle / \partial p` at p.
+    """
+    info: list[Any] = [None, None]
+    x: Tensor = _Solve.apply(inverse, operator, guess, info, b, *operator.tensors)
+    return Solution(x, info[0], info[1])
+
+
+class _DifferentiableInverse(LinearOperator):
+    """An inverse whose solutions carry gradients."""
+
+    def __init__(self, inverse: LinearOperator, operator: LinearOperator) -> None:
+        self.inner, self.operator, self.iterative = inverse, operator, inverse.iterative
+
+    def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
+        return solve(self.inner, self.operator, b, guess)
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inverse: LinearOperator, operator: LinearOperator, guess: Tensor | None,
+                info: list[Any], b: Tensor, *tensors: Tensor) -> Tensor:
+        solution = inverse.solve(b, guess)
+        info[:] = solution.iterations, solution.residual
+        ctx.inverse, ctx.operator = inverse, operator
+        ctx.save_for_backward(solution.x, *tensors)
+        return solution.x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        graph = torch.is_grad_enabled()
+        # Aliases: the path from x to the tensors through this very node is not to be followed.
+        own = [p.view_as(p) if graph else p.detach().requires_grad_(p.requires_grad)
+               for p in tensors]
+        operator: LinearOperator = ctx.operator.with_tensors(tensors)
+        lam = solve(ctx.inverse.T, operator.T, grads[0]).x
+        wanted = [p for p in own if p.requires_grad]
+        found: Iterator[Tensor | None] = iter(())
+        if wanted:
+            with torch.enable_grad():
+                product = ctx.operator.with_tensors(own).mv(x if graph else x.detach())
+            found = iter(torch.autograd.grad(product, wanted, -lam, create_graph=graph,
+                                             allow_unused=True))
+        to_tensors = [next(found) if p.requires_grad else None for p in own]
+        return (None, None, None, None, lam, *to_tensors)

@@ -1,0 +1,191 @@
+"""How may the implicit part depend on time: a multiple a(t) J, and a forcing f(t)?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import LinearOperator, Scaled
+from .checks import as_float, check_real, check_tensors, foreign_leaf
+
+Function = Callable[[Tensor], Any]
+
+
+class Affine:
+    r"""An implicit part :math:`u \mapsto a(t) J u + f(t)` that depends on time.
+
+    A stiff forcing belongs here: in the explicit term it ruins every scheme. For
+    :math:`\dot u = 10^6 (\cos t - u)` with steps of 0.1 the error at t = 10 is 65,000 with ssp222
+    and 1,300 with ark324l2sa if the forcing is explicit, below 0.01 here.
+
+    Args:
+        operator (LinearOperator): The operator J.
+        f (callable, torch.nn.Module or Tensor, optional): The forcing, called as ``f(t)`` with t a
+            0-dim tensor like the state; a tensor is a forcing that does not change. A module's
+            parameters receive gradients; a plain function must not need any.
+            (default: :obj:`None`)
+        scale (callable or torch.nn.Module, optional): The factor a, called as ``scale(t)``, gives
+            a number or a 0-dim tensor; each value of it is a set-up. (default: :obj:`None`)
+
+    Shapes:
+        - **f:** any that broadcasts to that of the state, in its units per unit of time
+        - **scale:** :math:`()`, dimensionless
+
+    Raises:
+        TypeError: if an argument is of another kind.
+    """
+
+    def __init__(self, operator: LinearOperator, f: Function | Tensor | None = None, *,
+                 scale: Function | None = None) -> None:
+        if not isinstance(operator, LinearOperator):
+            raise TypeError("Expected the operator of Affine as a LinearOperator (got "
+                            f"{type(operator).__name__}); wrap a matrix with operators.Dense.")
+        if not (f is None or isinstance(f, Tensor) or callable(f)):
+            raise TypeError("Expected the forcing f as a function of time, a module or a tensor "
+                            f"(got {type(f).__name__}).")
+        if not (scale is None or callable(scale)):
+            raise TypeError("Expected scale as a function of time or a module (got "
+                            f"{type(scale).__name__}); multiply the operator by a constant.")
+        self.operator, self.f, self.a = operator, _Part(f), _Part(scale)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that receive gradients: those of J, of f and of a, in this order."""
+        return (*self.operator.tensors, *self.f.tensors, *self.a.tensors)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Affine:
+        """The same part on other tensors, in the order of :attr:`tensors`."""
+        n, m = len(self.operator.tensors), len(self.f.tensors)
+        other = Affine(self.operator.with_tensors(tensors[:n]))
+        other.f, other.a = self.f.on(tensors[n:n + m]), self.a.on(tensors[n + m:])
+        return other
+
+    def check(self, u: Tensor, t: float) -> None:
+        """Raises a ValueError or TypeError that says why the part does not fit u at time t."""
+        self.operator.check(u)
+        check_tensors("Affine", (*self.f.tensors, *self.a.tensors), u)
+        own = self.with_tensors([p.detach().requires_grad_(p.requires_grad) for p in self.tensors])
+        with torch.enable_grad():
+            forcing, scale = own.forcing(t, u.detach()), own.scale(t, u.detach())
+        if forcing is not None:
+            own.f.check_named(forcing, "forcing f")
+            _check_forcing(forcing, u)
+        if isinstance(scale, Tensor):
+            own.a.check_named(scale, "scale")
+        if not math.isfinite(as_float(scale)):
+            raise ValueError(f"Expected a finite scale (got {as_float(scale)} at time {t:.6g}).")
+
+    def forcing(self, t: float, u: Tensor) -> Tensor | None:
+        """The forcing f(t), for a state like u."""
+        value = self.f(t, u)
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"Expected the forcing f to return a tensor (got "
+                            f"{type(value).__name__} at time {t:.6g}).")
+        return value
+
+    def scale(self, t: float, u: Tensor) -> Tensor | float:
+        """The factor a(t), for a state like u."""
+        value = self.a(t, u)
+        if value is None:
+            return 1.0
+        if isinstance(value, Tensor) and value.dim() != 0:
+            raise ValueError(f"Expected scale to return a number or a 0-dim tensor (got shape "
+                             f"{tuple(value.shape)} at time {t:.6g}).")
+        return value if isinstance(value, Tensor) else float(value)
+
+    def product(self, t: float, u: Tensor) -> Tensor:
+        """The value a(t) J u + f(t), differentiable in u and in :attr:`tensors`."""
+        product, scale, forcing = self.operator.mv(u), self.scale(t, u), self.forcing(t, u)
+        if isinstance(scale, Tensor) or scale != 1.0:
+            product = product * scale
+        return product if forcing is None else product + forcing
+
+    def transposed(self, t: float, u: Tensor) -> Tensor:
+        """The product a(t) J^T u."""
+        product, scale = self.operator.T.mv(u), as_float(self.scale(t, u))
+        return product if scale == 1.0 else product * scale
+
+    def vjp(self, t: float, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """The gradients of <w, a(t) J u + f(t)> with respect to the tensors that are wanted."""
+        n = len(self.operator.tensors)
+        if not any(wanted[n:]):
+            scale = as_float(self.scale(t, u))
+            found = self.operator.vjp(u, w if scale == 1.0 else w * scale, wanted[:n])
+            return found + [None] * len(wanted[n:])
+        own = [p.detach().requires_grad_(want)
+               for p, want in zip(self.tensors, wanted, strict=True)]
+        with torch.enable_grad():
+            value = self.with_tensors(own).product(t, u.detach())
+        if not value.requires_grad:  # a module that does not use its parameters
+            return [None] * len(own)
+        chosen = [p for p in own if p.requires_grad]
+        gradients = iter(torch.autograd.grad(value, chosen, w, allow_unused=True))
+        return [next(gradients) if p.requires_grad else None for p in own]
+
+    def scaled(self, scale: Tensor | float) -> LinearOperator:
+        """The operator J times a value of the factor."""
+        if not isinstance(scale, Tensor) and scale == 1.0:
+            return self.operator
+        return Scaled(self.operator, scale)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.operator!r})"
+
+
+class _Part:
+    """A function of time, a module, a tensor or nothing, with the tensors that it depends on."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.names: list[str] = []
+        self.tensors: tuple[Tensor, ...] = ()
+        self.swapped = False
+        if isinstance(source, torch.nn.Module):
+            self.names = [name for name, _ in source.named_parameters()]
+            self.tensors = tuple(source.parameters())
+        elif isinstance(source, Tensor):
+            check_real(source, "the forcing f")
+            self.tensors = (source,)
+
+    def on(self, tensors: Sequence[Tensor]) -> _Part:
+        """The same part on other tensors."""
+        other = _Part(self.source)
+        other.tensors, other.swapped = tuple(tensors), True
+        return other
+
+    def __call__(self, t: float, u: Tensor) -> Any:
+        if self.source is None:
+            return None
+        if isinstance(self.source, Tensor):
+            return self.tensors[0]
+        time = u.new_full((), t)
+        if self.swapped and self.names:
+            named = dict(zip(self.names, self.tensors, strict=True))
+            return torch.func.functional_call(self.source, named, (time,))
+        return self.source(time)
+
+    def check_named(self, value: Tensor, what: str) -> None:
+        """Refuses a value that needs a gradient with respect to a tensor nobody named."""
+        lost = foreign_leaf(value, self.tensors)
+        if lost is not None:
+            raise ValueError(
+                f"Expected the {what} to use only its own parameters (got another tensor of shape "
+                f"{tuple(lost.shape)} that requires a gradient, which would be lost); make it a "
+                "torch.nn.Module that holds it as a parameter.")
+
+
+def _check_forcing(forcing: Tensor, u: Tensor) -> None:
+    if forcing.dtype != u.dtype or forcing.device != u.device:
+        raise ValueError(f"Expected the forcing f in the dtype and on the device of the state, "
+                         f"{u.dtype} on {u.device} (got {forcing.dtype} on {forcing.device}).")
+    try:
+        fits = torch.broadcast_shapes(forcing.shape, u.shape) == u.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"Expected the forcing f to broadcast to the state of shape "
+                         f"{tuple(u.shape)} (got {tuple(forcing.shape)}).")
