@@ -61,6 +61,8 @@ def backwards(steps: int, slots: int, kept: list[tuple[int, S]],
     """
     end = steps
     while end > 0:
+        while kept[-1][0] >= end:
+            kept.pop()
         at, packed = kept[-1]
         state = unpack(packed)
         while end - at > 1:
@@ -71,10 +73,10 @@ def backwards(steps: int, slots: int, kept: list[tuple[int, S]],
             at = target
             if spare > 0:
                 kept.append((at, pack(state)))
-        if kept[-1][0] == at:
-            kept.pop()
-        yield record(at, state)
         end = at
+        if kept[-1][0] == end:
+            kept.pop()
+        yield record(end, state)
 
 
 def _repetitions(steps: int, slots: int) -> int:

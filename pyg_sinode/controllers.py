@@ -32,8 +32,8 @@ class Controller:
 
     with s the safety factor and k the order of the error estimate plus one. The gain of a step is
     kept in a range, is at most 1 after a rejected one (where only its own error counts), and is 1
-    where it lies between 1 and :obj:`keep`: an unchanged step size needs no new set-up of the linear
-    solver.
+    where it lies between 1 and :obj:`keep`: an unchanged step size needs no new set-up of the
+    linear solver.
 
     Args:
         beta (tuple of float): The exponents :math:`\beta_1, \beta_2, \beta_3`.

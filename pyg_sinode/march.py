@@ -67,19 +67,19 @@ class Watch:
 
     def __init__(self, callback: Callback | None, progress: bool, times: Sequence[float],
                  stats: Stats) -> None:
-        self.callback, self.stats = callback, stats
+        self.callback, self.stats, self.start = callback, stats, times[0]
         span = abs(times[-1] - times[0])
         self.bar = tqdm(total=span, disable=not progress, desc="imex_odeint", bar_format=(
             "{l_bar}{bar}| time {n:.4g} of {total:.4g} [{elapsed}<{remaining}{postfix}]"))
 
-    def stops(self, step: Step, u: Tensor) -> bool:
-        """Notes an accepted step; returns whether it is to be the last one."""
+    def stops(self, t: float, u: Tensor) -> bool:
+        """Notes the state after an accepted step; returns whether it is to be the last one."""
         if not self.bar.disable:
-            self.bar.update(min(abs(step.h), self.bar.total - self.bar.n))
+            self.bar.update(abs(t - self.start) - self.bar.n)
             self.bar.set_postfix(steps=self.stats.steps_accepted, refresh=False)
-        if self.callback is None or not self.callback(step.t + step.h, u.detach()):
+        if self.callback is None or not self.callback(t, u.detach()):
             return False
-        self.stats.stopped_at = step.t + step.h
+        self.stats.stopped_at = t
         return True
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ def march(method: Method, steps: Steps, u: Tensor, watch: Watch | None = None
             raise located(error, step.t, number, state[0]) from error.__cause__
         method.stats.steps_accepted += 1
         flags.look(number, state[0], made.state[0])
-        if watch is not None and watch.stops(step, made.state[0]):
+        if watch is not None and watch.stops(steps.end(number), made.state[0]):
             step = _ended(steps, number)
         yield Marched(number, step, state, made)
         if method.stats.stopped_at is not None:
@@ -149,7 +149,7 @@ def adaptive_march(method: RungeKutta, control: Adaptive, times: Sequence[float]
             del rest[:len(outputs)]
         step = Step(t, h, outputs)
         steps.append(step)
-        if watch.stops(step, trial.made.state[0]):
+        if watch.stops(sizes.t, trial.made.state[0]):
             step = _ended(steps, number)
         yield Marched(number, step, state, trial.made)
         if method.stats.stopped_at is not None:

@@ -164,7 +164,7 @@ def imex_odeint(
     if not (callback is None or callable(callback)):
         raise TypeError(f"Expected callback as a function of (t, u) (got "
                         f"{type(callback).__name__}).")
-    steps = Steps() if step_size is None else (covering if dense else landing)(
+    steps = Steps(times[-1]) if step_size is None else (covering if dense else landing)(
         times, _positive("step_size", step_size), eps)
     if isinstance(scheme, IMEXMultistep):
         _check_equal(steps, scheme)
@@ -247,11 +247,11 @@ def _tolerance(name: str, value: Any, default: float, u0: Tensor) -> float | Ten
     if not isinstance(value, Tensor):
         return _positive(name, value)
     check_real(value, name)
-    if not bool((value > 0).all() and value.isfinite().all()):
-        raise ValueError(f"Expected a positive, finite {name} (got one with entries that are not).")
     if value.device != u0.device:
         raise ValueError(f"Expected {name} on the device of the state, {u0.device} (got "
-                         f"{value.device}).")
+                         f"{value.device}); move one of the two.")
+    if not bool((value > 0).all() and value.isfinite().all()):
+        raise ValueError(f"Expected a positive, finite {name} (got one with entries that are not).")
     try:
         fits = torch.broadcast_shapes(value.shape, u0.shape) == u0.shape
     except RuntimeError:

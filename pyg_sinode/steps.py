@@ -18,10 +18,14 @@ class Step(NamedTuple):
 
 
 class Steps:
-    """A list of steps that takes 16 bytes for each."""
+    """A list of steps that takes 16 bytes for each.
 
-    def __init__(self) -> None:
-        self.t, self.h = array("d"), array("d")
+    Args:
+        end (float): The time at the end of the last step.
+    """
+
+    def __init__(self, end: float) -> None:
+        self.t, self.h, self.last = array("d"), array("d"), end
         self.outputs: dict[int, tuple[float, ...]] = {}
 
     def append(self, step: Step) -> None:
@@ -36,6 +40,10 @@ class Steps:
         del self.t[number + 1:], self.h[number + 1:]
         self.outputs = {n: o for n, o in self.outputs.items() if n < number}
         self.outputs[number] = outputs
+
+    def end(self, number: int) -> float:
+        """The time at the end of the step of that number."""
+        return self.t[number + 1] if number + 1 < len(self.t) else self.last
 
     def __len__(self) -> int:
         return len(self.t)
@@ -77,7 +85,7 @@ def plan(times: Sequence[float], step_size: float, eps: float) -> list[Interval]
 
 def landing(times: Sequence[float], step_size: float, eps: float) -> Steps:
     """The steps of :func:`plan`, which land on every output."""
-    steps = Steps()
+    steps = Steps(times[-1])
     for start, h, count in plan(times, step_size, eps):
         for k in range(count):
             steps.append(Step(start + k * h, h, (1.0,) if k == count - 1 else ()))
@@ -86,7 +94,7 @@ def landing(times: Sequence[float], step_size: float, eps: float) -> Steps:
 
 def covering(times: Sequence[float], step_size: float, eps: float) -> Steps:
     """Equal steps from the first to the last output, which the others fall into."""
-    steps, rest = Steps(), list(times[1:])
+    steps, rest = Steps(times[-1]), list(times[1:])
     for start, h, count in plan([times[0], times[-1]] if rest else [], step_size, eps):
         for k in range(count):
             t = start + k * h
