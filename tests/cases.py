@@ -1,4 +1,7 @@
-"""Which operators and solvers must obey the laws? One line puts a new one under all of them."""
+"""Which operators and solvers must obey the laws? One line puts a new one under all of them.
+
+And how is a stepper made for a test?
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyg_sinode import Stats
+from pyg_sinode.march import march
 from pyg_sinode.operators import (
+    Affine,
     Banded,
     Circulant,
     Dense,
@@ -20,8 +26,11 @@ from pyg_sinode.operators import (
     MatrixFree,
     Scaled,
     ScaledIdentity,
+    Shifted,
 )
 from pyg_sinode.solvers import CG, GMRES, BiCGStab, Direct
+from pyg_sinode.stepper import RungeKutta, Solves
+from pyg_sinode.steps import landing
 
 # Directed, with a duplicate edge (0 -> 1), a self-loop (2 -> 2) and an isolated node (5).
 EDGES = torch.tensor([[0, 0, 2, 1, 3, 4, 3, 1, 4], [1, 1, 2, 3, 0, 1, 4, 0, 3]])
@@ -262,3 +271,24 @@ def dense_matrix(
     size = torch.Size(shape).numel()
     units = torch.eye(size, dtype=dtype)
     return torch.stack([operator.mv(unit.view(shape)).reshape(size) for unit in units], dim=1)
+
+
+def stepper_of(scheme, explicit, matrix, inverse=None, stats=None):
+    """The Runge-Kutta method of a scheme, with a dense J and its LU unless told otherwise."""
+    implicit = None if matrix is None else Dense(torch.as_tensor(matrix))
+
+    def direct(c, scale):
+        return Direct().invert(Shifted(implicit, c))
+
+    return stepper_by(scheme, explicit, implicit, inverse or direct, stats or Stats())
+
+
+def stepper_by(scheme, explicit, operator, inverse, stats):
+    """The Runge-Kutta method of a scheme with its own way to solve."""
+    part = None if operator is None else Affine(operator)
+    return RungeKutta(scheme, explicit, Solves(part, inverse, stats), stats)
+
+
+def states(stepper, times, step_size, u):
+    """The states after every step."""
+    return [m.made.state[0] for m in march(stepper, landing(times, step_size, 2.2e-16), u)]

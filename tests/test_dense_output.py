@@ -6,7 +6,6 @@ import torch
 
 from pyg_sinode import imex_odeint, operators
 from pyg_sinode.schemes import SCHEMES
-from pyg_sinode.steps import Step, Steps, covering, landing, take_outputs
 
 INTERPOLATING = {name: s for name, s in SCHEMES.items() if s.interpolant is not None}
 HERMITE = [name for name, s in INTERPOLATING.items() if s.dense_output is None]
@@ -116,7 +115,7 @@ def test_adaptive_steps_with_interpolation_are_accurate_between_steps(name):
     problem = Known()
     u, stats = imex_odeint(problem, operators.Dense(problem.J), problem.solution(t[0]), t,
                            method=name, rtol=1e-6, atol=1e-6, dense=True, return_stats=True)
-    landed, more = imex_odeint(problem, operators.Dense(problem.J), problem.solution(t[0]), t,
+    _, more = imex_odeint(problem, operators.Dense(problem.J), problem.solution(t[0]), t,
                                method=name, rtol=1e-6, atol=1e-6, return_stats=True)
     assert float((u - problem.solution(t)).abs().max()) < 1e-4
     assert stats.steps_accepted <= more.steps_accepted
@@ -153,52 +152,3 @@ def test_a_loss_on_one_output_inside_a_step_passes_gradcheck():
                            double([0.0, 0.37, 1.0]), step_size=0.5, dense=True)[1]
 
     assert torch.autograd.gradcheck(output, (u0, matrix))
-
-
-# Which steps
-
-
-def test_steps_that_cover_the_outputs_hold_them_as_fractions():
-    steps = covering([0.0, 0.1, 0.25, 0.5, 0.6, 1.0], 0.5, 2.2e-16)
-    assert len(steps) == 2
-    assert steps[0] == Step(0.0, 0.5, (0.2, 0.5, 1.0))
-    assert steps[1].t == 0.5
-    assert steps[1].outputs == pytest.approx((0.2, 1.0))
-    assert steps[1].outputs[-1] == 1.0
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_output_at_the_end_of_a_step_to_rounding_is_that_end(dtype):
-    t = torch.linspace(0, 10, 51, dtype=dtype)
-    steps = covering(t.tolist(), 0.2, torch.finfo(dtype).eps)
-    assert len(steps) == 50
-    assert all(steps[n].outputs == (1.0,) for n in range(50))
-
-
-def test_decreasing_times_fall_into_steps_as_well():
-    steps = covering([1.0, 0.9, 0.2, 0.0], 0.5, 2.2e-16)
-    assert steps[0].h == -0.5
-    assert [steps[n].outputs for n in range(2)] == [pytest.approx((0.2,)), pytest.approx((0.6, 1))]
-
-
-def test_outputs_are_taken_once():
-    rest = [0.1, 0.2, 0.3]
-    assert take_outputs(rest, 0.0, 0.2, 2.2e-16, last=False) == pytest.approx((0.5, 1.0))
-    assert rest == [0.3]
-    assert take_outputs(rest, 0.2, 0.05, 2.2e-16, last=False) == ()
-
-
-def test_one_time_makes_no_step():
-    assert len(covering([1.0], 0.5, 2.2e-16)) == len(landing([1.0], 0.5, 2.2e-16)) == 0
-
-
-def test_a_list_of_steps_can_be_ended_early_and_knows_where_each_ends():
-    steps = landing([0.0, 0.2, 0.4], 0.1, 2.2e-16)
-    assert [steps.end(n) for n in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert steps.end(3) == 0.4
-    steps.end_with(2, (0.5, 1.0))
-    assert len(steps) == 3
-    assert [steps[n].outputs for n in range(3)] == [(), (1.0,), (0.5, 1.0)]
-    steps.append(Step(9.0, 1.0, ()))
-    assert isinstance(steps, Steps)
-    assert steps[3] == Step(9.0, 1.0, ())

@@ -5,17 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import states, stepper_by, stepper_of
 
 from pyg_sinode import (
     LinearSolveError,
     NonFiniteStateError,
+    Stats,
     StepSizeError,
     controllers,
     imex_odeint,
     operators,
     solvers,
 )
+from pyg_sinode.march import LOOK_EVERY, march
+from pyg_sinode.operators import Shifted
 from pyg_sinode.schemes import SCHEMES
+from pyg_sinode.steps import landing
 
 EMBEDDED = [name for name, scheme in SCHEMES.items() if scheme.embedded_order > 0]
 STIFFLY_ACCURATE = ["ark324l2sa", "ark436l2sa", "ark548l2sa"]
@@ -464,3 +469,135 @@ def test_what_does_not_fit_is_refused_before_any_work(options, error, message):
     with pytest.raises(error, match=message):
         imex_odeint(never, operators.ScaledIdentity(-1.0), double([1.0, 2.0]), times(0, 1),
                     **options)
+
+
+# A march by itself
+
+MATRIX, U0 = np.array([[-3.0, 1.0], [0.5, -40.0]]), np.array([0.7, -1.3])
+
+
+def test_times_are_not_accumulated():
+    times = []
+
+    def rate(t, u):
+        times.append(t)
+        return u * 0
+
+    states(stepper_of(SCHEMES["imex_euler"], rate, None), [0.0, 100.0], 0.1, double([1.0]))
+    assert times == [k * 0.1 for k in range(1000)]
+
+
+def test_a_march_says_where_each_step_began_and_which_ones_land_on_an_output():
+    stepper = stepper_of(SCHEMES["ssp222"], None, MATRIX)
+    steps = list(march(stepper, landing([0.0, 0.2, 0.3], 0.1, 2.2e-16), torch.as_tensor(U0)))
+    assert [s.step.t for s in steps] == pytest.approx([0.0, 0.1, 0.2])
+    assert [s.step.outputs for s in steps] == [(), (1.0,), (1.0,)]
+    assert stepper.stats.steps_accepted == 3
+
+
+def becomes_nan(at, value=math.nan):
+    return lambda t, u: torch.full_like(u, value) if t >= at else u * 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_state_that_stops_being_finite_stops_the_march_with_time_step_and_last_good_state(value):
+    stepper = stepper_of(SCHEMES["imex_euler"], becomes_nan(0.45, value), None)
+    with pytest.raises(NonFiniteStateError, match=r"step 5, which starts at time 0\.5\.") as caught:
+        states(stepper, [0.0, 1.0], 0.1, double([3.0, 4.0]))
+    assert (caught.value.step, caught.value.time) == (5, pytest.approx(0.5))
+    assert caught.value.state.tolist() == [3.0, 4.0]
+    assert stepper.stats.explicit_evaluations == 6
+
+
+def test_a_march_that_fails_says_so_before_it_hands_out_the_state():
+    stepper = stepper_of(SCHEMES["imex_euler"], becomes_nan(0.15), None)
+    steps = march(stepper, landing([0.0, 1.0], 0.1, 2.2e-16), double([3.0]))
+    assert next(steps).made.state[0].isfinite()
+    assert next(steps).made.state[0].isfinite()
+    with pytest.raises(NonFiniteStateError):
+        next(steps)
+
+
+def test_a_large_finite_state_whose_sum_overflows_goes_on():
+    u = torch.full((4,), 1e308, dtype=torch.float64)
+    assert not u.sum().isfinite()
+    stepper = stepper_of(SCHEMES["imex_euler"], None, double([[-1.0]]))
+    (result,) = states(stepper, [0.0, 0.1], 0.1, u[:, None])
+    assert result.isfinite().all()
+
+
+class FailsAtSolve(operators.LinearOperator):
+    """An inverse of I that gives up at its n-th solve."""
+
+    def __init__(self, n):
+        self.left = n
+
+    def solve(self, b, guess=None):
+        self.left -= 1
+        if self.left < 0:
+            raise LinearSolveError("The solve failed.", iterations=7, residual=0.5)
+        return operators.Solution(b)
+
+
+def test_a_linear_solve_that_fails_says_at_which_time_and_step():
+    inverse = FailsAtSolve(5)
+    stepper = stepper_of(SCHEMES["ssp222"], None, MATRIX, lambda c, scale: inverse)
+    with pytest.raises(LinearSolveError, match=r"failed\. \(In step 2, .* time 1\.2\.") as caught:
+        states(stepper, [1.0, 2.0], 0.1, torch.as_tensor(U0))
+    assert (caught.value.step, caught.value.time) == (2, pytest.approx(1.2))
+    assert (caught.value.iterations, caught.value.residual) == (7, 0.5)
+
+
+def test_a_krylov_solver_given_nan_by_the_explicit_term_does_not_take_the_blame():
+    operator = operators.Dense(torch.as_tensor(MATRIX))
+    stepper = stepper_by(SCHEMES["ars222"], becomes_nan(0.21), operator,
+                         lambda c, scale: solvers.GMRES().invert(Shifted(operator, c)), Stats())
+    with pytest.raises(NonFiniteStateError) as caught:
+        states(stepper, [0.0, 1.0], 0.1, torch.as_tensor(U0))
+    assert caught.value.step == 2
+    assert caught.value.state.isfinite().all()
+
+
+# On an accelerator the flags stay on the device; a tensor that says it is not on the CPU takes
+# that road on any machine.
+
+
+class Elsewhere(torch.Tensor):
+    is_cpu = False
+
+
+def elsewhere(values):
+    return double(values).as_subclass(Elsewhere)
+
+
+def test_on_an_accelerator_the_flags_are_read_at_the_end():
+    stepper = stepper_of(SCHEMES["imex_euler"], becomes_nan(0.45), None)
+    with pytest.raises(NonFiniteStateError, match=r"step 5, which starts at time 0\.5\.") as caught:
+        states(stepper, [0.0, 0.2, 1.0], 0.1, elsewhere([3.0]))
+    assert (caught.value.step, caught.value.time) == (5, pytest.approx(0.5))
+    assert caught.value.state.tolist() == [3.0]
+    assert stepper.stats.steps_accepted == 10
+
+
+def test_on_an_accelerator_a_long_march_does_not_run_on_with_nan():
+    stepper = stepper_of(SCHEMES["imex_euler"], becomes_nan(10.05), None)
+    with pytest.raises(NonFiniteStateError) as caught:
+        states(stepper, [0.0, 100.0], 0.1, elsewhere([3.0]))
+    assert caught.value.step == 101
+    assert caught.value.state.tolist() == [3.0]
+    assert stepper.stats.steps_accepted == 2 * LOOK_EVERY
+
+
+def test_on_an_accelerator_a_march_that_stays_finite_goes_through():
+    stepper = stepper_of(SCHEMES["imex_euler"], lambda t, u: u * 0, None)
+    assert len(states(stepper, [0.0, 1.0], 0.1, elsewhere([3.0]))) == 10
+
+
+def test_on_an_accelerator_a_solve_that_fails_later_names_the_step_that_failed_first():
+    # A direct solve of the NaN goes through, and two steps later the linear solver stumbles.
+    inverse = FailsAtSolve(4)
+    stepper = stepper_of(SCHEMES["imex_euler"], becomes_nan(0.15), MATRIX,
+                         lambda c, scale: inverse)
+    with pytest.raises(NonFiniteStateError) as caught:
+        states(stepper, [0.0, 1.0], 0.1, elsewhere([3.0, 4.0]))
+    assert (caught.value.step, caught.value.time) == (2, pytest.approx(0.2))
