@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,14 +50,22 @@ class Setups:
         tensors = self.operator.tensors
         if key in factors:
             copies, inverse = factors[key]
-            if len(copies) == len(tensors) and all(map(same, copies, tensors)):
+            if _all_same(copies, tensors):
                 found: LinearOperator = inverse
                 return found
         inverse = self._new(c)
         if len(factors) >= KEPT:
             factors.pop(next(iter(factors)))  # the oldest
-        factors[key] = tuple(t.detach().clone() for t in tensors), inverse
+        # Set-ups of the same tensors share one copy of them.
+        copies = next((x for x, _ in factors.values() if _all_same(x, tensors)), None)
+        if copies is None:
+            copies = tuple(t.detach().clone() for t in tensors)
+        factors[key] = copies, inverse
         return inverse
+
+
+def _all_same(copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
+    return len(copies) == len(tensors) and all(map(same, copies, tensors))
 
 
 def same(copy: Tensor, tensor: Tensor) -> bool:

@@ -46,3 +46,20 @@ def test_of_many_step_sizes_the_last_ones_are_kept_in_a_call():
     assert stats.setups == 3 * KEPT - 1
     setups.inverse(2.0)
     assert stats.setups == 3 * KEPT
+
+
+def test_set_ups_kept_on_an_operator_share_one_copy_of_its_tensors():
+    matrix = torch.eye(3) * -2
+    operator = operators.Dense(matrix)
+    setups, stats = setups_of(operator)
+    for c in (1.0, 2.0, 3.0):
+        setups.inverse(c)
+    copies = {id(x) for tensors, _ in operator._factors.values() for x in tensors}
+    assert len(copies) == 1
+    matrix *= 2
+    again, _ = setups_of(operator)
+    torch.testing.assert_close(again.inverse(1.0).mv(torch.ones(3)), torch.ones(3) / 5)
+    again.inverse(2.0)
+    copies = {id(x) for tensors, _ in operator._factors.values() for x in tensors}
+    assert len(copies) == 2
+    assert stats.setups == 3
