@@ -74,7 +74,7 @@ class IMEXMultistep:
             scaled = tuple(x / self.a[0] for x in getattr(self, field))
             object.__setattr__(self, field, scaled)
         for power, (of_b, of_c) in enumerate(self._defects()):
-            if not max(abs(of_b), abs(of_c)) <= 1e-12:
+            if not (abs(of_b) <= 1e-12 and abs(of_c) <= 1e-12):  # nor if one is NaN
                 raise ValueError(f"IMEXMultistep {self.name!r} expects order {self.order} (got "
                                  f"defects of {of_b:.1e} and {of_c:.1e} for t^{power}); correct a "
                                  "coefficient or state a lower order.")

@@ -787,6 +787,7 @@ def test_the_scheme_that_the_wrong_ones_differ_from_is_right():
     ({"b": (2, -1 + 1e-9)}, r"order 2 \(got defects of .* for t\^1\); .* state a lower order"),
     ({"c": (1, 1e-9)}, r"order 2 \(got defects of .* for t\^1\)"),
     ({"b": (2, math.nan)}, r"order 2 \(got defects of nan and .* for t\^1\)"),
+    ({"c": (1, math.nan)}, r"order 2 \(got defects of .* and nan for t\^1\)"),
     ({"order": 3, "start": ARS443}, r"order 3 \(got defects of .* for t\^3\)"),
     ({"start": ARS443}, r"a start of order 2 whose first stage is the state itself \(got IMEXTabl"),
     ({"start": SCHEMES["ssp222"]}, r"a start .* the state itself \(got IMEXTableau\(ssp222"),
