@@ -734,6 +734,7 @@ REFUSED = {
                       "Expected a state of size 2 along"),
     "operator_nan": (affine(operator=Diagonal(LEAF * math.nan)), ValueError,
                      "Expected finite tensors in Diagonal"),
+    "f_none": (affine(lambda t: None), TypeError, r"return a tensor \(got NoneType at time 0\.3\)"),
     "f_float": (affine(lambda t: 1.0), TypeError, r"return a tensor \(got float at time 0\.3\)"),
     "f_float32": (affine(lambda t: torch.ones(3)), ValueError,
                   r"f in the dtype .* torch.float64 on cpu \(got torch.float32 on cpu\)"),
@@ -748,6 +749,10 @@ REFUSED = {
     "f_tensor_shape": (affine(LEAF[:2]), ValueError, r"f to broadcast .* \(got \(2,\)\)"),
     "f_module_float32": (affine(Forcing().float()), TypeError, "tensors of Affine in the dtype"),
     "f_module_meta": (affine(Forcing().to("meta")), ValueError, "of Affine on the device"),
+    "scale_none": (affine(scale=lambda t: None), TypeError,
+                   r"scale to return a number or a 0-dim tensor \(got NoneType at time 0\.3\)"),
+    "scale_text": (affine(scale=lambda t: "1"), TypeError, r"0-dim tensor \(got str at time 0\.3"),
+    "scale_complex": (affine(scale=lambda t: 1j), TypeError, r"0-dim tensor \(got complex at"),
     "scale_shape": (affine(scale=lambda t: LEAF), ValueError,
                     r"number or a 0-dim tensor \(got shape \(3,\) at time 0\.3\)"),
     "scale_nan": (affine(scale=lambda t: math.nan), ValueError,
@@ -769,8 +774,10 @@ def test_what_does_not_fit_the_state_is_refused_before_any_work(make, error, mes
 
 
 LATER = {
+    "f_none": ({"f": lambda t: LEAF if t < 0.65 else None}, TypeError, r"NoneType at time 0\.7\)"),
     "scale_shape": ({"scale": lambda t: 1.0 if t < 0.65 else LEAF}, ValueError,
                     r"got shape \(3,\) at time 0\.7\)"),
+    "scale_none": ({"scale": lambda t: 1.0 if t < 0.65 else None}, TypeError, r"at time 0\.7\)"),
     "f_nan": ({"f": lambda t: LEAF if t < 0.65 else LEAF * math.nan}, RuntimeError,
               r"finite in step 3, which starts at time 0\.6"),
 }

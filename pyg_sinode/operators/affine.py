@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,20 +82,25 @@ class Affine:
 
     def forcing(self, t: float, u: Tensor) -> Tensor | None:
         """The forcing f(t), for a state like u."""
+        if self.f.source is None:
+            return None
         value = self.f(t, u)
-        if value is not None and not isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
             raise TypeError(f"Expected the forcing f to return a tensor (got "
                             f"{type(value).__name__} at time {t:.6g}).")
         return value
 
     def scale(self, t: float, u: Tensor) -> Tensor | float:
         """The factor a(t), for a state like u."""
-        value = self.a(t, u)
-        if value is None:
+        if self.a.source is None:
             return 1.0
+        value = self.a(t, u)
         if isinstance(value, Tensor) and value.dim() != 0:
             raise ValueError(f"Expected scale to return a number or a 0-dim tensor (got shape "
                              f"{tuple(value.shape)} at time {t:.6g}).")
+        if not isinstance(value, (Tensor, numbers.Real)):
+            raise TypeError(f"Expected scale to return a number or a 0-dim tensor (got "
+                            f"{type(value).__name__} at time {t:.6g}).")
         return value if isinstance(value, Tensor) else float(value)
 
     def product(self, t: float, u: Tensor) -> Tensor:
@@ -158,8 +164,6 @@ class _Part:
         return other
 
     def __call__(self, t: float, u: Tensor) -> Any:
-        if self.source is None:
-            return None
         if isinstance(self.source, Tensor):
             return self.tensors[0]
         time = u.new_full((), t)
