@@ -74,7 +74,9 @@ class Solves:
         assert self.part is not None
         scale, forcing = self.part.scale(t, r), self.part.forcing(t, r)
         b = r if forcing is None else r + c * forcing
-        if as_float(scale) == 0.0:
+        # Autograd has to see a scale of zero: its derivative need not vanish.
+        followed = isinstance(scale, Tensor) and scale.requires_grad and torch.is_grad_enabled()
+        if as_float(scale) == 0.0 and not followed:
             return b
         return self._solve(self.inverse(c, scale), b, r, last, c)
 

@@ -256,6 +256,38 @@ def test_a_scale_that_is_zero_throughout_leaves_the_forcing_alone(scheme):
                                atol=1e-2 if scheme.order == 1 else 1e-4)
 
 
+class Falling(nn.Module):
+    """A factor that passes through zero while its derivative does not."""
+
+    def __init__(self, weight=0.5):
+        super().__init__()
+        self.weight = nn.Parameter(double(weight))
+
+    def forward(self, t):
+        return self.weight - t
+
+
+@every_method
+def test_the_gradient_of_a_scale_that_is_zero_at_a_stage_is_not_lost(method):
+    # Its value at t = 0.5 is 0, and the derivative of the result by it is not.
+    found = []
+    for gradient in ("discrete", "backprop"):
+        scale, matrix = Falling(), Manufactured.J.clone().requires_grad_()
+        result = imex_odeint(None, Affine(Dense(matrix), scale=scale), double([1.0, 2.0, 3.0]),
+                             times(0, 0.5, 1), method=method, step_size=0.25, gradient=gradient)
+        found.append([result, *torch.autograd.grad(result[-1].sum(), [scale.weight, matrix])])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+    def at(weight):
+        part = Affine(Dense(Manufactured.J), scale=Falling(weight))
+        with torch.no_grad():
+            return float(imex_odeint(None, part, double([1.0, 2.0, 3.0]), times(0, 0.5, 1),
+                                     method=method, step_size=0.25)[-1].sum())
+
+    difference = (at(0.5 + 1e-5) - at(0.5 - 1e-5)) / 2e-5
+    assert float(found[0][1]) == pytest.approx(difference, rel=1e-7)
+
+
 # The forcing
 
 
