@@ -195,10 +195,11 @@ class _Reverse:
         return to_u
 
     def implicit(self, t: float, u: Tensor, w: Tensor) -> None:
+        assert self.part is not None
+        self.part.check_ends(t, u)
         wanted = self.wanted[self.split:]
         if not any(wanted):
             return
-        assert self.part is not None
         self.problem.stats.operator_products += 1
         for i, gradient in enumerate(self.part.vjp(t, u, w, wanted)):
             self._accumulate(self.split + i, gradient)

@@ -708,6 +708,24 @@ def test_a_tensor_that_nobody_named_is_refused_before_any_work(kind, requires_gr
                     gradient=gradient)
 
 
+@pytest.mark.parametrize("kind", UNNAMED)
+@pytest.mark.parametrize("method", ["ars222", "ark324l2sa", "cnab2"])
+def test_a_tensor_used_only_later_is_refused_in_the_backward_pass(kind, method):
+    what, shape = UNNAMED[kind]
+    early, late = LEAF if what == "forcing f" else double(1.0), unnamed(kind)
+
+    class Later(nn.Module):
+        def forward(self, t):
+            return late(t) if t > 0.6 else early
+
+    for value in (Later(), lambda t: late(t) if t > 0.6 else early):
+        u0 = double([1.0, 2.0, 3.0]).requires_grad_()
+        result = imex_odeint(None, part_with(value, what), u0, TIMES, step_size=0.1, method=method)
+        with pytest.raises(ValueError, match=MESSAGE.format(what, shape)):
+            result.sum().backward()
+        assert u0.grad is None
+
+
 def test_a_frozen_tensor_need_not_be_named():
     u0 = double([1.0, 2.0, 3.0]).requires_grad_()
     part = Affine(ScaledIdentity(-1.0), lambda t: LEAF * t, scale=lambda t: LEAF[0])

@@ -69,16 +69,25 @@ class Affine:
         """Raises a ValueError or TypeError that says why the part does not fit u at time t."""
         self.operator.check(u)
         check_tensors("Affine", (*self.f.tensors, *self.a.tensors), u)
-        own = self.with_tensors([p.detach().requires_grad_(p.requires_grad) for p in self.tensors])
+        forcing, scale = self.check_ends(t, u)
+        if forcing is not None:
+            _check_forcing(forcing, u)
+        if not math.isfinite(as_float(scale)):
+            raise ValueError(f"Expected a finite scale (got {as_float(scale)} at time {t:.6g}).")
+
+    def check_ends(self, t: float, u: Tensor) -> tuple[Tensor | None, Tensor | float]:
+        """Gives f(t) and a(t); refuses what needs the gradient of a tensor that nobody named."""
+        if self.f.source is None and self.a.source is None:
+            return None, 1.0
+        own = Affine(self.operator)
+        own.f, own.a = self.f.detached(), self.a.detached()
         with torch.enable_grad():
             forcing, scale = own.forcing(t, u.detach()), own.scale(t, u.detach())
         if forcing is not None:
             own.f.check_named(forcing, "forcing f")
-            _check_forcing(forcing, u)
         if isinstance(scale, Tensor):
             own.a.check_named(scale, "scale")
-        if not math.isfinite(as_float(scale)):
-            raise ValueError(f"Expected a finite scale (got {as_float(scale)} at time {t:.6g}).")
+        return forcing, scale
 
     def forcing(self, t: float, u: Tensor) -> Tensor | None:
         """The forcing f(t), for a state like u."""
@@ -162,6 +171,10 @@ class _Part:
         other = _Part(self.source)
         other.tensors, other.swapped = tuple(tensors), True
         return other
+
+    def detached(self) -> _Part:
+        """The same part on copies of its tensors, in which its graph ends."""
+        return self.on([p.detach().requires_grad_(p.requires_grad) for p in self.tensors])
 
     def __call__(self, t: float, u: Tensor) -> Any:
         if isinstance(self.source, Tensor):
