@@ -288,6 +288,26 @@ def test_the_gradient_of_a_scale_that_is_zero_at_a_stage_is_not_lost(method):
     assert float(found[0][1]) == pytest.approx(difference, rel=1e-7)
 
 
+def test_a_step_by_hand_takes_the_part_at_the_row_sums_of_the_implicit_matrix():
+    # ssp222, whose two parts have different row sums: G at 0 and h, the part at gamma h and so on.
+    gamma, h, u0 = 1 - 1 / math.sqrt(2), 0.2, np.array([1.0, -0.5, 2.0])
+    J, identity = Manufactured.J.numpy(), np.eye(3)
+
+    def stage(t, r):
+        U = np.linalg.solve(identity - h * gamma * a_of(t) * J, r + h * gamma * f_of(t))
+        return U, a_of(t) * J @ U + f_of(t)
+
+    U1, k1 = stage(gamma * h, u0)
+    g1 = np.sin(U1)
+    U2, k2 = stage((1 - gamma) * h, u0 + h * g1 + h * (1 - 2 * gamma) * k1)
+    g2 = np.sin(U2) + h
+    part = Affine(Dense(Manufactured.J), lambda t: torch.from_numpy(f_of(float(t))),
+                  scale=SCALES["number"])
+    result = imex_odeint(lambda t, u: torch.sin(u) + t, part, torch.from_numpy(u0), times(0, h),
+                         method="ssp222", step_size=h)
+    np.testing.assert_allclose(result[1].numpy(), u0 + h / 2 * (g1 + g2 + k1 + k2), rtol=1e-13)
+
+
 # The forcing
 
 
