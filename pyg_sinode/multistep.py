@@ -22,7 +22,7 @@ from .stepper import Explicit, Gradients, Made, Reverse, RungeKutta, Solves, Sta
 from .tableau import IMEXTableau
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IMEXMultistep:
     r"""A multistep scheme, checked when made; its coefficients are scaled so that a_0 = 1.
 

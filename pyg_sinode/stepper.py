@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .operators import Affine, LinearOperator, LinearSolveError
+from .operators.affine import check_finite
 from .operators.checks import as_float
 from .report import Stats
 from .tableau import Array, IMEXTableau
@@ -76,6 +77,7 @@ class Solves:
         b = r if forcing is None else r + c * forcing
         # Autograd has to see a scale of zero: its derivative need not vanish.
         followed = isinstance(scale, Tensor) and scale.requires_grad and torch.is_grad_enabled()
+        check_finite(as_float(scale), t)
         if as_float(scale) == 0.0 and not followed:
             return b
         return self._solve(self.inverse(c, scale), b, r, last, c)

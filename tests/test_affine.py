@@ -963,3 +963,61 @@ def test_a_copied_part_gives_the_same_result():
 
 def test_the_representation_names_the_operator():
     assert repr(Affine(Dense(Manufactured.J), LEAF)) == "Affine(Dense((3, 3)))"
+
+
+# Functions of time alone
+
+
+class Stateful(nn.Module):
+    """Another value at every call: by dropout, or by a buffer that counts."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.drop = nn.Dropout(0.5) if kind == "dropout" else nn.Identity()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+        self.counts = kind == "buffer"
+
+    def forward(self, t):
+        if self.counts:
+            self.calls += 1
+        return self.drop(torch.ones(64, dtype=torch.float64)) + self.calls
+
+
+@pytest.mark.parametrize("what", ["forcing f", "scale"])
+@pytest.mark.parametrize("kind", ["dropout", "buffer"])
+def test_a_part_that_is_not_a_function_of_time_alone_is_refused(kind, what):
+    torch.manual_seed(0)
+    f = Stateful(kind)
+    part = (operators.Affine(operators.ScaledIdentity(-1.0), f) if what == "forcing f" else
+            operators.Affine(operators.ScaledIdentity(-1.0), scale=lambda t: f(t).sum()))
+    with pytest.raises(ValueError, match=f"the {what} to be a function of time alone"):
+        imex_odeint(None, part, torch.ones(64).double(), times(0, 1), step_size=0.5)
+
+
+def test_dropout_that_is_switched_off_is_fine():
+    part = operators.Affine(operators.ScaledIdentity(-1.0), Stateful("dropout").eval())
+    u = imex_odeint(None, part, torch.ones(64).double(), times(0, 1), step_size=0.5)
+    torch.testing.assert_close(u[-1], torch.ones(64).double())
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop"])
+def test_an_integer_tensor_is_a_scale(gradient):
+    part = operators.Affine(operators.ScaledIdentity(-1.0), scale=lambda t: torch.tensor(2))
+    u0 = torch.ones(2).double().requires_grad_()
+    u = imex_odeint(None, part, u0, times(0, 1), step_size=0.01, gradient=gradient)
+    assert float(u[-1, 0].detach()) == pytest.approx(math.exp(-2.0), rel=1e-6)
+
+
+def test_a_scale_that_becomes_nan_is_named_with_its_time():
+    part = operators.Affine(operators.ScaledIdentity(-1.0),
+                            scale=lambda t: math.nan if t > 0.55 else 1.0)
+    with pytest.raises(ValueError, match=r"finite scale \(got nan at time 0\.\d+\)"):
+        imex_odeint(None, part, torch.ones(2).double(), times(0, 1), step_size=0.1)
+
+
+def test_without_gradients_a_closure_need_not_be_a_module():
+    weight = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    part = operators.Affine(operators.ScaledIdentity(-1.0), lambda t: weight * torch.cos(t))
+    with torch.no_grad():
+        u = imex_odeint(None, part, torch.ones(1).double(), times(0, 1), step_size=0.5)
+    assert not u.requires_grad

@@ -26,8 +26,9 @@ class Affine:
     Args:
         operator (LinearOperator): The operator J.
         f (callable, torch.nn.Module or Tensor, optional): The forcing, called as ``f(t)`` with t a
-            0-dim tensor like the state; a tensor is a forcing that does not change. A module's
-            parameters receive gradients; a plain function must not need any.
+            0-dim tensor like the state, of which it must be a function: no dropout; a tensor is a
+            forcing that does not change. A module's parameters receive gradients; a plain function
+            must not need any.
             (default: :obj:`None`)
         scale (callable or torch.nn.Module, optional): The factor a, called as ``scale(t)``, gives
             a number or a 0-dim tensor; each value of it is a set-up. (default: :obj:`None`)
@@ -69,19 +70,24 @@ class Affine:
         """Raises a ValueError or TypeError that says why the part does not fit u at time t."""
         self.operator.check(u)
         check_tensors("Affine", (*self.f.tensors, *self.a.tensors), u)
-        forcing, scale = self.check_ends(t, u)
-        if forcing is not None:
+        if self.f.source is None and self.a.source is None:
+            return
+        forcing, scale = self.check_ends(t, u, graph=torch.is_grad_enabled())
+        again, factor = self.forcing(t, u), self.scale(t, u)
+        if forcing is not None and again is not None:
             _check_forcing(forcing, u)
-        if not math.isfinite(as_float(scale)):
-            raise ValueError(f"Expected a finite scale (got {as_float(scale)} at time {t:.6g}).")
+            _check_same("forcing f", forcing, again)
+        _check_same("scale", torch.as_tensor(scale), torch.as_tensor(factor))
+        check_finite(as_float(scale), t)
 
-    def check_ends(self, t: float, u: Tensor) -> tuple[Tensor | None, Tensor | float]:
+    def check_ends(self, t: float, u: Tensor, *, graph: bool = True
+                   ) -> tuple[Tensor | None, Tensor | float]:
         """Gives f(t) and a(t); refuses what needs the gradient of a tensor that nobody named."""
         if self.f.source is None and self.a.source is None:
             return None, 1.0
         own = Affine(self.operator)
         own.f, own.a = self.f.detached(), self.a.detached()
-        with torch.enable_grad():
+        with torch.set_grad_enabled(graph):
             forcing, scale = own.forcing(t, u.detach()), own.scale(t, u.detach())
         if forcing is not None:
             own.f.check_named(forcing, "forcing f")
@@ -110,7 +116,7 @@ class Affine:
         if not isinstance(value, (Tensor, numbers.Real)):
             raise TypeError(f"Expected scale to return a number or a 0-dim tensor (got "
                             f"{type(value).__name__} at time {t:.6g}).")
-        return value if isinstance(value, Tensor) else float(value)
+        return value if isinstance(value, Tensor) and value.is_floating_point() else float(value)
 
     def product(self, t: float, u: Tensor) -> Tensor:
         """The value a(t) J u + f(t), differentiable in u and in :attr:`tensors`."""
@@ -193,6 +199,20 @@ class _Part:
                 f"Expected the {what} to use only its own parameters (got another tensor of shape "
                 f"{tuple(lost.shape)} that requires a gradient, which would be lost); make it a "
                 "torch.nn.Module that holds it as a parameter.")
+
+
+def check_finite(scale: float, t: float) -> None:
+    """Refuses a value of the factor that is not finite."""
+    if not math.isfinite(scale):
+        raise ValueError(f"Expected a finite scale (got {scale} at time {t:.6g}).")
+
+
+def _check_same(what: str, value: Tensor, again: Tensor) -> None:
+    """Refuses a function that gives two values at one time."""
+    if not torch.equal(value.detach().nan_to_num(), again.detach().nan_to_num()):
+        raise ValueError(f"Expected the {what} to be a function of time alone (got another value "
+                         "at the second call), since the backward pass evaluates it again; take "
+                         "out dropout, random numbers and state, or call .eval().")
 
 
 def _check_forcing(forcing: Tensor, u: Tensor) -> None:
