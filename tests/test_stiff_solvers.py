@@ -1,0 +1,193 @@
+"""Does the benchmark of stiff solvers solve what it says, and own up to what fails?"""
+
+import argparse
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = str(Path(__file__).parents[1] / "examples" / "benchmarks")
+PROBLEMS = ("advection", "allen-cahn", "ks")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    for name in ("matplotlib", "torchdiffeq"):
+        pytest.importorskip(name, reason=f"the benchmark needs {name}, which is not installed")
+    sys.path.insert(0, FOLDER)
+    yield importlib.import_module("stiff_solvers")
+    sys.path.remove(FOLDER)
+    del sys.modules["stiff_solvers"]
+
+
+@pytest.fixture(scope="module")
+def problems(bench):
+    with torch.no_grad():
+        return {name: bench.make_problem(name, quick=True) for name in PROBLEMS}
+
+
+def one_solver(bench, name, values):
+    """A solver of the benchmark, with other values of its setting."""
+    (solver,) = (s for s in bench.make_solvers() if s.name == name)
+    return solver._replace(values=lambda _: values)
+
+
+@pytest.fixture
+def measure(bench):
+    """The results of one solver on a problem."""
+    def measured(problem, name, values, **limits):
+        reference = bench.Reference(problem.exact(problem.time), "exact", 0.0)
+        args = argparse.Namespace(**{"repeats": 1, "time_limit": 60.0, "repeat_below": 10.0,
+                                     **limits})
+        with torch.no_grad():
+            return bench.measure(problem, reference, [one_solver(bench, name, values)], args)
+
+    return measured
+
+
+# The problems
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_pytorch_and_numpy_have_the_same_right_hand_side(problems, name):
+    problem = problems[name]
+    u = problem.u0 + 0.1 * torch.randn_like(problem.u0)
+    found = problem.array_rhs()(0.0, u.numpy())
+    expected = problem.rhs(0.0, u)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_jacobian_is_that_of_the_right_hand_side(problems, name):
+    problem, rhs = problems[name], problems[name].array_rhs()
+    u, eps = problem.u0.numpy(), 1e-5
+    jacobian = problem.jacobian(0.0, u) if callable(problem.jacobian) else problem.jacobian
+    for i in range(0, len(u), 5):
+        v = np.zeros(len(u))
+        v[i] = 1.0
+        slope = (rhs(0.0, u + eps * v) - rhs(0.0, u - eps * v)) / (2 * eps)
+        np.testing.assert_allclose(jacobian @ v, slope, rtol=1e-6, atol=1e-7 * np.abs(slope).max())
+
+
+def test_the_exact_solution_starts_at_u0_and_satisfies_the_equation(bench):
+    problem, t, dt = bench.advection_diffusion(64), 0.3, 1e-3
+    torch.testing.assert_close(problem.exact(0.0), problem.u0)
+    at = {k: problem.exact(t + k * dt) for k in (-2, -1, 1, 2)}
+    rate = (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * dt)
+    torch.testing.assert_close(rate, problem.rhs(t, problem.exact(t)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "least"), [("advection", 1e4), ("allen-cahn", 1e4),
+                                             ("ks", 5e4)])
+def test_the_problems_of_full_size_are_stiff(bench, monkeypatch, name, least):
+    monkeypatch.setattr(bench, "imex_odeint", lambda G, J, u0, t, **_: torch.stack([u0, u0]))
+    problem = bench.make_problem(name)
+    assert problem.time * problem.stiffness() > least
+    assert len(problem.u0) == (64 if name == "ks" else 512)
+
+
+# The solvers
+
+
+@pytest.mark.parametrize(("name", "values", "slope"), [
+    ("ark436l2sa", (1e-4, 1e-6, 1e-8), 1.0), ("BDF", (1e-4, 1e-6, 1e-8), 1.0),
+    ("ssp222, equal steps", (1 / 64, 1 / 128, 1 / 256), 2.0),
+    ("sbdf2, equal steps", (1 / 128, 1 / 256, 1 / 512), 2.0),
+    ("ark436l2sa, equal steps", (1 / 32, 1 / 64, 1 / 128), 4.0)])
+def test_errors_fall_with_the_setting_at_the_expected_slope(bench, measure, name, values, slope):
+    errors = [r.error for r in measure(bench.advection_diffusion(64), name, values)]
+    found = math.log(errors[0] / errors[-1]) / math.log(values[0] / values[-1])
+    assert found == pytest.approx(slope, rel=0.2)
+
+
+def test_the_calls_that_are_counted_are_those_that_the_solvers_report(bench, measure):
+    problem = bench.advection_diffusion(32)
+    for name, value, key in (("ark548l2sa", 1e-5, "explicit_evaluations"), ("Radau", 1e-5, "nfev"),
+                             ("sbdf2, equal steps", 1 / 64, "explicit_evaluations")):
+        (result,) = measure(problem, name, (value,))
+        assert result.evaluations == result.counts[key] > 10
+
+
+def test_each_run_makes_its_own_inverses(bench, measure):
+    problem = bench.advection_diffusion(32)
+    first, second = (measure(problem, "ssp222, equal steps", (0.05,))[0] for _ in range(2))
+    assert first.counts["setups"] == second.counts["setups"] == 1
+
+
+# Failures
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("implicit_adams, order 12", 0.05, "Functional iteration did not converge (at t = "),
+    ("sbdf2, equal steps", 0.05, "relative error"), ("sbdf2, equal steps", 1e-3, None)])
+def test_a_run_that_diverges_is_a_failure_with_its_reason(bench, measure, name, value, words):
+    (result,) = measure(bench.advection_diffusion(64, viscosity=1e-3), name, (value,))
+    if words is None:
+        assert result.failure is None
+        assert result.error < 0.1
+        return
+    assert words in result.failure
+    assert result.error is None
+    assert bench.cells(result)[0] == f"failed: {result.failure}"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_result_that_is_not_finite_is_a_failure(bench, measure, monkeypatch, value):
+    monkeypatch.setattr(bench.torchdiffeq, "odeint", lambda f, u0, t, **_: value * u0[None])
+    (result,) = measure(bench.advection_diffusion(32), "dopri5", (1e-3,))
+    assert result.failure == "the result is not finite"
+    assert result.error is None
+
+
+def test_a_scipy_run_that_gives_up_is_a_failure_with_its_message(bench, measure, monkeypatch):
+    problem = bench.advection_diffusion(32)
+    monkeypatch.setattr(bench, "solve_ivp", lambda *_, **__: argparse.Namespace(
+        success=False, message="Required step size is less than spacing between numbers."))
+    (result,) = measure(problem, "BDF", (1e-3,))
+    assert result.failure.startswith("RuntimeError: Required step size is less than spacing")
+
+
+def test_after_a_run_out_of_time_the_finer_settings_are_left_out(bench, measure):
+    first, second = measure(bench.advection_diffusion(32), "BDF", (1e-3, 1e-4), time_limit=1e-9,
+                            repeats=2)
+    assert first.failure.startswith("longer than 1e-09 s (at t = 0 of 1, after 1 evaluations")
+    assert second.failure == "not run: longer than the limit of 1e-09 s already with 1.0e-03"
+    assert len(first.seconds) == 1
+    assert not second.seconds
+
+
+def test_slow_runs_are_not_repeated(bench, measure):
+    problem = bench.advection_diffusion(32)
+    for below, count in ((0.0, 1), (60.0, 3)):
+        (result,) = measure(problem, "BDF", (1e-3,), repeats=3, repeat_below=below)
+        assert len(result.seconds) == count
+
+
+# The whole
+
+
+def test_a_quick_run_writes_figures_data_and_tables(bench, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["stiff_solvers.py", "--quick", "--repeats", "1", "--out",
+                                      str(tmp_path)])
+    bench.main()
+    text = capsys.readouterr().out
+    lines = (tmp_path / "stiff-solvers.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert records[0]["kind"] == "settings"
+    references = [r for r in records if r["kind"] == "reference"]
+    assert [r["problem"] for r in references] == list(PROBLEMS)
+    assert all(0 < r["difference"] < 1e-10 for r in references)
+    runs = [r for r in records if r["kind"] == "run"]
+    assert {r["solver"] for r in runs} == {s.name for s in bench.make_solvers()}
+    assert all((r["error"] is None) == (r["failure"] is not None) for r in runs)
+    assert any(r["failure"] for r in runs)
+    assert text.count("failed: ") == sum(r["failure"] is not None for r in runs)
+    assert sum(line.startswith("| ") for line in text.splitlines()) == len(runs) + 3
+    for name in PROBLEMS:
+        assert (tmp_path / f"stiff-{name}.png").stat().st_size > 10_000
