@@ -22,16 +22,16 @@ def benchmark():
 def test_the_benchmark_measures_a_saving_and_equal_gradients():
     pytest.importorskip("resource", reason="the benchmark reads the peak memory of a Unix process")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--points", "8192", "--steps", "150", "--checkpoints", "all",
+        [sys.executable, str(SCRIPT), "--points", "8192", "--steps", "60", "--checkpoints", "all",
          "5"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "gradients are equal to the last bit" in done.stdout
     rows = [[cell.strip() for cell in line.strip("|").split("|")]
             for line in done.stdout.splitlines() if line.startswith("|")][2:]
     (_, full, again, _, _), (kept, small, recomputed, formula, _) = rows
-    # 150 steps of four stages of 64 KiB are 37 MiB.
-    assert float(full) > 30
-    assert float(small) < 0.2 * float(full)
+    # 60 steps of four stages of 64 KiB are 15 MiB.
+    assert float(full) > 10
+    assert float(small) < 0.3 * float(full)
     assert (again, kept) == ("0", "5")
     assert recomputed == formula
 
