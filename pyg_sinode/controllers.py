@@ -132,6 +132,11 @@ class Adaptive:
     min_step: float
     max_steps: int
 
+    @property
+    def same(self) -> float:
+        """The relative difference of step sizes that is small against the tolerance."""
+        return min(1e-6, 0.01 * float(torch.as_tensor(self.rtol).min()))
+
     def norm(self, error: Tensor, u: Tensor, following: Tensor) -> float:
         """The norm E of an error in a step from u; NaN or infinite if anything in it is."""
         scale = self.atol + self.rtol * torch.maximum(u.detach().abs(), following.detach().abs())

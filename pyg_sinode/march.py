@@ -255,7 +255,7 @@ class _Sizes:
         rounding = rounding_of(self.t, self.targets[0], min(self.wanted, abs(interval)), self.eps)
         self.left = whole_steps(abs(interval), self.wanted, rounding)
         self.h, self.base, self.made = interval / self.left, self.t, 0
-        if abs(self.h - before) <= rounding * abs(before):
+        if abs(self.h - before) <= self.control.same * abs(before):
             self.h = before  # shares its set-up
 
 

@@ -105,7 +105,7 @@ def covering(times: Sequence[float], step_size: float, eps: float) -> Steps:
 def take_outputs(rest: list[float], t: float, h: float, eps: float, *, last: bool
                  ) -> tuple[float, ...]:
     """Takes the outputs up to t + h from those that are left, as fractions of the step."""
-    rounding = rounding_of(t, t + h, abs(h), eps)
+    rounding = rounding_of(t, t + h, abs(h), eps, 1e-12)
     found = []
     while rest and (last or (rest[0] - t) / h <= 1.0 + rounding):
         theta = (rest.pop(0) - t) / h
@@ -118,6 +118,6 @@ def whole_steps(interval: float, h: float, rounding: float) -> int:
     return max(1, math.ceil(interval / h - rounding))
 
 
-def rounding_of(start: float, end: float, h: float, eps: float) -> float:
-    """What rounding of the end points amounts to, relative to a step."""
-    return 1e-6 + 2.0 * eps * max(abs(start), abs(end)) / h
+def rounding_of(start: float, end: float, h: float, eps: float, slack: float = 1e-6) -> float:
+    """What rounding of the end points amounts to, relative to a step, and some slack."""
+    return slack + 2.0 * eps * max(abs(start), abs(end)) / h

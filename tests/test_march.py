@@ -80,6 +80,13 @@ def test_the_error_is_proportional_to_the_tolerance_and_never_above_100_of_it(me
     assert all(e <= 100 * tol for e, tol in zip(errors, tolerances, strict=True)), errors
 
 
+def test_unequal_intervals_are_not_taken_for_equal_ones_at_a_tight_tolerance():
+    # Float32 rounds these times by 1e-7, which is more than the tolerance.
+    problem, t = Stiff(), torch.linspace(0, 2, 11).double()
+    u, _ = problem.solve(t, rtol=1e-8, atol=1e-8)
+    assert float((u - problem.solution(t)).abs().max()) < 4e-8
+
+
 @every_pair
 def test_schemes_with_an_embedded_pair_meet_a_tolerance_on_a_mild_problem(method):
     def rate(t, u):
