@@ -195,6 +195,29 @@ def test_evaluations_of_steps_made_again_are_counted():
     assert stats.explicit_vjps == 4 * 12
 
 
+def bytes_kept(checkpoints):
+    """What the forward pass of 1000 steps keeps for the backward pass."""
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    u0 = torch.linspace(0, 1, 256, dtype=torch.float64).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        u = imex_odeint(lambda t, u: torch.sin(u), operators.ScaledIdentity(-1.0), u0,
+                        torch.tensor([0.0, 1.0]), step_size=1e-3, checkpoints=checkpoints)
+    states = [x for _, state in u.grad_fn.kept.states for x in state]
+    assert len(states) <= 19
+    return sum(saved.values()) + sum(x.numel() * x.element_size() for x in states)
+
+
+def test_twenty_states_take_less_than_a_hundredth_of_what_all_stages_of_1000_steps_take():
+    full, few = bytes_kept(None), bytes_kept(20)
+    assert full >= 1000 * 4 * 256 * 8
+    assert few < 0.01 * full
+
+
 class Moved(torch.Tensor):
     """A tensor that counts how it is moved to another device and back."""
 
