@@ -143,13 +143,14 @@ class _Reverse:
             end -= length
         if not kept.all:
             # A second backward pass over one graph finds the states gone, and starts from u0.
-            states = [(0, self.method.begin(u0)), *kept.states]
+            states: list[tuple[int, State]] = [(0, (u0,)), *kept.states]
             kept.states = []
             left = len(self.problem.steps) - len(kept.lengths)
             yield from backwards(left, kept.slots(), states, self._advance, self._record,
                                  kept.pack, lambda state: tuple(x.to(u0.device) for x in state))
 
     def run(self, grad: Tensor, tapes: Iterator[Tape]) -> Tensor:
+        """The gradient at the initial state from those at all outputs."""
         steps = self.problem.steps
         lam: list[Tensor | None] = [None]
         output = grad.size(0)
@@ -181,6 +182,7 @@ class _Reverse:
         return tape
 
     def explicit(self, place: int, t: float, u: Tensor, v: Tensor) -> Tensor | None:
+        """See :class:`pyg_sinode.stepper.Reverse`."""
         assert self.repeat is not None
         value, copy, stand = self.repeat.detached(self.first + place, t, u, graph=True)
         self.problem.stats.explicit_vjps += 1
@@ -195,6 +197,7 @@ class _Reverse:
         return to_u
 
     def implicit(self, t: float, u: Tensor, w: Tensor) -> None:
+        """See :class:`pyg_sinode.stepper.Reverse`."""
         assert self.part is not None
         self.part.check_ends(t, u)
         wanted = self.wanted[self.split:]

@@ -26,10 +26,6 @@ class Method(Protocol):
 
     stats: Stats
 
-    def begin(self, u: Tensor) -> State:
-        """What the first step starts from."""
-        ...
-
     def evaluations_before(self, number: int) -> int:
         """The number of evaluations of G in the steps before that one."""
         ...
@@ -93,7 +89,8 @@ def march(method: Method, steps: Steps, u: Tensor, watch: Watch | None = None
 
     On the CPU each state is looked at at once; elsewhere the flags stay on the device for a while.
     """
-    state, flags = method.begin(u), _Flags(steps, u)
+    state: State = (u,)
+    flags = _Flags(steps, u)
     for number in range(len(steps)):
         step = steps[number]
         try:
@@ -128,7 +125,8 @@ def adaptive_march(method: RungeKutta, control: Adaptive, times: Sequence[float]
         discard (callable): Called with a step's number when what it evaluated is not to be kept.
         watch (Watch): Shows progress, and may stop the march.
     """
-    state, rest = method.begin(u), list(times[1:])
+    state: State = (u,)
+    rest = list(times[1:])
     sizes = _Sizes(method, control, times, eps, u, dense=dense)
     discard(0)
     while rest:
@@ -198,11 +196,11 @@ class _Sizes:
         self.least = max(control.min_step, 16 * EPS * max(abs(times[0]), abs(times[-1])))
         self.implicit = method.solves.part is not None
         if len(times) > 1:
-            self.sign = math.copysign(1.0, times[-1] - times[0])
+            sign = math.copysign(1.0, times[-1] - times[0])
             span = abs(self.targets[0] - times[0])
             with torch.no_grad():
                 self.wanted = control.choose_first(
-                    times[0], u.detach(), self.sign, span, self.order, method.rate)
+                    times[0], u.detach(), sign, span, self.order, method.rate)
             self._fit()
 
     def accepts(self, error: float) -> bool:

@@ -156,10 +156,6 @@ class Multistep:
         self.start = RungeKutta(scheme.start, explicit, solves, stats)
         self.remembers_k = solves.part is not None and scheme.c[1] != 0.0
 
-    def begin(self, u: Tensor) -> State:
-        """What the first step starts from."""
-        return (u,)
-
     def evaluations_before(self, number: int) -> int:
         """The number of evaluations of G in the steps before that one."""
         starting = min(number, self.scheme.steps - 1)

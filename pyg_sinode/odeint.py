@@ -17,7 +17,7 @@ from .explicit import ExplicitTerm
 from .march import Callback
 from .multistep import IMEXMultistep, get_method
 from .operators import Affine, LinearOperator, Shifted
-from .operators.checks import check_real
+from .operators.checks import broadcasts, check_real
 from .problem import Problem
 from .report import Stats
 from .schemes import SCHEMES
@@ -252,11 +252,7 @@ def _tolerance(name: str, value: Any, default: float, u0: Tensor) -> float | Ten
                          f"{value.device}); move one of the two.")
     if not bool((value > 0).all() and value.isfinite().all()):
         raise ValueError(f"Expected a positive, finite {name} (got one with entries that are not).")
-    try:
-        fits = torch.broadcast_shapes(value.shape, u0.shape) == u0.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not broadcasts(value.shape, u0):
         raise ValueError(f"Expected {name} to broadcast to the state of shape {tuple(u0.shape)} "
                          f"(got {tuple(value.shape)}).")
     return value.detach().to(u0.dtype)

@@ -23,7 +23,7 @@ from .report import Stats
 from .tableau import Array, IMEXTableau
 
 Explicit = Callable[[float, Tensor], Tensor]
-State = tuple[Tensor, ...]  # the state u, then what a multistep scheme remembers
+State = tuple[Tensor, ...]  # the state u, then what a multistep scheme came to remember
 Gradients = Sequence[Tensor | None]
 Weighted = tuple[float, Tensor | None]
 
@@ -158,10 +158,6 @@ class RungeKutta:
         self.uses_g = _used(scheme.a_explicit, rows_g, explicit is not None)
         self.uses_j = _used(scheme.a_implicit, rows_k, solves.part is not None)
         self.place = [sum(self.uses_g[:i]) for i in range(scheme.stages)]
-
-    def begin(self, u: Tensor) -> State:
-        """What the first step starts from."""
-        return (u,)
 
     def rate(self, t: float, u: Tensor) -> Tensor:
         """The rate of change G(t, u) + a(t) J u + f(t)."""

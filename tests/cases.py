@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -292,3 +293,35 @@ def stepper_by(scheme, explicit, operator, inverse, stats):
 def states(stepper, times, step_size, u):
     """The states after every step."""
     return [m.made.state[0] for m in march(stepper, landing(times, step_size, 2.2e-16), u)]
+
+
+def double(values) -> Tensor:
+    """Numbers as a float64 tensor."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def times(*values: float) -> Tensor:
+    """Output times in float64."""
+    return double([float(value) for value in values])
+
+
+def slope(steps: Sequence[int], errors: Sequence[float]) -> float:
+    """The order at which errors fall with the number of steps."""
+    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+class KnownSolution:
+    """A solution in three components, its rate of change, and a term that couples them."""
+
+    def solution(self, t: Tensor) -> Tensor:
+        """The solution at a time, or at several."""
+        return torch.stack([torch.sin(t), torch.cos(2 * t), torch.exp(-t / 2)], dim=-1)
+
+    def rate(self, t: Tensor) -> Tensor:
+        """Its derivative."""
+        return torch.stack([torch.cos(t), -2 * torch.sin(2 * t), -torch.exp(-t / 2) / 2], dim=-1)
+
+    def coupling(self, t: Tensor, u: Tensor) -> Tensor:
+        """A nonlinear, time-dependent term."""
+        x, y, z = u.unbind(-1)
+        return torch.stack([y * z + torch.sin(t) * x, x * x - z, torch.sin(x * y)], dim=-1)

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from cases import OPERATORS, SOLVERS, dense_matrix, fitting_pairs
+from cases import OPERATORS, SOLVERS, dense_matrix, double, fitting_pairs
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -20,10 +20,6 @@ every_gradient = pytest.mark.parametrize("gradient", ["discrete", "backprop"])
 # Two steps of different sizes, and an output after each.
 TIMES, STEP_SIZE = torch.tensor([0.3, 0.5, 0.6], dtype=torch.float64), 0.2
 STEPS = {"Direct": 2, "CG": 1, "GMRES": 1, "BiCGStab": 1}  # the march does not know its solver
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def random(*shape):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import graph, symmetric_graph
+from cases import KnownSolution, double, graph, slope, symmetric_graph, times
 from scipy.integrate import solve_ivp
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -25,14 +25,6 @@ every_method = pytest.mark.parametrize("method", ALL)
 every_gradient = pytest.mark.parametrize("gradient", ["discrete", "backprop"])
 both_directions = pytest.mark.parametrize(
     ("start", "end"), [(0.0, 1.0), (1.0, 0.0)], ids=["onwards", "backwards"])
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def times(*values):
-    return double([float(value) for value in values])
 
 
 def random(*shape):
@@ -93,7 +85,7 @@ def test_the_same_forcing_in_the_explicit_term_ruins_the_schemes(method, expecte
 # Order
 
 
-class Manufactured:
+class Manufactured(KnownSolution):
     """u' = G(t, u) + a(t) J u + f(t), coupled and not stiff, with a solution that is known.
 
     Args:
@@ -105,18 +97,8 @@ class Manufactured:
     def __init__(self, explicit=True, dtype=torch.float64):
         self.explicit, self.matrix = explicit, self.J.to(dtype)
 
-    def solution(self, t):
-        return torch.stack([torch.sin(t), torch.cos(2 * t), torch.exp(-t / 2)], dim=-1)
-
-    def rate(self, t):
-        return torch.stack([torch.cos(t), -2 * torch.sin(2 * t), -torch.exp(-t / 2) / 2], dim=-1)
-
     def scale(self, t):
         return 1 + torch.sin(2 * t + 0.3) / 2
-
-    def coupling(self, t, u):
-        x, y, z = u.unbind(-1)
-        return torch.stack([y * z + torch.sin(t) * x, x * x - z, torch.sin(x * y)], dim=-1)
 
     def forcing(self, t):
         value = self.rate(t) - self.scale(t) * (self.solution(t) @ self.matrix.T)
@@ -131,10 +113,6 @@ class Manufactured:
     def error(self, method, steps, start=0.0, end=1.0):
         result = self.run(method, times(start, end), step_size=abs(end - start) / steps)
         return float((result[-1] - self.solution(double(end))).abs().max())
-
-
-def slope(steps, errors):
-    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
 @every_scheme

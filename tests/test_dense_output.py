@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import double, slope
 
 from pyg_sinode import imex_odeint, operators
 from pyg_sinode.schemes import SCHEMES
@@ -12,10 +13,6 @@ HERMITE = [name for name, s in INTERPOLATING.items() if s.dense_output is None]
 ORDERS = {"imex_euler": 1, "ars222": 2, "ars443": 3, "ark324l2sa": 3, "ark436l2sa": 4,
           "ark548l2sa": 4}
 every_interpolant = pytest.mark.parametrize("name", INTERPOLATING)
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # The polynomials
@@ -75,8 +72,7 @@ class Known:
 def test_interpolated_outputs_reach_the_order_of_the_interpolant(name, start, end):
     steps = [16, 32, 64]
     errors = [Known().error(name, n, start, end) for n in steps]
-    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert slope == pytest.approx(ORDERS[name], abs=0.3), errors
+    assert slope(steps, errors) == pytest.approx(ORDERS[name], abs=0.3), errors
 
 
 @every_interpolant

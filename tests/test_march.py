@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import states, stepper_by, stepper_of
+from cases import KnownSolution, double, states, stepper_by, stepper_of, times
 
 from pyg_sinode import (
     LinearSolveError,
@@ -27,18 +27,10 @@ STIFFLY_ACCURATE = ["ark324l2sa", "ark436l2sa", "ark548l2sa"]
 every_pair = pytest.mark.parametrize("method", EMBEDDED)
 
 
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def times(*values):
-    return double([float(v) for v in values])
-
-
 # The tolerance
 
 
-class Stiff:
+class Stiff(KnownSolution):
     """u' = J (u - s) + s' + N(u) - N(s) with eigenvalues -1e4, -1e2, -1 of J and a known s.
 
     The forcing -J s is stiff and belongs to the implicit part.
@@ -48,12 +40,6 @@ class Stiff:
         axes, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0),
                                               dtype=torch.float64))
         self.J = axes @ torch.diag(double([-1e4, -1e2, -1.0])) @ axes.T
-
-    def solution(self, t):
-        return torch.stack([torch.sin(t), torch.cos(2 * t), torch.exp(-t / 2)], dim=-1)
-
-    def rate(self, t):
-        return torch.stack([torch.cos(t), -2 * torch.sin(2 * t), -torch.exp(-t / 2) / 2], dim=-1)
 
     def nonlinear(self, u):
         x, y, z = u.unbind(-1)

@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from cases import KnownSolution, double, slope, times
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -24,14 +25,6 @@ both_directions = pytest.mark.parametrize(
     ("start", "end"), [(0.0, 1.0), (1.0, 0.0)], ids=["onwards", "backwards"])
 
 
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def times(*values):
-    return double([float(value) for value in values])
-
-
 def random(*shape):
     return torch.randn(shape, dtype=torch.float64)
 
@@ -39,7 +32,7 @@ def random(*shape):
 # Order
 
 
-class Manufactured:
+class Manufactured(KnownSolution):
     """u' = G(t, u) + J u, nonlinear, non-autonomous and coupled, with a solution that is known.
 
     Args:
@@ -50,16 +43,6 @@ class Manufactured:
 
     def __init__(self, parts="both", dtype=torch.float64):
         self.parts, self.matrix = parts, self.J.to(dtype)
-
-    def solution(self, t):
-        return torch.stack([torch.sin(t), torch.cos(2 * t), torch.exp(-t / 2)], dim=-1)
-
-    def rate(self, t):
-        return torch.stack([torch.cos(t), -2 * torch.sin(2 * t), -torch.exp(-t / 2) / 2], dim=-1)
-
-    def coupling(self, t, u):
-        x, y, z = u.unbind(-1)
-        return torch.stack([y * z + torch.sin(t) * x, x * x - z, torch.sin(x * y)], dim=-1)
 
     def forcing(self, t):
         return self.rate(t) - self.solution(t) @ self.matrix.T
@@ -80,10 +63,6 @@ class Manufactured:
     def error(self, method, steps, start=0.0, end=1.0):
         result = self.run(method, times(start, end), step_size=abs(end - start) / steps)
         return float((result[-1] - self.solution(double(end))).abs().max())
-
-
-def slope(steps, errors):
-    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
 @every_scheme

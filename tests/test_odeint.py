@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from cases import KnownSolution, double, slope, times
 
 from pyg_sinode import NonFiniteStateError, imex_odeint, operators, solvers
 from pyg_sinode.schemes import ALIASES, SCHEMES
@@ -17,34 +18,16 @@ every_gradient = pytest.mark.parametrize("gradient", ["discrete", "backprop"])
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 
 
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def times(*values):
-    return double([float(value) for value in values])
-
-
 # Order
 
 
-class Manufactured:
+class Manufactured(KnownSolution):
     """u' = G(t, u) + J u, non-autonomous, nonlinear and coupled, with a solution that is known."""
 
     J = double([[-2.0, 1.0, 0.3], [0.4, -1.0, -0.8], [0.2, 0.9, -3.0]])
 
     def __init__(self, dtype=torch.float64):
         self.matrix = self.J.to(dtype)
-
-    def solution(self, t):
-        return torch.stack([torch.sin(t), torch.cos(2 * t), torch.exp(-t / 2)], dim=-1)
-
-    def rate(self, t):
-        return torch.stack([torch.cos(t), -2 * torch.sin(2 * t), -torch.exp(-t / 2) / 2], dim=-1)
-
-    def coupling(self, t, u):
-        x, y, z = u.unbind(-1)
-        return torch.stack([y * z + torch.sin(t) * x, x * x - z, torch.sin(x * y)], dim=-1)
 
     def __call__(self, t, u):
         s = self.solution(t)
@@ -55,10 +38,6 @@ class Manufactured:
         result = imex_odeint(self, operators.Dense(self.matrix), self.solution(t[0]), t,
                              method=scheme, step_size=abs(end - start) / steps)
         return float((result[-1] - self.solution(t[-1])).abs().max())
-
-
-def slope(steps, errors):
-    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
 @every_scheme

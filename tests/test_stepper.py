@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import stepper_of
+from cases import double, stepper_of
 
 from pyg_sinode import Stats
 from pyg_sinode.schemes import SCHEMES
@@ -15,10 +15,6 @@ every_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 GAMMA = 1 - 1 / math.sqrt(2)
 J = np.array([[-3.0, 1.0], [0.5, -40.0]])
 U0 = np.array([0.7, -1.3])
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def result_of(stepper, t, h, u):

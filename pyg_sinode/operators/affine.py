@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import LinearOperator, Scaled
-from .checks import as_float, check_real, check_tensors, foreign_leaf
+from .checks import as_float, broadcasts, check_real, check_tensors, foreign_leaf
 
 Function = Callable[[Tensor], Any]
 
@@ -28,8 +28,7 @@ class Affine:
         f (callable, torch.nn.Module or Tensor, optional): The forcing, called as ``f(t)`` with t a
             0-dim tensor like the state, of which it must be a function: no dropout; a tensor is a
             forcing that does not change. A module's parameters receive gradients; a plain function
-            must not need any.
-            (default: :obj:`None`)
+            must not need any. (default: :obj:`None`)
         scale (callable or torch.nn.Module, optional): The factor a, called as ``scale(t)``, gives
             a number or a 0-dim tensor; each value of it is a set-up. (default: :obj:`None`)
 
@@ -219,10 +218,6 @@ def _check_forcing(forcing: Tensor, u: Tensor) -> None:
     if forcing.dtype != u.dtype or forcing.device != u.device:
         raise ValueError(f"Expected the forcing f in the dtype and on the device of the state, "
                          f"{u.dtype} on {u.device} (got {forcing.dtype} on {forcing.device}).")
-    try:
-        fits = torch.broadcast_shapes(forcing.shape, u.shape) == u.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not broadcasts(forcing.shape, u):
         raise ValueError(f"Expected the forcing f to broadcast to the state of shape "
                          f"{tuple(u.shape)} (got {tuple(forcing.shape)}).")

@@ -59,6 +59,12 @@ def check_size(name: str, u: Tensor, dim: int, size: int) -> None:
                          f"shape {tuple(u.shape)}).")
 
 
+def broadcasts(shape: Sequence[int], u: Tensor) -> bool:
+    """Whether a tensor of that shape broadcasts to the shape of u."""
+    return len(shape) <= u.dim() and all(
+        a in (1, b) for a, b in zip(reversed(shape), reversed(u.shape), strict=False))
+
+
 def along(vector: Tensor, dim: int) -> Tensor:
     """A vector shaped so that it broadcasts along dimension ``dim`` of a state."""
     return vector.view(-1, *([1] * (-dim - 1)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import LinearOperator
-from .checks import check_number, check_real, check_tensors, detached
+from .checks import broadcasts, check_number, check_real, check_tensors, detached
 from .results import Entries
 
 
@@ -92,9 +92,7 @@ class Diagonal(LinearOperator):
     def check(self, u: Tensor) -> None:
         check_tensors(type(self).__name__, self.tensors, u)
         shape = self.tensors[0].shape
-        fits = len(shape) <= u.dim() and all(
-            a in (1, b) for a, b in zip(reversed(shape), reversed(u.shape), strict=False))
-        if not fits:
+        if not broadcasts(shape, u):
             raise ValueError(f"Expected a diagonal that broadcasts against the state of shape "
                              f"{tuple(u.shape)} (got {tuple(shape)}).")
 
