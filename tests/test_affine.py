@@ -460,7 +460,7 @@ def test_the_discrete_gradient_is_that_of_backprop(method, kind, explicit):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["ark324l2sa", "ssp222"])
+@pytest.mark.parametrize("method", ["ark324l2sa", "ars122"])
 def test_it_is_so_against_time_and_with_adaptive_steps(kind, method):
     for kwargs in ({"t": TIMES.flip(0)}, {"rtol": 1e-3}, {"t": TIMES.flip(0), "rtol": 1e-3}):
         found = gradients(kind, method, **kwargs)
