@@ -67,7 +67,7 @@ def test_the_error_is_proportional_to_the_tolerance_and_never_above_100_of_it(me
 
 def test_unequal_intervals_are_not_taken_for_equal_ones_at_a_tight_tolerance():
     # Float32 rounds these times by 1e-7, which is more than the tolerance.
-    problem, t = Stiff(), torch.linspace(0, 2, 11).double()[:7]
+    problem, t = Stiff(), torch.linspace(0, 2, 11).double()
     u, _ = problem.solve(t, rtol=1e-8, atol=1e-8)
     assert float((u - problem.solution(t)).abs().max()) < 4e-8
 
