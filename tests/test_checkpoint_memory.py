@@ -1,7 +1,6 @@
 """Does the benchmark of checkpoints measure what it says?"""
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,20 +26,6 @@ def test_settings_are_measured_with_equal_gradients(benchmark):
     assert few["gradient"] == full["gradient"]
     assert few["mib"] >= 0
     assert (few["steps"], full["steps"]) == (30, 30)
-
-
-def test_the_script_prints_a_table_of_settings_run_in_processes_of_their_own(
-        benchmark, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [
-        str(SCRIPT), "--points", "64", "--steps", "20", "--checkpoints", "3"])
-    with pytest.raises(SystemExit) as ended:
-        benchmark.main()
-    printed = capsys.readouterr().out
-    assert ended.value.code == 0
-    assert "gradients are equal to the last bit" in printed
-    row = [cell.strip() for cell in printed.splitlines()[-2].strip("|").split("|")]
-    assert row[0] == "3"
-    assert row[2] == row[3] == str(advances(20, 3))
 
 
 def test_the_settings_are_read_from_text(benchmark):
