@@ -82,16 +82,28 @@ def masks_of(data):
     return [data.train_mask, data.val_mask, data.test_mask]
 
 
-@pytest.mark.parametrize(("name", "train", "val"), [("digits", 10, 10), ("Photo", 20, 30)])
-def test_splits_are_disjoint_cover_all_nodes_and_hold_the_same_number_of_each_class(
-        example, digits, name, train, val):
-    split = example.with_split(digits, name, seed=0)
+def test_the_split_of_digits_is_disjoint_and_has_the_same_number_of_each_class(example, digits):
+    split = example.with_split(digits, "digits", seed=0)
     masks = torch.stack(masks_of(split)).long()
     assert bool((masks.sum(dim=0) == 1).all())
-    for mask, count in zip(masks, (train, val), strict=False):
-        assert digits.y[mask.bool()].bincount().tolist() == [count] * 10
-    assert int(masks[2].sum()) == 1797 - 10 * (train + val)
+    for mask in masks[:2]:
+        assert digits.y[mask.bool()].bincount().tolist() == [10] * 10
     assert "train_mask" not in digits
+
+
+@pytest.mark.parametrize(("name", "developed"), [("Photo", 1500), ("CoauthorCS", 5000)])
+def test_the_random_split_is_of_the_largest_component_and_holds_the_rest_for_testing(
+        example, digits, name, developed):
+    lonely = Data(x=torch.cat([digits.x, digits.x[:2]]), y=torch.cat([digits.y, digits.y[:2]]),
+                  edge_index=digits.edge_index)
+    split = example.with_split(lonely, name, seed=0)
+    masks = torch.stack(masks_of(split)).long()
+    assert split.num_nodes < len(lonely.x) - 1
+    assert bool((masks.sum(dim=0) == 1).all())
+    assert split.y[split.train_mask].bincount().tolist() == [20] * 10
+    assert int(masks[:2].sum()) == min(developed, split.num_nodes)
+    same = example.with_split(lonely, "Cora", seed=0, split="random")
+    assert torch.equal(same.train_mask, split.train_mask)
 
 
 def test_each_seed_has_a_split_of_its_own_and_always_the_same(example, digits):
