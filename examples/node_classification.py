@@ -178,12 +178,12 @@ def make_model(args, settings: Settings, data: Data) -> torch.nn.Module:
         time=settings.time, step_size=args.step_size, method=args.method)
 
 
-def train(args, settings: Settings, data: Data, seed: int) -> dict:
+def train(args, settings: Settings, data: Data, seed: int, build=make_model) -> dict:
     """One run: test accuracy at the epoch of the best validation accuracy."""
     torch.manual_seed(seed)
     device = torch.device(args.device)
     data = data.to(device)
-    model = make_model(args, settings, data).to(device)
+    model = build(args, settings, data).to(device)
     # A plain GCN is trained by its own paper's optimiser, the same loop around it.
     kind, lr, decay = ((settings.optimizer, settings.lr, settings.weight_decay)
                        if args.model == "sinode" else ("Adam", 0.01, 5e-4))

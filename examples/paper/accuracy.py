@@ -1,0 +1,182 @@
+"""Which accuracy does the paper's network reach, over random splits and with larger steps?
+
+Trains imex_rk2 with GRAND's settings on random splits of Cora, CoauthorCS and Photo, on Planetoid's
+split of Cora, and there with each choice of the implicit part in fewer and fewer equal steps:
+
+    python examples/paper/accuracy.py --root data
+
+Where --root lacks a data set, a stochastic block model of the same size takes its place. Writes
+accuracy.jsonl, accuracy.md and accuracy-steps.png to --out; finished runs are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from graphs import PROBLEMS, GraphODE, GraphProblem, load, nc, with_split
+from records import Record, add_arguments, markdown, write
+from systems import SYSTEMS
+from torch import nn
+from torch_geometric.data import Data
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+IMPLICIT = ("decay", "laplacian", "attention")
+PLANETOID = (83.6, 0.5)  # GRAND-nl on Planetoid's split of Cora, https://arxiv.org/abs/2106.10934
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    record = Record(args.out / "accuracy.jsonl", args)
+    parts = [random_splits(args, record)]
+    if "Cora" in args.datasets:
+        parts += [public_split(args, record), larger_steps(args, record)]
+    write(args.out / "accuracy.md", "\n\n".join(parts))
+
+
+def random_splits(args: argparse.Namespace, record: Record) -> str:
+    """The table of accuracies over random splits."""
+    rows = []
+    for name in args.datasets:
+        problem = PROBLEMS[name]
+        data, source = load(problem, args.root, args.out / "data")
+        runs = [train(args, problem, with_split(problem, data, seed), seed, "random")
+                for seed in seeds(args, args.splits)]
+        accuracy = note(record, runs, table="random splits", dataset=name, source=source)
+        rows.append([name, source, len(runs), summary(accuracy), each(accuracy),
+                     "{:.1f} +- {:.1f}".format(*problem.accuracy)])
+    return "**Random splits**, test accuracy in %\n\n" + markdown(
+        ["data set", "data", "splits", "imex_rk2, mean", "each", "GRAND-nl, published"], rows)
+
+
+def public_split(args: argparse.Namespace, record: Record) -> str:
+    """The table of Planetoid's split."""
+    data, source = public(args)
+    runs = [train(args, PROBLEMS["Cora"], data, seed, "own")
+            for seed in seeds(args, args.splits)]
+    accuracy = note(record, runs, table="Planetoid's split", dataset="Cora", source=source)
+    row = [source, len(runs), summary(accuracy), each(accuracy), "{:.1f} +- {:.1f}".format(
+        *PLANETOID)]
+    return "**Cora, Planetoid's split**, test accuracy in %\n\n" + markdown(
+        ["data", "seeds", "imex_rk2, mean", "each", "GRAND-nl, published"], [row])
+
+
+def larger_steps(args: argparse.Namespace, record: Record) -> str:
+    """The table and the figure of the three choices of J with fewer steps."""
+    data, source = public(args)
+    mean, rows = {}, []
+    for implicit in IMPLICIT:
+        for steps in args.steps:
+            runs = [train(args, PROBLEMS["Cora"], data, seed, "own", implicit, steps)
+                    for seed in seeds(args, args.step_seeds)]
+            accuracy = note(record, runs, table="steps", dataset="Cora", source=source,
+                            implicit=implicit, steps=steps)
+            mean[implicit, steps] = (accuracy.mean(), spread(accuracy))
+        rows.append([f"`{implicit}`"] + ["{:.1f} +- {:.1f}".format(*mean[implicit, n])
+                                         for n in args.steps])
+    plot(args, mean)
+    return (f"**Cora, Planetoid's split ({source}), {args.step_seeds} seeds**, test accuracy in % "
+            "with that many equal steps\n\n" + markdown(["J", *args.steps], rows))
+
+
+def train(args: argparse.Namespace, problem: GraphProblem, data: Data, seed: int, split: str,
+          implicit: str = "decay", steps: int | None = None) -> dict:
+    """One run, or what an earlier one of the same settings has come to."""
+    settings = problem.settings
+    usual = math.ceil(settings.time)
+    steps = usual if steps is None else steps
+    step_size = 1.0 if steps == usual else settings.time / steps  # 1.0: equal steps of at most that
+    folder = args.out / "checkpoints" / f"{problem.name}-{split}-{implicit}-{steps}"
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["--dataset", problem.name, "--implicit", implicit, "--step-size", repr(step_size),
+             "--split", split, "--patience", "1000", "--device", "cpu", "--out", str(folder)]
+    if args.epochs is not None:
+        words += ["--epochs", str(args.epochs)]
+    run = nc.train(nc.parse_arguments(words), settings, data, seed,
+                   build=partial(build, step_size=step_size))
+    nc.print_run(run)
+    return run
+
+
+def build(words: argparse.Namespace, settings: nc.Settings, data: Data, step_size: float
+          ) -> nn.Module:
+    net = nc.make_model(words, settings, data)
+    # The layer takes dense features only.
+    return GraphODE(net, SYSTEMS["imex_rk2"], step_size) if data.x.is_sparse else net
+
+
+def public(args: argparse.Namespace) -> tuple[Data, str]:
+    data, source = load(PROBLEMS["Cora"], args.root, args.out / "data")
+    if "train_mask" not in data:
+        data = with_split(PROBLEMS["Cora"], data, 0)
+    return data, source
+
+
+def seeds(args: argparse.Namespace, count: int) -> range:
+    return range(args.seed, args.seed + count)
+
+
+def note(record: Record, runs: list[dict], **about) -> np.ndarray:
+    """Writes the runs down; their test accuracies in %."""
+    for run in runs:
+        record.add(**about, **{key: run[key] for key in ("seed", "test", "best", "best_epoch",
+                                                         "epoch", "seconds")})
+    return np.array([100 * run["test"] for run in runs])
+
+
+def summary(accuracy: np.ndarray) -> str:
+    return f"{accuracy.mean():.1f} +- {spread(accuracy):.1f}"
+
+
+def each(accuracy: np.ndarray) -> str:
+    return " ".join(f"{a:.1f}" for a in accuracy)
+
+
+def spread(accuracy: np.ndarray) -> float:
+    return float(accuracy.std(ddof=1)) if len(accuracy) > 1 else 0.0
+
+
+def plot(args: argparse.Namespace, mean: dict) -> None:
+    figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
+    for implicit in IMPLICIT:
+        points = [mean[implicit, steps] for steps in args.steps]
+        axis.errorbar([PROBLEMS["Cora"].settings.time / n for n in args.steps],
+                      [p[0] for p in points], yerr=[p[1] for p in points], marker="o",
+                      capsize=3, label=f'implicit="{implicit}"')
+    axis.set(xscale="log", xlabel="step size", ylabel="test accuracy in %",
+             title=f"Cora, {args.step_seeds} seeds, mean and standard deviation")
+    axis.legend()
+    figure.savefig(args.out / "accuracy-steps.png", dpi=120)
+    plt.close(figure)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Accuracies of the paper's networks on graphs, over seeds and steps.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = add_arguments(parser)
+    root = os.environ.get("PYG_SINODE_DATA")
+    add("--root", type=Path, default=root and Path(root),
+        help="folder with planetoid/, coauthor/ and amazon/; default: PYG_SINODE_DATA")
+    add("--datasets", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="which")
+    add("--splits", type=int, default=10, help="random splits, and seeds on Planetoid's split")
+    add("--step-seeds", type=int, default=5, help="seeds of the comparison of larger steps")
+    add("--steps", type=int, nargs="+", default=[19, 10, 5, 3, 2, 1], help="equal steps")
+    add("--epochs", type=int, help="training epochs; None: the data set's own")
+    args = parser.parse_args()
+    if args.quick:
+        args.splits, args.step_seeds, args.epochs = 1, 1, args.epochs or 5
+    return args
+
+
+if __name__ == "__main__":
+    main()
