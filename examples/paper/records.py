@@ -9,7 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Training:
         name: The system's, in tables.
         epoch: Trains for one epoch; gives the loss.
         test: What the trained network is worth now, outside the training's time.
+        epochs: After which it ends although others go on; None: as many as they.
         seconds: Of each epoch's training.
         curve: After each epoch: seconds of training so far, loss, test.
         failure: Why it ended early, with the epoch.
@@ -38,9 +39,15 @@ class Training:
     name: str
     epoch: Callable[[], float]
     test: Callable[[], float]
+    epochs: int | None = None
     seconds: list[float] = field(default_factory=list)
     curve: list[tuple[float, float, float]] = field(default_factory=list)
     failure: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """What was measured."""
+        return {"name": self.name, "seconds": self.seconds, "curve": self.curve,
+                "failure": self.failure}
 
     def median(self) -> float:
         """Seconds of an epoch; not a number where none was finished."""
@@ -54,7 +61,8 @@ def race(trainings: Sequence[Training], epochs: int, budget: float, description:
     """
     bar = tqdm(range(epochs), desc=description, leave=False, disable=None)
     for number in bar:
-        running = [run for run in trainings if run.failure is None and sum(run.seconds) <= budget]
+        running = [run for run in trainings if run.failure is None and sum(run.seconds) <= budget
+                   and (run.epochs is None or number < run.epochs)]
         for run in running:
             bar.set_postfix_str(run.name)
             start = time.perf_counter()
@@ -111,8 +119,6 @@ def processor() -> str:
 
 def plain(value: Any) -> Any:
     """A value as JSON has it."""
-    if isinstance(value, Training):
-        return {k: v for k, v in asdict(value).items() if k not in ("epoch", "test")}
     return value if isinstance(value, (int, float, str, list, tuple, type(None))) else str(value)
 
 

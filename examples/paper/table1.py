@@ -1,0 +1,236 @@
+"""What do the paper's systems cost on graphs? Its Table 1 and Figure 1, measured.
+
+Every system trains the same network on the same split from the same weights, an epoch of each in
+every round: at the paper's steps, and at the fair ones given by --also:
+
+    python examples/paper/table1.py --root data
+    python examples/paper/table1.py --quick
+    python examples/paper/table1.py --datasets Cora --systems imex_rk2 --also rk4=1 --epochs 100
+
+An epoch of more than 1500 evaluations is not run: its evaluations are counted on u' = -u, and its
+seconds follow from integrations of 4 and 12 of its steps ("about"). Where --root lacks a data set,
+a stochastic block model of the same size takes its place. Writes table1.jsonl, table1.md and
+table1-NAME.png to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from graphs import PROBLEMS, GraphODE, GraphProblem, load, make_network, nc, with_split
+from records import Record, Training, add_arguments, markdown, number, race, write
+from systems import SYSTEMS, DivergedError, System, Work, count_evaluations
+from torch_geometric.data import Data
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+EXPLICIT_STEP, STEP = 0.005, 1.0  # the paper's
+LONG = 1500  # evaluations of an integration that is not run in full
+SHORT = (4, 12)  # steps of the integrations that stand for it
+
+
+@dataclass
+class Entry:
+    """A system with a step: a row of the table.
+
+    Attributes:
+        system: The solver.
+        step_size: Its step.
+        listed: Whether the paper's table has it, at this step.
+        trainings: One; or two with fewer steps, for an epoch that is too long to run.
+        work: What the last training epoch counted.
+        test_work: What the last evaluation of the network counted.
+        best: The best validation accuracy so far, and the test accuracy with it, in %.
+    """
+
+    system: System
+    step_size: float
+    listed: bool
+    trainings: list[Training] = field(default_factory=list)
+    work: dict[str, int] = field(default_factory=dict)
+    test_work: dict[str, int] = field(default_factory=dict)
+    best: tuple[float, float] = (-1.0, math.nan)
+
+    @property
+    def label(self) -> str:
+        if self.system.kind == "adaptive":
+            return self.system.name
+        return f"{self.system.name}, step {self.step_size:g}"
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    record, parts = Record(args.out / "table1.jsonl", args), []
+    for name in args.datasets:
+        problem = PROBLEMS[name]
+        data, source = load(problem, args.root, args.out / "data")
+        data = with_split(problem, data, args.seed)
+        entries = make_entries(args)
+        run(args, problem, data, entries)
+        for entry in entries:
+            record.add(dataset=name, source=source, label=entry.label, **columns(entry, problem),
+                       trainings=[t.plain() for t in entry.trainings])
+        title = f"{name} ({source}, {data.num_nodes} nodes, {data.num_edges} directed edges)"
+        plot(args.out / f"table1-{name}.png", title, entries)
+        parts.append(f"**{title}**\n\n" + table(entries, problem))
+        write(args.out / "table1.md", "\n\n".join(parts))
+
+
+def make_entries(args: argparse.Namespace) -> list[Entry]:
+    """The paper's rows, then those of --also."""
+    step = {"explicit": EXPLICIT_STEP}
+    entries = [Entry(SYSTEMS[name], step.get(SYSTEMS[name].kind, STEP), listed=True)
+               for name in args.systems]
+    pairs = (pair.split("=") for pair in args.also)
+    return entries + [Entry(SYSTEMS[name], float(h), listed=False) for name, h in pairs]
+
+
+def run(args: argparse.Namespace, problem: GraphProblem, data: Data, entries: Sequence[Entry]
+        ) -> None:
+    """Trains all entries by turns."""
+    for entry in entries:
+        time = problem.settings.time
+        t = torch.tensor([0.0, time], dtype=torch.float64)
+        count = (count_evaluations(entry.system, t, entry.step_size)
+                 if entry.system.kind == "explicit" else 0)
+        if count > LONG:
+            entry.work = {"evaluations": count, "jvps": 0, "vjps": count, "products": 2 * count}
+            entry.test_work = {"evaluations": count, "jvps": 0, "vjps": 0, "products": count}
+            entry.trainings = [make_training(args, problem, data, entry, steps) for steps in SHORT]
+        else:
+            entry.trainings = [make_training(args, problem, data, entry)]
+    race([t for entry in entries for t in entry.trainings], args.epochs or problem.settings.epochs,
+         args.budget, problem.name)
+
+
+def make_training(args: argparse.Namespace, problem: GraphProblem, data: Data, entry: Entry,
+                  steps: int | None = None) -> Training:
+    """The training of an entry, or of a few of its steps to be timed."""
+    settings = problem.settings
+    time = None if steps is None else steps * entry.step_size
+    model = GraphODE(make_network(problem, data, args.seed), entry.system, entry.step_size, time)
+    optimizer = getattr(torch.optim, settings.optimizer)(
+        model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    epochs = iter(range(1 << 30))
+
+    def epoch() -> float:
+        # The same dropout for all systems, whatever they draw otherwise.
+        torch.manual_seed(1000 * args.seed + next(epochs))
+        model.work = Work(args.limit)
+        loss = nc.train_epoch(model, optimizer, data)
+        if not math.isfinite(loss):
+            raise DivergedError(f"a loss of {loss}")
+        if steps is None:
+            entry.work = model.work.totals()
+        return loss
+
+    def test() -> float:
+        if steps is not None:
+            return math.nan
+        model.work = Work(args.limit)
+        _, val, accuracy = (100 * a for a in nc.evaluate(model, data)[1])
+        entry.test_work = model.work.totals()
+        entry.best = max(entry.best, (val, accuracy), key=lambda pair: pair[0])
+        return accuracy
+
+    return Training(entry.label, epoch, test, epochs=None if steps is None else args.repeats)
+
+
+def columns(entry: Entry, problem: GraphProblem) -> dict[str, float | str | None]:
+    """What the table says of an entry."""
+    training = entry.trainings[0]
+    done = bool(entry.work) and bool(entry.test_work)
+    counts = [sum(w[key] for key in ("evaluations", "jvps", "vjps"))
+              for w in (entry.work, entry.test_work)] if done else [math.nan, math.nan]
+    return {"with_test": sum(counts),
+            "paper": problem.evaluations.get(entry.system.name) if entry.listed else None,
+            "training": counts[0], "products": entry.work["products"] if done else math.nan,
+            "seconds": seconds(entry, problem), "repetitions": len(training.seconds),
+            "estimated": len(entry.trainings) > 1, "accuracy": entry.best[1],
+            "failure": training.failure}
+
+
+def seconds(entry: Entry, problem: GraphProblem) -> float:
+    """Of an epoch: the median; or a straight line through those with few steps."""
+    if len(entry.trainings) == 1:
+        return entry.trainings[0].median()
+    few, more = (t.median() for t in entry.trainings)
+    steps = math.ceil(problem.settings.time / entry.step_size - 1e-6)
+    return few + (more - few) / (SHORT[1] - SHORT[0]) * (steps - SHORT[0])
+
+
+def table(entries: Sequence[Entry], problem: GraphProblem) -> str:
+    """The table in Markdown."""
+    found = [columns(entry, problem) for entry in entries]
+    unit = next((c["seconds"] for e, c in zip(entries, found, strict=True)
+                 if e.system.name == "imex_rk2"), math.nan)
+    rows = [[entry.label, number(c["with_test"], 6), number(c["paper"], 6),
+             number(c["training"], 6), number(c["products"], 6),
+             ("about " if c["estimated"] else "") + number(c["seconds"]), c["repetitions"],
+             number(c["seconds"] / unit), number(c["accuracy"]), c["failure"] or ""]
+            for entry, c in zip(entries, found, strict=True)]
+    return markdown(["system", "evaluations an epoch, with the test", "paper", "training only",
+                     "products of J", "seconds an epoch", "epochs timed", "to imex_rk2",
+                     "test accuracy reached", "failed"], rows)
+
+
+def plot(path: Path, title: str, entries: Sequence[Entry]) -> None:
+    """Test accuracy against training time."""
+    figure, axis = plt.subplots(figsize=(9, 5), constrained_layout=True)
+    colors = plt.get_cmap("tab20")(np.linspace(0, 1, 20))
+    for color, entry in zip(colors, entries, strict=False):
+        curve = np.array(entry.trainings[0].curve).reshape(-1, 3)
+        label = entry.label
+        if len(entry.trainings) > 1:
+            label, curve = f"{label}: too long, see the table", curve[:0]
+        elif entry.trainings[0].failure:
+            label = f"{label}: failed, {entry.trainings[0].failure}"[:70]
+        style = "-" if entry.system.kind == "imex" else "--"
+        axis.plot(curve[:, 0], curve[:, 2], style, color=color, label=label)
+    axis.set(xscale="log", xlabel="training time in s", ylabel="test accuracy in %", title=title)
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def add_graph_arguments(parser: argparse.ArgumentParser):
+    """The arguments of the races on graphs; gives the function that adds more."""
+    add = add_arguments(parser)
+    root = os.environ.get("PYG_SINODE_DATA")
+    add("--root", type=Path, default=root and Path(root),
+        help="folder with planetoid/, coauthor/ and amazon/; default: PYG_SINODE_DATA")
+    add("--epochs", type=int, help="training epochs at most; None: the data set's own")
+    add("--budget", type=float, default=60.0, help="seconds of training of each system")
+    add("--limit", type=float, default=300.0, help="seconds after which an epoch is given up")
+    add("--repeats", type=int, default=5, help="repetitions of what is only timed")
+    return add
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="The paper's Table 1 and Figure 1: systems beside each other on graphs.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = add_graph_arguments(parser)
+    add("--datasets", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="which")
+    add("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS),
+        help="which of the paper's rows")
+    add("--also", nargs="*", metavar="SYSTEM=STEP", default=["rk4=1", "explicit_adams=0.5"],
+        help="further rows")
+    args = parser.parse_args()
+    if args.quick:
+        args.epochs, args.repeats, args.budget = args.epochs or 2, 2, 20.0
+    return args
+
+
+if __name__ == "__main__":
+    main()
