@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint, odeint_adjoint
 
@@ -63,10 +64,11 @@ class Work:
 
     Args:
         limit: Seconds from now after which an evaluation of the right-hand side is refused.
+        kept: Evaluations in an integration by equal steps that keep their graphs for the gradient.
     """
 
-    def __init__(self, limit: float = math.inf) -> None:
-        self.limit, self.end = limit, time.perf_counter() + limit
+    def __init__(self, limit: float = math.inf, kept: int = KEPT) -> None:
+        self.limit, self.end, self.kept = limit, time.perf_counter() + limit, kept
         self.evaluations = self.vjps = 0
         self.parts: list[Any] = []  # the statistics of solvers that keep them
 
@@ -128,7 +130,7 @@ def diffeq(method: str, options: dict[str, Any], equation: Equation, u0: Tensor,
            step_size: float, work: Work) -> Tensor:
     """torchdiffeq, differentiated through its equal steps."""
     times, stages = grid(t, step_size), 4 if method == "rk4" else 1
-    rhs = right_hand_side(equation, work, again=stages * len(times) > KEPT)
+    rhs = right_hand_side(equation, work, again=stages * (len(times) - 1) > work.kept)
     return odeint(rhs, u0, t, method=method, rtol=1e-5, atol=1e-5,
                   options={"grid_constructor": lambda f, y, t: times, **options})
 
@@ -154,10 +156,9 @@ def crank_nicolson(equation: Equation, u0: Tensor, t: Tensor, step_size: float, 
     rtol = max(1e-5 if u0.dtype == torch.float32 else 1e-10,
                16 * torch.finfo(u0.dtype).eps * (1 + step_size / 2 * size))
     restart = 30 if equation.dim is None else u0.size(equation.dim)
-    work.check_time()
     states, stats = crank_nicolson_odeint(
-        equation.explicit, equation.implicit, u0, t, step_size=step_size, args=equation.args,
-        dim=equation.dim, rtol=rtol, restart=restart, return_stats=True)
+        Watched(equation.explicit, work), equation.implicit, u0, t, step_size=step_size,
+        args=equation.args, dim=equation.dim, rtol=rtol, restart=restart, return_stats=True)
     work.parts.append(stats)
     return states
 
@@ -188,6 +189,29 @@ SYSTEMS = {system.name: system for system in (
     System("imex_rk4", "imex", partial(imex, "imex_rk4")),
     System("imex_rk5", "imex", partial(imex, "imex_rk5")),
 )}
+
+
+class Watched(nn.Module):
+    """G, which refuses to go on, in derivatives of any order, when the time is over."""
+
+    def __init__(self, explicit: nn.Module, work: Work) -> None:
+        super().__init__()
+        self.explicit, self.work = explicit, work
+
+    def forward(self, t: Tensor, u: Tensor, *args: Any) -> Tensor:
+        return _Watch.apply(self.explicit(t, u, *args), self.work)
+
+
+class _Watch(Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, work: Work) -> Tensor:
+        work.check_time()
+        ctx.work = work
+        return u.view_as(u)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Watch.apply(grads[0], ctx.work), None
 
 
 def right_hand_side(equation: Equation, work: Work, again: bool) -> Callable[..., Tensor]:
