@@ -29,7 +29,7 @@ class Training:
     Attributes:
         name: The system's, in tables.
         epoch: Trains for one epoch; gives the loss.
-        test: What the trained network is worth now, outside the training's time.
+        test: What the trained network is worth now, outside the training's time; None: not asked.
         epochs: After which it ends although others go on; None: as many as they.
         seconds: Of each epoch's training.
         curve: After each epoch: seconds of training so far, loss, test.
@@ -38,10 +38,10 @@ class Training:
 
     name: str
     epoch: Callable[[], float]
-    test: Callable[[], float]
+    test: Callable[[], float] | None = None
     epochs: int | None = None
     seconds: list[float] = field(default_factory=list)
-    curve: list[tuple[float, float, float]] = field(default_factory=list)
+    curve: list[tuple[float, float, float | None]] = field(default_factory=list)
     failure: str | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -54,10 +54,12 @@ class Training:
         return statistics.median(self.seconds) if self.seconds else math.nan
 
 
-def race(trainings: Sequence[Training], epochs: int, budget: float, description: str) -> None:
+def race(trainings: Sequence[Training], epochs: int, budget: float, description: str,
+         turn: str = "epoch") -> None:
     """Trains all of them, an epoch of each in every round, so that all meet the same machine.
 
-    A training ends when it fails, and when its seconds are more than the budget.
+    A training ends when it fails, and when its seconds are more than the budget. What takes a turn
+    need not be an epoch: ``turn`` says what it is where a failure is noted.
     """
     bar = tqdm(range(epochs), desc=description, leave=False, disable=None)
     for number in bar:
@@ -69,9 +71,10 @@ def race(trainings: Sequence[Training], epochs: int, budget: float, description:
             try:
                 loss = run.epoch()
                 run.seconds.append(time.perf_counter() - start)
-                run.curve.append((sum(run.seconds), loss, run.test()))
+                test = run.test() if run.test else None
+                run.curve.append((sum(run.seconds), loss, test))
             except FAILURES as error:
-                run.failure = f"epoch {number + 1}: {reason(error)}"
+                run.failure = f"{turn} {number + 1}: {reason(error)}"
         if not running:
             break
 
