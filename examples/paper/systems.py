@@ -26,7 +26,7 @@ from pyg_sinode.steps import plan
 sys.path.append(str(Path(__file__).parents[1]))
 from crank_nicolson import NewtonError, crank_nicolson_odeint
 
-KEPT = 400  # evaluations in an integration beyond which each is made again for its gradient
+KEPT = 400  # evaluations in an integration, beyond which each is made again for its gradient
 
 
 class DivergedError(RuntimeError):
@@ -64,10 +64,11 @@ class Work:
 
     Args:
         limit: Seconds from now after which an evaluation of the right-hand side is refused.
-        kept: Evaluations in an integration by equal steps that keep their graphs for the gradient.
+        kept: Evaluations in each integration that keep their graphs; later ones are made again
+            for their gradients, to save memory, and are not counted twice.
     """
 
-    def __init__(self, limit: float = math.inf, kept: int = KEPT) -> None:
+    def __init__(self, limit: float = math.inf, kept: float = KEPT) -> None:
         self.limit, self.end, self.kept = limit, time.perf_counter() + limit, kept
         self.evaluations = self.vjps = 0
         self.parts: list[Any] = []  # the statistics of solvers that keep them
@@ -129,8 +130,7 @@ class System:
 def diffeq(method: str, options: dict[str, Any], equation: Equation, u0: Tensor, t: Tensor,
            step_size: float, work: Work) -> Tensor:
     """torchdiffeq, differentiated through its equal steps."""
-    times, stages = grid(t, step_size), 4 if method == "rk4" else 1
-    rhs = right_hand_side(equation, work, again=stages * (len(times) - 1) > work.kept)
+    times, rhs = grid(t, step_size), right_hand_side(equation, work, work.kept)
     return odeint(rhs, u0, t, method=method, rtol=1e-5, atol=1e-5,
                   options={"grid_constructor": lambda f, y, t: times, **options})
 
@@ -138,7 +138,7 @@ def diffeq(method: str, options: dict[str, Any], equation: Equation, u0: Tensor,
 def dopri5(adjoint: bool, rtol: float, equation: Equation, u0: Tensor, t: Tensor,
            step_size: float, work: Work) -> Tensor:
     """torchdiffeq's adaptive solver, differentiated through its steps or by the adjoint ODE."""
-    rhs = right_hand_side(equation, work, again=False)
+    rhs = right_hand_side(equation, work, math.inf if adjoint else work.kept)
     options = {"method": "dopri5", "rtol": rtol, "atol": 1e-2 * rtol}
     if not adjoint:
         return odeint(rhs, u0, t, **options)
@@ -214,8 +214,9 @@ class _Watch(Function):
         return _Watch.apply(grads[0], ctx.work), None
 
 
-def right_hand_side(equation: Equation, work: Work, again: bool) -> Callable[..., Tensor]:
-    """G + J u, counted; with ``again`` its graph is made anew for the gradient, to save memory."""
+def right_hand_side(equation: Equation, work: Work, kept: float) -> Callable[..., Tensor]:
+    """G + J u, counted, of which the first evaluations keep their graphs for the gradient."""
+    made = 0
 
     def rhs(t: Tensor, u: Tensor) -> Tensor:
         return equation.explicit(t, u, *equation.args) + equation.implicit.mv(u)
@@ -225,9 +226,10 @@ def right_hand_side(equation: Equation, work: Work, again: bool) -> Callable[...
         work.vjps += 1
 
     def counted(t: Tensor, u: Tensor) -> Tensor:
+        nonlocal made
         work.check_time()
-        work.evaluations += 1
-        if again and torch.is_grad_enabled():
+        made, work.evaluations = made + 1, work.evaluations + 1
+        if made > kept and torch.is_grad_enabled():
             f = checkpoint(rhs, t, u, use_reentrant=False, preserve_rng_state=False)
         else:
             f = rhs(t, u)
