@@ -130,7 +130,7 @@ class System:
 def diffeq(method: str, options: dict[str, Any], equation: Equation, u0: Tensor, t: Tensor,
            step_size: float, work: Work) -> Tensor:
     """torchdiffeq, differentiated through its equal steps."""
-    times, rhs = grid(t, step_size), right_hand_side(equation, work, work.kept)
+    times, rhs = grid(t, step_size), right_hand_side(equation, work, work.kept, watched=True)
     return odeint(rhs, u0, t, method=method, rtol=1e-5, atol=1e-5,
                   options={"grid_constructor": lambda f, y, t: times, **options})
 
@@ -214,8 +214,12 @@ class _Watch(Function):
         return _Watch.apply(grads[0], ctx.work), None
 
 
-def right_hand_side(equation: Equation, work: Work, kept: float) -> Callable[..., Tensor]:
-    """G + J u, counted, of which the first evaluations keep their graphs for the gradient."""
+def right_hand_side(equation: Equation, work: Work, kept: float, watched: bool = False
+                    ) -> Callable[..., Tensor]:
+    """G + J u, counted, of which the first evaluations keep their graphs for the gradient.
+
+    A state that is not finite is soon noticed when watched; adaptive steps may recover from it.
+    """
     made = 0
 
     def rhs(t: Tensor, u: Tensor) -> Tensor:
@@ -229,6 +233,8 @@ def right_hand_side(equation: Equation, work: Work, kept: float) -> Callable[...
         nonlocal made
         work.check_time()
         made, work.evaluations = made + 1, work.evaluations + 1
+        if watched and made % 32 == 0 and not bool(u.isfinite().all()):
+            raise DivergedError(f"the state is not finite at t = {float(t):.3g}")
         if made > kept and torch.is_grad_enabled():
             f = checkpoint(rhs, t, u, use_reentrant=False, preserve_rng_state=False)
         else:
