@@ -1,0 +1,78 @@
+"""How do training losses and predictions on grids look? Figures 3 to 6 of the paper."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from grids import GridProblem
+from systems import FAILURES, Work
+from torch import Tensor, nn
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def plot_losses(path: Path, name: str, rows: list[dict[str, Any]], target: float) -> None:
+    """Training loss against training time; a system that never finished a turn is named only."""
+    figure, ax = plt.subplots(figsize=(8, 4.5), constrained_layout=True)
+    colors = plt.get_cmap("tab20")
+    for i, row in enumerate(rows):
+        curve = smoothed(np.array(row["curve"], dtype=float).reshape(-1, 2))
+        imex = row["system"].startswith("imex")
+        label = row["system"] + (" (failed)" if row["failure"] else "")
+        ax.loglog(*curve.T, label=label, color=colors(i), linewidth=2.0 if imex else 1.2,
+                  linestyle="-" if imex else "--", marker="o" if len(curve) < 5 else None)
+    if name.startswith("ks"):
+        ax.axhline(target, color="k", linestyle=":", linewidth=1)
+    ax.set(title=name, xlabel="training time in s", ylabel="training loss, mean squared error")
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", frameon=False)
+    save(figure, path)
+
+
+def smoothed(curve: np.ndarray, points: int = 60) -> np.ndarray:
+    """Means of neighbours, so that a curve has few enough points to be read."""
+    size = -(-len(curve) // points)
+    parts = [curve[i : i + size] for i in range(0, len(curve), max(size, 1))]
+    return np.array([(part[-1, 0], part[:, 1].mean()) for part in parts]).reshape(-1, 2)
+
+
+def plot_rollout(path: Path, problem: GridProblem, row: Any, model: nn.Module, truth: Tensor
+                 ) -> None:
+    """The truth, what the model predicts from its first state, and the difference."""
+    found = rollout(problem, row, model, truth)[0].numpy()
+    exact = truth[0].numpy()
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, constrained_layout=True)
+    extent = (0, (len(exact) - 1) * problem.interval, 0, problem.length)
+    size = float(np.abs(exact).max())
+    for ax, field, title in zip(axes, (exact, found, found - exact),
+                                ("truth", f"prediction by {row.label}", "difference"), strict=True):
+        image = ax.imshow(field.T, origin="lower", aspect="auto", extent=extent, cmap="RdBu_r",
+                          vmin=-size, vmax=size)
+        ax.set(title=title, xlabel="t")
+    axes[0].set_ylabel("x")
+    figure.colorbar(image, ax=axes, label="u")
+    figure.suptitle(f"{problem.name}, held-out data")
+    save(figure, path)
+
+
+@torch.no_grad()
+def rollout(problem: GridProblem, row: Any, model: nn.Module, truth: Tensor) -> Tensor:
+    """One interval after another from the first state; not a number from where it fails."""
+    states = torch.full_like(truth, torch.nan)
+    states[:, 0] = truth[:, 0]
+    with suppress(*FAILURES):
+        for i in range(truth.size(1) - 1):
+            states[:, i + 1] = row.system.integrate(
+                problem.split(model), states[:, i], problem.t, row.step, Work())[-1]
+    return states
+
+
+def save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
