@@ -18,18 +18,22 @@ import matplotlib.pyplot as plt
 
 
 def plot_losses(path: Path, name: str, rows: list[dict[str, Any]], target: float) -> None:
-    """Training loss against training time; a system that never finished a turn is named only."""
-    figure, ax = plt.subplots(figsize=(8, 4.5), constrained_layout=True)
-    colors = plt.get_cmap("tab20")
-    for i, row in enumerate(rows):
-        curve = smoothed(np.array(row["curve"], dtype=float).reshape(-1, 2))
-        imex = row["system"].startswith("imex")
+    """Training loss against training time; what finished no turn is in the legend alone."""
+    figure, ax = plt.subplots(figsize=(8.5, 4.5), constrained_layout=True)
+    colors = plt.get_cmap("tab10")
+    curves = [smoothed(np.array(row["curve"], dtype=float).reshape(-1, 2)) for row in rows]
+    top = 10 * min((curve[0, 1] for curve in curves if len(curve)), default=1.0)
+    for i, (row, curve) in enumerate(zip(rows, curves, strict=True)):
         label = row["system"] + (" (failed)" if row["failure"] else "")
-        ax.loglog(*curve.T, label=label, color=colors(i), linewidth=2.0 if imex else 1.2,
-                  linestyle="-" if imex else "--", marker="o" if len(curve) < 5 else None)
+        if len(curve) and curve[:, 1].min() > top:
+            label += " (beyond the scale)"
+        style = "-" if row["system"].startswith("imex") else "--" if i < 10 else ":"
+        ax.loglog(*curve.T, style, label=label, color=colors(i % 10),
+                  marker="o" if 0 < len(curve) < 5 else None, markersize=5)
     if name.startswith("ks"):
         ax.axhline(target, color="k", linestyle=":", linewidth=1)
     ax.set(title=name, xlabel="training time in s", ylabel="training loss, mean squared error")
+    ax.set_ylim(top=top)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", frameon=False)
     save(figure, path)
 
@@ -55,8 +59,8 @@ def plot_rollout(path: Path, problem: GridProblem, row: Any, model: nn.Module, t
                           vmin=-size, vmax=size)
         ax.set(title=title, xlabel="t")
     axes[0].set_ylabel("x")
-    figure.colorbar(image, ax=axes, label="u")
-    figure.suptitle(f"{problem.name}, held-out data")
+    figure.colorbar(image, ax=axes, label="u", pad=0.01)
+    figure.suptitle(f"{problem.name}, held out, one interval after another")
     save(figure, path)
 
 

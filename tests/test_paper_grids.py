@@ -1,0 +1,224 @@
+"""Do the paper's grid problems train every system alike, and count what the paper counts?"""
+
+import argparse
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = str(Path(__file__).parents[1] / "examples" / "paper")
+MODULES = ("table2", "grid_figures", "grids", "records", "systems", "grid_learning",
+           "crank_nicolson")
+NAMES = ("rk4", "dopri5", "dopri5_adjoint", "explicit_adams", "implicit_adams", "crank_nicolson",
+         "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
+
+
+@pytest.fixture(scope="module")
+def table2():
+    for name in ("matplotlib", "torchdiffeq"):
+        pytest.importorskip(name, reason=f"the table needs {name}, which is not installed")
+    path = list(sys.path)
+    sys.path.insert(0, FOLDER)
+    yield importlib.import_module("table2")
+    sys.path[:] = path
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def problems(table2):
+    return {name: replace(table2.resized(problem, num_points=32, batch_size=3), width=16)
+            for name, problem in table2.PROBLEMS.items()}
+
+
+@pytest.fixture
+def trainer(table2, problems):
+    def made(problem, system, step=None, states=None):
+        problem, system = problems[problem], table2.SYSTEMS[system]
+        row = table2.Row(system.name, system, step or problem.step_size(system))
+        args = argparse.Namespace(seed=0, lr=1e-3, limit=60.0, turn=1)
+        return table2.Trainer(problem, row, waves(problem) if states is None else states, args)
+
+    return made
+
+
+def waves(problem):
+    """Two trajectories of smooth states."""
+    x = 2 * torch.pi * torch.arange(problem.num_points) / problem.num_points
+    return 0.3 * torch.sin(x + 0.2 * torch.arange(10.0).view(2, 5, 1))
+
+
+# The problems
+
+
+@pytest.mark.parametrize("problem", ["ks-64", "ks-512", "burgers-512", "burgers-1024"])
+def test_the_paper_s_counts_come_out_exactly(table2, trainer, problem):
+    place = list(table2.PROBLEMS).index(problem)
+    compared = 0
+    for system in ("rk4", "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5"):
+        paper = table2.PAPER[system][place]
+        if not paper.isdigit():
+            continue
+        one = trainer(problem, system)
+        one.batch()
+        assert table2.an_epoch(one.evaluations, one.problem.batches) == int(paper)
+        compared += 1
+    assert compared >= 4
+
+
+def test_the_widths_and_points_are_the_paper_s(table2):
+    sizes = [(p.num_points, p.width) for p in table2.PROBLEMS.values()]
+    assert sizes == [(64, 200), (512, 576), (512, 576), (1024, 1152)]
+
+
+@pytest.mark.parametrize("name", ["ks-64", "burgers-512"])
+def test_rk4_is_stable_at_the_stable_step_and_not_at_a_quarter_more(table2, problems, name):
+    problem = problems[name]
+    matrix = torch.eye(32, dtype=torch.float64)
+    largest = {}
+    for factor in (1.0, 1.25):
+        z = factor * problem.stable_step * torch.linalg.eigvals(problem.linear.mv(matrix))
+        largest[factor] = float((1 + z + z**2 / 2 + z**3 / 6 + z**4 / 24).abs()[z.real < 0].max())
+    assert largest[1.0] < 1.0 < largest[1.25]
+
+
+# The training
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_system_has_the_gradient_of_the_equation(table2, trainer, name):
+    def gradient(system, step):
+        one = trainer("ks-64", system, step)
+        one.model.double()
+        states = one.problem.batch(one.states.double(), 0, 0)
+        one.gradient(states, torch.tensor([0.0, 0.04], dtype=torch.float64), table2.Work())
+        return torch.cat([p.grad.flatten() for p in one.model.parameters()])
+
+    exact = gradient("rk4", 0.0005)
+    # The adjoint ODE of dopri5 is solved to its tolerances.
+    bound = 2e-3 if name == "dopri5_adjoint" else 2e-4
+    assert float((gradient(name, 0.004) - exact).norm() / exact.norm()) < bound
+
+
+def test_all_systems_start_with_the_same_weights_and_see_the_same_batches(
+        table2, trainer, monkeypatch):
+    seen = []
+
+    def loss(found, truth):
+        seen.append(truth)
+        return (found - truth).square().mean()
+
+    monkeypatch.setattr(table2, "mean_square", loss)
+    one, other = trainer("ks-64", "imex_rk2"), trainer("ks-64", "crank_nicolson")
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for _ in range(2):
+        one.batch()
+        other.batch()
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[2], seen[3])
+    assert not torch.equal(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("name", ["rk4", "dopri5", "dopri5_adjoint", "crank_nicolson"])
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_an_integration_ends_at_its_limit_in_either_pass(table2, trainer, name, phase):
+    one, work = trainer("burgers-512", name, 0.05), table2.Work(0.0 if phase == "forward" else 60.0)
+    equation, u = one.problem.split(one.model), one.states[0, :2]
+    if phase == "forward":
+        with pytest.raises(sys.modules["systems"].TimeLimitError, match="longer than"):
+            one.row.system.integrate(equation, u, one.problem.t, 0.05, work)
+        return
+    states = one.row.system.integrate(equation, u, one.problem.t, 0.05, work)
+    work.end = 0.0
+    with pytest.raises(sys.modules["systems"].TimeLimitError, match="longer than"):
+        states.sum().backward()
+
+
+def test_the_evaluations_of_a_long_integration_follow_from_a_short_one(table2, problems):
+    for name, each in (("rk4", 4), ("explicit_adams", 1)):
+        row = table2.Row(name, table2.SYSTEMS[name], 0.001)
+        start = 0 if name == "rk4" else 6  # two steps of rk4
+        assert table2.evaluations_of(problems["ks-64"], row) == 200 * each + start
+
+
+def test_a_window_of_few_steps_estimates_an_epoch(table2, trainer):
+    about = table2.estimated(trainer("ks-64", "rk4"), 800)
+    assert about is not None
+    assert about > 0
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def command(table2, tmp_path_factory):
+    """Runs the command on a tiny problem, of which the data are made once."""
+    root = tmp_path_factory.mktemp("data")
+
+    def run(out, *more):
+        table2.main(["--problems", "burgers-512", "--points", "32", "--batch-size", "4",
+                     "--trajectories", "5", "--duration", "0.3", "--turn", "1", "--epochs", "1",
+                     "--budget", "0.2", "--root", str(root), "--out", str(out), *more])
+        first, *lines = map(json.loads, (out / "table2.jsonl").read_text().splitlines())
+        return first["environment"], {x["system"]: x for x in lines if "system" in x}
+
+    return run
+
+
+def test_a_system_that_fails_is_recorded_and_the_others_go_on(
+        table2, command, tmp_path, monkeypatch):
+    calls = []
+
+    def fails_at_last(*args):
+        calls.append(args)
+        if len(calls) > 2:
+            raise table2.DivergedError("the state is not finite")
+        return table2.SYSTEMS["imex_rk3"].run(*args)
+
+    monkeypatch.setitem(table2.SYSTEMS, "crank_nicolson",
+                        replace(table2.SYSTEMS["crank_nicolson"], run=fails_at_last))
+    environment, found = command(tmp_path, "--systems", "crank_nicolson", "imex_rk2", "imex_rk3")
+    assert environment["settings"]["seed"] == 0
+    assert found["crank_nicolson"]["failure"] == "batch 3: the state is not finite"
+    assert found["crank_nicolson"]["turns"] == 2
+    assert found["imex_rk2"]["failure"] is None
+    assert found["imex_rk2"]["turns"] > 2
+    assert found["imex_rk2"]["evaluations"] == 152
+    assert found["imex_rk2"]["ratio"] == 1.0
+    text = (tmp_path / "table2.md").read_text()
+    assert "batch 3: the state is not finite" in text
+    assert "| burgers-512 | crank_nicolson / imex_rk3, an epoch | 3.4 |" in text
+    for name in ("loss", "prediction"):
+        figure = (tmp_path / f"table2-burgers-512-{name}.png").read_bytes()
+        assert figure.startswith(b"\x89PNG")
+
+
+def test_what_was_ended_has_its_count_from_the_steps(command, tmp_path):
+    _, found = command(tmp_path, "--systems", "rk4", "--limit", "1e-3")
+    assert found["rk4"]["failure"].startswith("batch 1: longer than")
+    assert found["rk4"]["about"]
+    assert found["rk4"]["evaluations"] == 15200
+    assert found["rk4"]["seconds"] > 0
+
+
+def test_a_finished_problem_is_measured_again_only_with_other_settings(
+        table2, command, tmp_path, monkeypatch):
+    _, found = command(tmp_path, "--systems", "imex_rk2")
+    runs = []
+
+    def counted(*args):
+        runs.append(args)
+        return list(found.values())
+
+    monkeypatch.setattr(table2, "run_problem", counted)
+    monkeypatch.setattr(table2, "plot_losses", lambda *_: None)
+    assert command(tmp_path, "--systems", "imex_rk2")[1] == found
+    assert not runs
+    command(tmp_path, "--systems", "imex_rk2", "--lr", "1e-3")
+    command(tmp_path, "--systems", "imex_rk2", "--lr", "1e-3", "--restart")
+    assert len(runs) == 2
