@@ -20,20 +20,21 @@ import matplotlib.pyplot as plt
 def plot_losses(path: Path, name: str, rows: list[dict[str, Any]], target: float) -> None:
     """Training loss against training time; what finished no turn is in the legend alone."""
     figure, ax = plt.subplots(figsize=(8.5, 4.5), constrained_layout=True)
-    colors = plt.get_cmap("tab10")
+    colors = plt.get_cmap("tab20")
     curves = [smoothed(np.array(row["curve"], dtype=float).reshape(-1, 2)) for row in rows]
-    top = 10 * min((curve[0, 1] for curve in curves if len(curve)), default=1.0)
+    top = 3 * min((curve[0, 1] for curve in curves if len(curve)), default=1.0)
     for i, (row, curve) in enumerate(zip(rows, curves, strict=True)):
         label = row["system"] + (" (failed)" if row["failure"] else "")
         if len(curve) and curve[:, 1].min() > top:
             label += " (beyond the scale)"
         style = "-" if row["system"].startswith("imex") else "--" if i < 10 else ":"
-        ax.loglog(*curve.T, style, label=label, color=colors(i % 10),
+        ax.loglog(*curve.T, style, label=label, color=colors((2 * i + i // 10) % 20),
                   marker="o" if 0 < len(curve) < 5 else None, markersize=5)
     if name.startswith("ks"):
         ax.axhline(target, color="k", linestyle=":", linewidth=1)
     ax.set(title=name, xlabel="training time in s", ylabel="training loss, mean squared error")
     ax.set_ylim(top=top)
+    ax.tick_params(which="minor", labelsize=7)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", frameon=False)
     save(figure, path)
 
@@ -45,8 +46,8 @@ def smoothed(curve: np.ndarray, points: int = 60) -> np.ndarray:
     return np.array([(part[-1, 0], part[:, 1].mean()) for part in parts]).reshape(-1, 2)
 
 
-def plot_rollout(path: Path, problem: GridProblem, row: Any, model: nn.Module, truth: Tensor
-                 ) -> None:
+def plot_rollout(path: Path, problem: GridProblem, row: Any, model: nn.Module, truth: Tensor,
+                 batches: int) -> None:
     """The truth, what the model predicts from its first state, and the difference."""
     found = rollout(problem, row, model, truth)[0].numpy()
     exact = truth[0].numpy()
@@ -60,7 +61,7 @@ def plot_rollout(path: Path, problem: GridProblem, row: Any, model: nn.Module, t
         ax.set(title=title, xlabel="t")
     axes[0].set_ylabel("x")
     figure.colorbar(image, ax=axes, label="u", pad=0.01)
-    figure.suptitle(f"{problem.name}, held out, one interval after another")
+    figure.suptitle(f"{problem.name}, held-out data, after {batches} batches of training")
     save(figure, path)
 
 

@@ -135,7 +135,8 @@ def run_problem(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     for trainer in trainers:
         if trainer.row.label == "imex_rk2":
             plot_rollout(args.out / f"table2-{name}-prediction.png", problem, trainer.row,
-                         trainer.model, problem.states(args.root, "test")[:1])
+                         trainer.model, problem.states(args.root, "test")[:1],
+                         len(trainer.evaluations))
     return found
 
 
@@ -301,9 +302,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="which to train")
     add("--epochs", type=int, help="of training; None: 100, quick 8")
     add("--budget", type=float, help="seconds after which a system is trained no further, as soon "
-        "as its turn is over; None: 900, quick 2.5")
+        "as its turn is over; None: 900, quick 3")
     add("--limit", type=float, help="seconds after which the integration of a batch, gradient and "
-        "all, is ended and has failed; None: 120, quick 5")
+        "all, is ended and has failed; None: 120, quick 8")
     add("--turn", type=int, help="batches that a system trains on before the next has its turn; "
         "None: an epoch, quick 1")
     add("--lr", type=float, default=2e-3, help="learning rate of Adam")
@@ -314,7 +315,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--trajectories", type=int, help="of the data set")
     add("--duration", type=float, help="their length in time")
     args = parser.parse_args(argv)
-    quick = {"epochs": (100, 8), "budget": (900.0, 2.5), "limit": (120.0, 5.0), "turn": (None, 1)}
+    quick = {"epochs": (100, 8), "budget": (900.0, 3.0), "limit": (120.0, 8.0), "turn": (None, 1)}
     for key, choice in quick.items():
         if getattr(args, key) is None:
             setattr(args, key, choice[args.quick])
