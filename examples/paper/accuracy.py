@@ -21,7 +21,7 @@ import matplotlib
 import numpy as np
 import torch
 from graphs import PROBLEMS, GraphODE, GraphProblem, load, nc, with_split
-from records import Record, add_arguments, markdown, write
+from records import Record, add_arguments, fill, markdown, write
 from systems import SYSTEMS
 from torch import nn
 from torch_geometric.data import Data
@@ -168,14 +168,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--root", type=Path, default=root and Path(root),
         help="folder with planetoid/, coauthor/ and amazon/; default: PYG_SINODE_DATA")
     add("--datasets", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="which")
-    add("--splits", type=int, default=10, help="random splits, and seeds on Planetoid's split")
-    add("--step-seeds", type=int, default=5, help="seeds of the comparison of larger steps")
+    add("--splits", type=int, help="random splits, and seeds on Planetoid's; None: 10, quick 1")
+    add("--step-seeds", type=int, help="seeds of the comparison of steps; None: 5, quick 1")
     add("--steps", type=int, nargs="+", default=[19, 10, 5, 3, 2, 1], help="equal steps")
-    add("--epochs", type=int, help="training epochs; None: the data set's own")
-    args = parser.parse_args()
-    if args.quick:
-        args.splits, args.step_seeds, args.epochs = 1, 1, args.epochs or 5
-    return args
+    add("--epochs", type=int, help="training epochs; None: the data set's own, quick 5")
+    return fill(parser.parse_args(), splits=(10, 1), step_seeds=(5, 1), epochs=(None, 5))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from graphs import PROBLEMS, load, with_split
 from records import Record, markdown, number, write
 from systems import SYSTEMS
-from table1 import Entry, add_graph_arguments, columns, run
+from table1 import Entry, add_graph_arguments, columns, fill_graph_arguments, run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -75,10 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--dataset", choices=list(PROBLEMS), default="Cora", help="which")
     add("--systems", nargs="+", choices=NAMES, default=list(NAMES), help="which")
     add("--steps", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0, 2.0], help="step sizes")
-    args = parser.parse_args()
-    if args.quick:
-        args.epochs, args.repeats, args.budget = args.epochs or 2, 1, 20.0
-    return args
+    return fill_graph_arguments(parser.parse_args())
 
 
 if __name__ == "__main__":

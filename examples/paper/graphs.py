@@ -131,6 +131,7 @@ class GraphODE(nn.Module):
         super().__init__()
         self.net, self.system, self.step_size = net, system, step_size
         self.time, self.work = time or net.conv.time, Work()
+        self.forward_work: dict[str, int] = {}  # what the last forward pass added up to
         self.graph: tuple[Tensor, Pattern, Tensor] | None = None
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
@@ -139,6 +140,7 @@ class GraphODE(nn.Module):
         equation = self.equation(u0, edge_index)
         t = torch.tensor([0.0, self.time], dtype=torch.float64)
         u = self.system.integrate(equation, u0, t, self.step_size, self.work)[-1].relu()
+        self.forward_work = self.work.totals()
         return self.net.decoder(F.dropout(u, self.net.dropout, self.training))
 
     def encode(self, x: Tensor) -> Tensor:

@@ -150,6 +150,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[..., Any]:
     return add
 
 
+def fill(args: argparse.Namespace, **choices: tuple[Any, Any]) -> argparse.Namespace:
+    """Sets what was not given to one of two choices, usual or quick."""
+    for key, choice in choices.items():
+        if getattr(args, key) is None:
+            setattr(args, key, choice[args.quick])
+    return args
+
+
 def write(path: Path, text: str) -> None:
     """Prints a table and keeps it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,10 @@ every round: at the paper's steps, and at the fair ones given by --also:
     python examples/paper/table1.py --quick
     python examples/paper/table1.py --datasets Cora --systems imex_rk2 --also rk4=1 --epochs 100
 
-An epoch of more than 1500 evaluations is not run: its evaluations are counted on u' = -u, and its
-seconds follow from integrations of 4 and 12 of its steps ("about"). Where --root lacks a data set,
-a stochastic block model of the same size takes its place. Writes table1.jsonl, table1.md and
+"Evaluations" are those of G in the forward passes, and products with its derivatives in both. An
+epoch of more than 1500 evaluations a pass is not run: they are counted on u' = -u, and its seconds
+follow from integrations of 4 and 12 of its steps ("about"). Where --root lacks a data set, a
+stochastic block model of the same size takes its place. Writes table1.jsonl, table1.md and
 table1-NAME.png to --out.
 """
 
@@ -26,7 +27,7 @@ import matplotlib
 import numpy as np
 import torch
 from graphs import PROBLEMS, GraphODE, GraphProblem, load, make_network, nc, with_split
-from records import Record, Training, add_arguments, markdown, number, race, write
+from records import Record, Training, add_arguments, fill, markdown, number, race, write
 from systems import SYSTEMS, DivergedError, System, Work, count_evaluations
 from torch_geometric.data import Data
 
@@ -47,8 +48,10 @@ class Entry:
         step_size: Its step.
         listed: Whether the paper's table has it, at this step.
         trainings: One; or two with fewer steps, for an epoch that is too long to run.
-        work: What the last training epoch counted.
-        test_work: What the last evaluation of the network counted.
+        evaluations: Of G in a training epoch: those of the forward pass, and products with
+            derivatives in both.
+        products: Of J in a training epoch.
+        test_evaluations: Of G when the network is tested.
         best: The best validation accuracy so far, and the test accuracy with it, in %.
     """
 
@@ -56,8 +59,9 @@ class Entry:
     step_size: float
     listed: bool
     trainings: list[Training] = field(default_factory=list)
-    work: dict[str, int] = field(default_factory=dict)
-    test_work: dict[str, int] = field(default_factory=dict)
+    evaluations: float = math.nan
+    products: float = math.nan
+    test_evaluations: float = math.nan
     best: tuple[float, float] = (-1.0, math.nan)
 
     @property
@@ -104,8 +108,8 @@ def run(args: argparse.Namespace, problem: GraphProblem, data: Data, entries: Se
         count = (count_evaluations(entry.system, t, entry.step_size)
                  if entry.system.kind == "explicit" else 0)
         if count > LONG:
-            entry.work = {"evaluations": count, "jvps": 0, "vjps": count, "products": 2 * count}
-            entry.test_work = {"evaluations": count, "jvps": 0, "vjps": 0, "products": count}
+            entry.evaluations = entry.products = 2 * count
+            entry.test_evaluations = count
             entry.trainings = [make_training(args, problem, data, entry, steps) for steps in SHORT]
         else:
             entry.trainings = [make_training(args, problem, data, entry)]
@@ -131,7 +135,10 @@ def make_training(args: argparse.Namespace, problem: GraphProblem, data: Data, e
         if not math.isfinite(loss):
             raise DivergedError(f"a loss of {loss}")
         if steps is None:
-            entry.work = model.work.totals()
+            total = model.work.totals()
+            entry.evaluations = forward_cost(model.forward_work) + sum(
+                total[key] - model.forward_work[key] for key in ("jvps", "vjps"))
+            entry.products = total["products"]
         return loss
 
     def test() -> float:
@@ -139,22 +146,24 @@ def make_training(args: argparse.Namespace, problem: GraphProblem, data: Data, e
             return math.nan
         model.work = Work(args.limit)
         _, val, accuracy = (100 * a for a in nc.evaluate(model, data)[1])
-        entry.test_work = model.work.totals()
+        entry.test_evaluations = forward_cost(model.work.totals())
         entry.best = max(entry.best, (val, accuracy), key=lambda pair: pair[0])
         return accuracy
 
     return Training(entry.label, epoch, test, epochs=None if steps is None else args.repeats)
 
 
+def forward_cost(work: dict[str, int]) -> int:
+    """Evaluations of G, and products with its derivatives, which cost about as much."""
+    return work["evaluations"] + work["jvps"] + work["vjps"]
+
+
 def columns(entry: Entry, problem: GraphProblem) -> dict[str, float | str | None]:
     """What the table says of an entry."""
     training = entry.trainings[0]
-    done = bool(entry.work) and bool(entry.test_work)
-    counts = [sum(w[key] for key in ("evaluations", "jvps", "vjps"))
-              for w in (entry.work, entry.test_work)] if done else [math.nan, math.nan]
-    return {"with_test": sum(counts),
+    return {"with_test": entry.evaluations + entry.test_evaluations,
             "paper": problem.evaluations.get(entry.system.name) if entry.listed else None,
-            "training": counts[0], "products": entry.work["products"] if done else math.nan,
+            "training": entry.evaluations, "products": entry.products,
             "seconds": seconds(entry, problem), "repetitions": len(training.seconds),
             "estimated": len(entry.trainings) > 1, "accuracy": entry.best[1],
             "failure": training.failure}
@@ -209,11 +218,15 @@ def add_graph_arguments(parser: argparse.ArgumentParser):
     root = os.environ.get("PYG_SINODE_DATA")
     add("--root", type=Path, default=root and Path(root),
         help="folder with planetoid/, coauthor/ and amazon/; default: PYG_SINODE_DATA")
-    add("--epochs", type=int, help="training epochs at most; None: the data set's own")
-    add("--budget", type=float, default=60.0, help="seconds of training of each system")
+    add("--epochs", type=int, help="training epochs at most; None: the data set's own, quick 2")
+    add("--budget", type=float, help="seconds of training of each system; None: 60, quick 20")
     add("--limit", type=float, default=300.0, help="seconds after which an epoch is given up")
-    add("--repeats", type=int, default=5, help="repetitions of what is only timed")
+    add("--repeats", type=int, help="repetitions of what is only timed; None: 5, quick 2")
     return add
+
+
+def fill_graph_arguments(args: argparse.Namespace) -> argparse.Namespace:
+    return fill(args, epochs=(None, 2), repeats=(5, 2), budget=(60.0, 20.0))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -226,10 +239,7 @@ def parse_arguments() -> argparse.Namespace:
         help="which of the paper's rows")
     add("--also", nargs="*", metavar="SYSTEM=STEP", default=["rk4=1", "explicit_adams=0.5"],
         help="further rows")
-    args = parser.parse_args()
-    if args.quick:
-        args.epochs, args.repeats, args.budget = args.epochs or 2, 2, 20.0
-    return args
+    return fill_graph_arguments(parser.parse_args())
 
 
 if __name__ == "__main__":

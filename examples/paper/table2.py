@@ -21,7 +21,17 @@ from typing import Any
 import torch
 from grid_figures import plot_losses, plot_rollout
 from grids import PROBLEMS, GridProblem, mean_square, resized
-from records import Record, Training, add_arguments, environment, markdown, number, race, write
+from records import (
+    Record,
+    Training,
+    add_arguments,
+    environment,
+    fill,
+    markdown,
+    number,
+    race,
+    write,
+)
 from systems import FAILURES, KEPT, SYSTEMS, DivergedError, System, Work, count_evaluations
 from torch import Tensor, nn
 
@@ -314,12 +324,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, help="windows in a batch")
     add("--trajectories", type=int, help="of the data set")
     add("--duration", type=float, help="their length in time")
-    args = parser.parse_args(argv)
-    quick = {"epochs": (100, 8), "budget": (900.0, 3.0), "limit": (120.0, 8.0), "turn": (None, 1)}
-    for key, choice in quick.items():
-        if getattr(args, key) is None:
-            setattr(args, key, choice[args.quick])
-    return args
+    return fill(parser.parse_args(argv), epochs=(100, 8), budget=(900.0, 3.0),
+                limit=(120.0, 8.0), turn=(None, 1))
 
 
 if __name__ == "__main__":
