@@ -157,8 +157,8 @@ def rows_of(problem: GridProblem, args: argparse.Namespace) -> list[Row]:
     for name in args.systems:
         system, step = SYSTEMS[name], problem.step_size(SYSTEMS[name])
         rows.append(Row(name, system, step, PAPER[name][place] if name in PAPER else "-"))
-        if name == "rk4":
-            rows.append(Row("rk4, largest stable step", system, problem.stable_step))
+        if system.kind == "explicit":
+            rows.append(Row(f"{name}, largest stable step", system, problem.stable_step(system)))
         if name == "crank_nicolson" and problem.name == "ks-512":
             rows.append(Row("crank_nicolson, smaller step", system, 0.02))
     return rows
