@@ -3,7 +3,7 @@
 The step is found by bisection: it is stable where the state stays bounded over 200 steps, from an
 initial state with a little noise in it. Beside it: the fewest equal steps with which the final
 state is within 1 % of a reference, and their evaluations. Graphs have a network that was trained
-for some epochs, grids the true G and the paper's finite differences, both in float64:
+for some epochs, in float32, grids the true G and the paper's finite differences in float64:
 
     python examples/paper/stable_steps.py --root data
     python examples/paper/stable_steps.py --quick
@@ -113,8 +113,11 @@ def examine(case: Case, system: System, truth: Tensor, args: argparse.Namespace)
             found.limit = reason(failure)
         return found
     found.tried = 64 * case.paper[1]
-    found.stable, found.limit = largest_stable_step(
-        partial(is_stable, case, system, args), 1e-8, found.tried, args.tolerance)
+    try:
+        found.stable, found.limit = largest_stable_step(
+            partial(is_stable, case, system, args), 1e-8, found.tried, args.tolerance)
+    except TimeLimitError as error:
+        found.limit = f"not found: {reason(error)}"
     fewest_steps(case, system, truth, args, found)
     return found
 
@@ -162,6 +165,8 @@ def is_stable(case: Case, system: System, args: argparse.Namespace, step: float)
     t = torch.tensor([0.0, args.steps * step], dtype=torch.float64)
     try:
         u = system.integrate(case.equation, u, t, step, Work(args.limit))[-1]
+    except TimeLimitError:
+        raise
     except FAILURES as error:
         return reason(error)
     size = float(u.abs().max())
@@ -207,7 +212,7 @@ def error_of(case: Case, system: System, step: float, truth: Tensor, work: Work)
 def reference(case: Case, args: argparse.Namespace) -> Tensor:
     """The final state at a tight tolerance."""
     t = torch.tensor([0.0, case.time], dtype=torch.float64)
-    rtol = 1e-5 if args.quick else 1e-7
+    rtol = 1e-5 if args.quick or case.u0.dtype == torch.float32 else 1e-7
     return imex_odeint(case.equation.explicit, case.equation.implicit, case.u0, t, rtol=rtol,
                        atol=rtol * float(case.u0.abs().max()), args=case.equation.args)[-1]
 
@@ -226,9 +231,9 @@ def graph_case(name: str, args: argparse.Namespace) -> Case:
         model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     for _ in tqdm(range(args.epochs), desc=f"{name}: training", leave=False, disable=None):
         nc.train_epoch(model, optimizer, data)
-    model.eval().double()
+    model.eval()
     with torch.no_grad():
-        u0 = model.encode(data.x.double())
+        u0 = model.encode(data.x)
         beta = model.net.conv.term.beta
         growth, size = 0.0 if beta is None else abs(float(beta)), float(u0.abs().max())
         # A column-stochastic A may gather all that the columns have in a few nodes.
