@@ -1,0 +1,151 @@
+"""At which steps does Crank-Nicolson solve Kuramoto-Sivashinsky, and how long does it take?"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from claim import Finding, Verdict
+from crank_nicolson import crank_nicolson_odeint
+from grid_learning import GridMLP
+from records import interleaved, markdown, number
+from systems import FAILURES, TimeLimitError, reason
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from pyg_sinode import imex_odeint
+from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
+
+INTERVAL = 0.2  # between two states of the data, so of one batch
+BATCHES, BATCH = 15, 256  # of an epoch
+STEPS = (0.2, 0.02)
+# Far longer than an epoch of seconds; for it and for the steps see the paper's text.
+HOUR, SECOND = 3600.0, 1.0
+
+
+def newton(args: argparse.Namespace) -> Finding:
+    """Which steps does Newton-GMRES solve, and what would an epoch of them take?"""
+    records = [of_crank_nicolson(args, step, restart, dtype) for dtype in ("float32", "float64")
+               for step in STEPS for restart in (30, args.points)]
+    records += [of_imex(args, dtype) for dtype in ("float32", "float64")]
+    rows = [[r["solver"], r["dtype"], r["step"], r["restart"] or "-", r["states"],
+             r["failure"] or "works", number(r["seconds"]), number(r["iterations"]),
+             epoch_text(r)] for r in records]
+    header = ["solver", "dtype", "step", "restart", "states", "result", "s a step", "iterations",
+              "s an epoch"]
+    table = (f"Kuramoto-Sivashinsky by finite differences on {args.points} points, G a perceptron "
+             f"at its first weights, one step forward and backward. An epoch is {BATCHES} batches "
+             f"of {BATCH} states over {INTERVAL}; about: taken from one step of fewer states, "
+             "in which the iterations of a batch are hardly fewer but each is cheaper, so an "
+             f"epoch takes longer still.\n\n{markdown(header, rows)}")
+    return Finding("on 512 points Crank-Nicolson fails at a step of 0.2; at 0.02 it works and "
+                   "takes more than an hour an epoch, where IMEX takes less than a second",
+                   judge_newton(records), [table], records)
+
+
+def judge_newton(records: list[dict[str, Any]]) -> Verdict:
+    """All of the large steps must fail and one of the small ones work, in more than an hour."""
+    cn = [r for r in records if r["solver"] == "crank_nicolson"]
+    large, small = ([r for r in cn if r["step"] == step] for step in STEPS)
+    working = [r["epoch"] for r in small if r["failure"] is None]
+    imex = min(r["epoch"] for r in records if r["solver"] != "crank_nicolson")
+    fails = all(r["failure"] is not None for r in large)
+    holds = fails and bool(working) and min(working) >= HOUR and imex <= SECOND
+    count = sum(r["failure"] is not None for r in large)
+    small_words = (f"at {STEPS[1]} {len(working)} of {len(small)} work, an epoch of the fastest "
+                   f"takes about {number(min(working))} s" if working else
+                   f"at {STEPS[1]} none works")
+    return Verdict(holds, f"at {STEPS[0]} {count} of {len(large)} settings fail; {small_words}; an "
+                          f"epoch of imex_rk2 takes {number(imex)} s")
+
+
+def of_crank_nicolson(args: argparse.Namespace, step: float, restart: int, dtype: str
+                      ) -> dict[str, Any]:
+    """One step, forward and backward, stopped after args.limit seconds."""
+    term, J, u0 = make_problem(args, args.newton_states, dtype)
+    timed = Timed(term, args.limit)
+    record = {"solver": "crank_nicolson", "dtype": dtype, "step": step, "restart": restart,
+              "states": len(u0), "seconds": None, "iterations": None, "epoch": None,
+              "failure": None}
+    t, start = torch.tensor([0.0, step], dtype=torch.float64), time.perf_counter()
+    try:
+        states, stats = crank_nicolson_odeint(timed, J, u0, t, step_size=step, dim=-1, rtol=1e-5,
+                                              restart=restart, return_stats=True)
+        states[-1].square().mean().backward()
+    except FAILURES as error:
+        return {**record, "failure": detail(error)}
+    seconds = time.perf_counter() - start
+    return {**record, "seconds": seconds, "iterations": stats.linear_iterations,
+            "epoch": seconds * BATCHES * round(INTERVAL / step)}
+
+
+def of_imex(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
+    """A whole batch in one step of imex_rk2."""
+    term, J, u0 = make_problem(args, args.imex_states, dtype)
+    t = torch.tensor([0.0, INTERVAL], dtype=torch.float64)
+
+    def job() -> None:
+        imex_odeint(term, J, u0, t, method="imex_rk2", step_size=INTERVAL)[-1].square().mean(
+            ).backward()
+
+    seconds = interleaved({"imex_rk2": job}, args.repeats)["imex_rk2"]
+    return {"solver": "imex_rk2", "dtype": dtype, "step": INTERVAL, "restart": None,
+            "states": len(u0), "seconds": seconds, "iterations": 0, "epoch": seconds * BATCHES,
+            "failure": None}
+
+
+def make_problem(args: argparse.Namespace, states: int, dtype: str
+                 ) -> tuple[nn.Module, Any, Tensor]:
+    torch.manual_seed(args.seed)
+    _, J, initial = kuramoto_sivashinsky(PeriodicGrid(args.points, 22.0),
+                                         discretization="finite_difference")
+    u0 = initial(states, torch.Generator().manual_seed(args.seed)).to(getattr(torch, dtype))
+    return GridMLP(args.points, args.points + args.points // 8).to(u0.dtype), J, u0
+
+
+class Timed(nn.Module):
+    """A G that refuses evaluations and products with its Jacobian after some seconds."""
+
+    def __init__(self, term: nn.Module, limit: float) -> None:
+        super().__init__()
+        self.term, self.limit, self.end = term, limit, time.perf_counter() + limit
+
+    def check(self) -> None:
+        if time.perf_counter() > self.end:
+            raise TimeLimitError(f"longer than {self.limit:g} s")
+
+    def forward(self, t: Tensor, u: Tensor) -> Tensor:
+        self.check()
+        return self.term(t, _Passed.apply(u, self))
+
+
+class _Passed(Function):
+    """The identity, whose derivatives of any order look at the clock."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, timed: Timed) -> Tensor:
+        timed.check()
+        ctx.timed = timed
+        return u.view_as(u)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Passed.apply(grads[0], ctx.timed), None
+
+
+def detail(error: BaseException) -> str:
+    """Why it failed: of Newton's error, what its linear solve says."""
+    words = str(error)
+    inner = words.split("): ", 1)[1] if words.startswith("Newton") and "): " in words else ""
+    return inner.split(";")[0] if inner else reason(error)
+
+
+def epoch_text(record: dict[str, Any]) -> str:
+    about = "about " if record["solver"] == "crank_nicolson" or record["states"] < BATCH else ""
+    return "-" if record["epoch"] is None else about + number(record["epoch"])
+
+
+CLAIMS: dict[str, Callable[[argparse.Namespace], Finding]] = {"newton": newton}
