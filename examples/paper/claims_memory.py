@@ -70,12 +70,9 @@ class Reaction(nn.Module):
 
 def iterations(args: argparse.Namespace) -> Finding:
     """Does the memory grow with the iterations of a solve?"""
-    records = []
-    for name in ("GMRES", "CG"):
-        for rtol in TOLERANCES:
-            records.append(of_iterations(args, name, rtol))
-    for rtol, count in [(r["rtol"], r["iterations"]) for r in records if r["solver"] == "CG"]:
-        records.append(of_iterations(args, "CG, autograd through it", rtol, round(count)))
+    records = [of_iterations(args, name, rtol) for name in ("GMRES", "CG") for rtol in TOLERANCES]
+    records += [of_iterations(args, "CG, autograd through it", r["rtol"], round(r["iterations"]))
+                for r in records if r["solver"] == "CG"]
     rows = [[r["solver"], r["rtol"], f"{r['iterations']:.1f}", f"{r['kept']:.2f}",
              f"{r['peak']:.2f}"] for r in records]
     header = ["solver", "tolerance", "iterations a solve", "kept for the gradient, MiB",

@@ -58,20 +58,23 @@ def nonstiff(args: argparse.Namespace) -> Finding:
                    judge_nonstiff(records), [table], records)
 
 
-def judge_nonstiff(records: list[dict[str, Any]]) -> Verdict:
-    """Explicit solvers must need no more evaluations and no more time at any error."""
+def judge_nonstiff(records: list[dict[str, Any]], most: float = 1.25) -> Verdict:
+    """Explicit solvers must need no more evaluations and no more time at any error.
+
+    As the steps tried lie apart by factors of 1.19, up to ``most`` times as many are no more.
+    """
     words, holds = [], True
     for target in dict.fromkeys(r["target"] for r in records):
         best = {key: {kind: min(r[key] for r in records
                                 if r["target"] == target and r["system"] in names)
                       for kind, names in (("explicit", EXPLICIT), ("IMEX", IMEX))}
                 for key in ("evaluations", "ms")}
-        holds &= all(x["explicit"] <= x["IMEX"] for x in best.values())
+        holds &= all(x["explicit"] <= most * x["IMEX"] for x in best.values())
         words.append("at {:.0e} the best explicit solver takes {} evaluations and {} ms, the best "
                      "IMEX scheme {} and {}".format(target, *(
                          number(best[key][kind]) for kind in ("explicit", "IMEX")
                          for key in ("evaluations", "ms"))))
-    return Verdict(holds, "; ".join(words))
+    return Verdict(holds, "; ".join([*words, f"up to {most} times as much counts as no more"]))
 
 
 def make_spirals(args: argparse.Namespace) -> tuple[Equation, Tensor]:
