@@ -135,8 +135,8 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number for people, a dash where there is none."""
     if value is None or math.isnan(value):
         return "-"
-    if value == int(value) and abs(value) < 1e7:
-        return str(int(value))
+    if abs(value) < 1e7 and (value == int(value) or abs(value) >= 10**digits - 0.5):
+        return f"{value:.0f}"
     return f"{value:.{digits}g}"
 
 
