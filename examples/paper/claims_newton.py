@@ -38,8 +38,8 @@ def newton(args: argparse.Namespace) -> Finding:
     table = (f"Kuramoto-Sivashinsky by finite differences on {args.points} points, G a perceptron "
              f"at its first weights, one step forward and backward. An epoch is {BATCHES} batches "
              f"of {BATCH} states over {INTERVAL}; about: taken from one step of fewer states, "
-             "in which the iterations of a batch are hardly fewer but each is cheaper, so an "
-             f"epoch takes longer still.\n\n{markdown(header, rows)}")
+             "so more states take longer still, for all of them iterate until the last is solved."
+             f"\n\n{markdown(header, rows)}")
     return Finding("on 512 points Crank-Nicolson fails at a step of 0.2; at 0.02 it works and "
                    "takes more than an hour an epoch, where IMEX takes less than a second",
                    judge_newton(records), [table], records)

@@ -86,7 +86,7 @@ def make_spirals(args: argparse.Namespace) -> tuple[Equation, Tensor]:
 
 @torch.no_grad()
 def solution(equation: Equation, u0: Tensor) -> Tensor:
-    return run(equation, u0, Setting(SYSTEMS["rk4"], TIME / 4096), Work())
+    return run(equation, u0, Setting(SYSTEMS["rk4"], TIME / 1024), Work())
 
 
 def first_within(name: str, target: float, equation: Equation, u0: Tensor, exact: Tensor
