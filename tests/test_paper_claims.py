@@ -215,6 +215,7 @@ def test_a_section_says_what_the_verdict_says(part):
 
 def test_a_small_run_writes_data_tables_and_figures(part, monkeypatch, tmp_path):
     claims = part("claims")
+    monkeypatch.setattr(part("claims_steps"), "STEPS", (1, 3))
     monkeypatch.setattr(sys, "argv", [
         "claims.py", "--quick", "--out", str(tmp_path), "--points", "32", "--learned-points", "16",
         "--repeats", "1", "--columns", "2", "--targets", "1e-1", "--memory-steps", "10", "20",
