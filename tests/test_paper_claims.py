@@ -197,10 +197,14 @@ def test_learned_holds_where_symbol_and_gradient_are_right(part, symbol, gradien
     ("stalled", None, 10.0, False)])
 def test_newton_holds_where_large_steps_fail_and_small_ones_are_slow(part, large, small, epoch,
                                                                      holds):
-    records = [{"solver": "crank_nicolson", "step": 0.2, "failure": large, "epoch": None},
-               {"solver": "crank_nicolson", "step": 0.02, "failure": small, "epoch": epoch},
-               {"solver": "imex_rk2", "step": 0.2, "failure": None, "epoch": 0.5}]
-    assert part("claims_newton").judge_newton(records).holds is holds
+    records = [{"solver": "crank_nicolson", "restart": 30, "dtype": "float64", "step": step,
+                "failure": failure, "epoch": epoch if failure is None else None}
+               for step, failure in ((0.2, large), (0.02, small))]
+    records += [{"solver": "imex_rk2", "restart": None, "step": 0.2, "failure": None, "epoch": 0.5},
+                {**records[0], "restart": 512, "failure": None, "epoch": 77.0}]
+    verdict = part("claims_newton").judge_newton(records)
+    assert verdict.holds is holds
+    assert "at 0.2 a restart of 512 works in float64, about 77 s an epoch" in verdict.reason
 
 
 def test_a_section_says_what_the_verdict_says(part):

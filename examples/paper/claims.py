@@ -77,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--limit", type=float, help="seconds of a step of Crank-Nicolson")
     args = parser.parse_args()
     quick = {"repeats": 5, "columns": 16, "memory_steps": [10, 100, 400], "epochs": 120,
-             "newton_states": 2, "limit": 10.0}
+             "newton_states": 2, "limit": 40.0}
     full = {"repeats": 9, "columns": 64, "memory_steps": [10, 100, 1000], "epochs": 400,
             "newton_states": 16, "limit": 240.0}
     for key, value in (quick if args.quick else full).items():

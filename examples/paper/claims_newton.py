@@ -22,13 +22,14 @@ from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
 INTERVAL = 0.2  # between two states of the data, so of one batch
 BATCHES, BATCH = 15, 256  # of an epoch
 STEPS = (0.2, 0.02)
+USUAL = 30  # iterations between restarts, the default of PETSc and others
 RATIO = 1000.0  # of the times of an epoch; more than an hour over less than a second is 3600
 
 
 def newton(args: argparse.Namespace) -> Finding:
     """Which steps does Newton-GMRES solve, and what would an epoch of them take?"""
     records = [of_crank_nicolson(args, step, restart, dtype) for dtype in ("float32", "float64")
-               for step in STEPS for restart in (30, args.points)]
+               for step in STEPS for restart in (USUAL, args.points)]
     records += [of_imex(args, dtype) for dtype in ("float32", "float64")]
     rows = [[r["solver"], r["dtype"], r["step"], r["restart"] or "-", r["states"],
              r["failure"] or "works", number(r["seconds"]), number(r["iterations"]),
@@ -46,20 +47,25 @@ def newton(args: argparse.Namespace) -> Finding:
 
 
 def judge_newton(records: list[dict[str, Any]]) -> Verdict:
-    """All of the large steps must fail, and one of the small ones work in RATIO times the time."""
+    """With the usual restart all large steps must fail, and a small one take RATIO times as long.
+
+    What longer restarts do is told.
+    """
     cn = [r for r in records if r["solver"] == "crank_nicolson"]
-    large, small = ([r for r in cn if r["step"] == step] for step in STEPS)
+    large, small = ([r for r in cn if (r["step"], r["restart"]) == (step, USUAL)]
+                    for step in STEPS)
+    failed = sum(r["failure"] is not None for r in large)
     working = [r["epoch"] for r in small if r["failure"] is None]
     imex = min(r["epoch"] for r in records if r["solver"] != "crank_nicolson")
-    fails = all(r["failure"] is not None for r in large)
-    holds = fails and bool(working) and min(working) >= RATIO * imex
-    count = sum(r["failure"] is not None for r in large)
-    small_words = (f"at {STEPS[1]} {len(working)} of {len(small)} work, an epoch of the fastest "
-                   f"takes about {number(min(working))} s" if working else
-                   f"at {STEPS[1]} none works")
-    return Verdict(holds, f"at {STEPS[0]} {count} of {len(large)} settings fail; {small_words}; an "
-                          f"epoch of imex_rk2 takes {number(imex)} s (asked for: all fail, one "
-                          f"works, {RATIO:g} times the time)")
+    holds = failed == len(large) and bool(working) and min(working) >= RATIO * imex
+    slow = f", about {number(min(working))} s an epoch of the fastest" if working else ""
+    longer = [r for r in cn if r["restart"] != USUAL and r["failure"] is None]
+    others = "".join(f"; at {r['step']} a restart of {r['restart']} works in {r['dtype']}, about "
+                     f"{number(r['epoch'])} s an epoch" for r in longer)
+    return Verdict(holds, f"with GMRES restarted every {USUAL} iterations {failed} of {len(large)} "
+                          f"fail at {STEPS[0]} and {len(working)} of {len(small)} work at "
+                          f"{STEPS[1]}{slow}; an epoch of imex_rk2 takes {number(imex)} s (asked "
+                          f"for: {RATIO:g} times the time){others}")
 
 
 def of_crank_nicolson(args: argparse.Namespace, step: float, restart: int, dtype: str
