@@ -229,3 +229,10 @@ def test_a_finished_problem_is_measured_again_only_with_other_settings(
     command(tmp_path, "--systems", "imex_rk2", "--lr", "1e-3")
     command(tmp_path, "--systems", "imex_rk2", "--lr", "1e-3", "--restart")
     assert len(runs) == 2
+
+
+def test_crank_nicolson_refuses_steps_whose_residual_is_rounding(table2):
+    problem, system = table2.PROBLEMS["ks-512"], table2.SYSTEMS["crank_nicolson"]
+    u0 = torch.zeros(1, 512)
+    with pytest.raises(table2.DivergedError, match=r"rounding of h/2 J u in torch.float32"):
+        system.integrate(problem.split(problem.model(0)), u0, problem.t, 0.2)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from records import Record, add_arguments
+from records import Record, add_arguments, fill
 
 matplotlib.use("Agg")
 import claims_learned
@@ -75,15 +75,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--newton-states", type=int, help="states of a step of Crank-Nicolson")
     add("--imex-states", type=int, default=256, help="states of the step beside it")
     add("--limit", type=float, help="seconds of a step of Crank-Nicolson")
-    args = parser.parse_args()
-    quick = {"repeats": 5, "columns": 16, "memory_steps": [10, 100, 400], "epochs": 120,
-             "newton_states": 2, "limit": 40.0}
-    full = {"repeats": 9, "columns": 64, "memory_steps": [10, 100, 1000], "epochs": 400,
-            "newton_states": 16, "limit": 240.0}
-    for key, value in (quick if args.quick else full).items():
-        if getattr(args, key) is None:
-            setattr(args, key, value)
-    return args
+    return fill(parser.parse_args(), repeats=(9, 5), columns=(64, 16), epochs=(400, 120),
+                memory_steps=([10, 100, 1000], [10, 100, 400]), newton_states=(8, 2),
+                limit=(60.0, 40.0))
 
 
 if __name__ == "__main__":

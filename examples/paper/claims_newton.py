@@ -12,9 +12,8 @@ from claim import Finding, Verdict
 from crank_nicolson import crank_nicolson_odeint
 from grid_learning import GridMLP
 from records import interleaved, markdown, number
-from systems import FAILURES, TimeLimitError, reason
+from systems import FAILURES, Watched, Work, reason
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
@@ -72,7 +71,7 @@ def of_crank_nicolson(args: argparse.Namespace, step: float, restart: int, dtype
                       ) -> dict[str, Any]:
     """One step, forward and backward, stopped after args.limit seconds."""
     term, J, u0 = make_problem(args, args.newton_states, dtype)
-    timed = Timed(term, args.limit)
+    timed = Watched(term, Work(args.limit))
     record = {"solver": "crank_nicolson", "dtype": dtype, "step": step, "restart": restart,
               "states": len(u0), "seconds": None, "iterations": None, "epoch": None,
               "failure": None}
@@ -110,36 +109,6 @@ def make_problem(args: argparse.Namespace, states: int, dtype: str
                                          discretization="finite_difference")
     u0 = initial(states, torch.Generator().manual_seed(args.seed)).to(getattr(torch, dtype))
     return GridMLP(args.points, args.points + args.points // 8).to(u0.dtype), J, u0
-
-
-class Timed(nn.Module):
-    """A G that refuses evaluations and products with its Jacobian after some seconds."""
-
-    def __init__(self, term: nn.Module, limit: float) -> None:
-        super().__init__()
-        self.term, self.limit, self.end = term, limit, time.perf_counter() + limit
-
-    def check(self) -> None:
-        if time.perf_counter() > self.end:
-            raise TimeLimitError(f"longer than {self.limit:g} s")
-
-    def forward(self, t: Tensor, u: Tensor) -> Tensor:
-        self.check()
-        return self.term(t, _Passed.apply(u, self))
-
-
-class _Passed(Function):
-    """The identity, whose derivatives of any order look at the clock."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, timed: Timed) -> Tensor:
-        timed.check()
-        ctx.timed = timed
-        return u.view_as(u)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Passed.apply(grads[0], ctx.timed), None
 
 
 def detail(error: BaseException) -> str:

@@ -55,15 +55,17 @@ class Training:
 
 
 def race(trainings: Sequence[Training], epochs: int, budget: float, description: str,
-         turn: str = "epoch") -> None:
+         least: int = 1, turn: str = "epoch") -> None:
     """Trains all of them, an epoch of each in every round, so that all meet the same machine.
 
-    A training ends when it fails, and when its seconds are more than the budget. What takes a turn
-    need not be an epoch: ``turn`` says what it is where a failure is noted.
+    A training ends when it fails, and when its seconds are more than the budget and its epochs not
+    fewer than ``least``. What takes a turn need not be an epoch: ``turn`` says what it is where a
+    failure is noted.
     """
     bar = tqdm(range(epochs), desc=description, leave=False, disable=None)
     for number in bar:
-        running = [run for run in trainings if run.failure is None and sum(run.seconds) <= budget
+        running = [run for run in trainings if run.failure is None
+                   and (number < least or sum(run.seconds) <= budget)
                    and (run.epochs is None or number < run.epochs)]
         for run in running:
             bar.set_postfix_str(run.name)

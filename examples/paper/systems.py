@@ -152,9 +152,13 @@ def crank_nicolson(equation: Equation, u0: Tensor, t: Tensor, step_size: float, 
                    ) -> Tensor:
     """Newton-Krylov on whole states, or on each column of a grid's batch."""
     # Newton's method cannot see a residual below the rounding of h/2 J u, which grows with J.
-    size = norm_of(equation.implicit, u0)
-    rtol = max(1e-5 if u0.dtype == torch.float32 else 1e-10,
-               16 * torch.finfo(u0.dtype).eps * (1 + step_size / 2 * size))
+    eps = torch.finfo(u0.dtype).eps
+    rounding = 16 * eps * (1 + step_size / 2 * norm_of(equation.implicit, u0))
+    if rounding > 0.01:
+        # A residual of that size is there before the first iteration: nothing would be solved.
+        raise DivergedError(f"the rounding of h/2 J u in {u0.dtype} hides the residual: "
+                            f"{rounding:.2g} of the state")
+    rtol = max(1e-5 if u0.dtype == torch.float32 else 1e-10, rounding)
     restart = 30 if equation.dim is None else u0.size(equation.dim)
     states, stats = crank_nicolson_odeint(
         Watched(equation.explicit, work), equation.implicit, u0, t, step_size=step_size,

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace, problem: GraphProblem, data: Data, entries: Se
         else:
             entry.trainings = [make_training(args, problem, data, entry)]
     race([t for entry in entries for t in entry.trainings], args.epochs or problem.settings.epochs,
-         args.budget, problem.name)
+         args.budget, problem.name, args.repeats)
 
 
 def make_training(args: argparse.Namespace, problem: GraphProblem, data: Data, entry: Entry,
@@ -221,7 +221,7 @@ def add_graph_arguments(parser: argparse.ArgumentParser):
     add("--epochs", type=int, help="training epochs at most; None: the data set's own, quick 2")
     add("--budget", type=float, help="seconds of training of each system; None: 60, quick 20")
     add("--limit", type=float, default=300.0, help="seconds after which an epoch is given up")
-    add("--repeats", type=int, help="repetitions of what is only timed; None: 5, quick 2")
+    add("--repeats", type=int, help="epochs at least, and of what is only timed; None: 5, quick 2")
     return add
 
 

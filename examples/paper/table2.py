@@ -136,7 +136,7 @@ def run_problem(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     trainers = [Trainer(problem, row, states, args) for row in rows_of(problem, args)]
     trainings = [Training(trainer.row.label, trainer.turn) for trainer in trainers]
     turns = math.ceil(args.epochs * problem.batches / turn_of(problem, args))
-    race(trainings, turns, args.budget, name, "batch" if args.turn == 1 else "turn"
+    race(trainings, turns, args.budget, name, args.repeats, "batch" if args.turn == 1 else "turn"
          if args.turn else "epoch")
     found = [measured(a, b) for a, b in zip(trainers, trainings, strict=True)]
     reference = {r.name: r for r in trainings}.get("imex_rk2")
@@ -317,6 +317,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "all, is ended and has failed; None: 120, quick 8")
     add("--turn", type=int, help="batches that a system trains on before the next has its turn; "
         "None: an epoch, quick 1")
+    add("--repeats", type=int, help="turns of each system at least; None: 5, quick 1")
     add("--lr", type=float, default=2e-3, help="learning rate of Adam")
     add("--root", type=Path, default=Path("data"), help="where the data are made and kept")
     add("--restart", action="store_true", help="measure again what is finished")
@@ -325,7 +326,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--trajectories", type=int, help="of the data set")
     add("--duration", type=float, help="their length in time")
     return fill(parser.parse_args(argv), epochs=(100, 8), budget=(900.0, 3.0),
-                limit=(120.0, 8.0), turn=(None, 1))
+                limit=(120.0, 8.0), turn=(None, 1), repeats=(5, 1))
 
 
 if __name__ == "__main__":
