@@ -199,7 +199,7 @@ def test_a_system_that_fails_is_recorded_and_the_others_go_on(
     assert found["imex_rk2"]["ratio"] == 1.0
     text = (tmp_path / "table2.md").read_text()
     assert "batch 3: the state is not finite" in text
-    assert "| burgers-512 | crank_nicolson / imex_rk3, an epoch | 3.4 |" in text
+    assert "| burgers-512 | seconds of crank_nicolson / imex_rk3, an epoch | 3.4 |" in text
     for name in ("loss", "prediction"):
         figure = (tmp_path / f"table2-burgers-512-{name}.png").read_bytes()
         assert figure.startswith(b"\x89PNG")
