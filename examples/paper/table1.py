@@ -37,6 +37,7 @@ import matplotlib.pyplot as plt
 EXPLICIT_STEP, STEP = 0.005, 1.0  # the paper's
 LONG = 1500  # evaluations of an integration that is not run in full
 SHORT = (4, 12)  # steps of the integrations that stand for it
+KEPT = 10_000_000  # edges times evaluations of an integration that keep their graphs: a few GiB
 
 
 @dataclass
@@ -130,7 +131,7 @@ def make_training(args: argparse.Namespace, problem: GraphProblem, data: Data, e
     def epoch() -> float:
         # The same dropout for all systems, whatever they draw otherwise.
         torch.manual_seed(1000 * args.seed + next(epochs))
-        model.work = Work(args.limit)
+        model.work = Work(args.limit, kept=KEPT // data.num_edges)
         loss = nc.train_epoch(model, optimizer, data)
         if not math.isfinite(loss):
             raise DivergedError(f"a loss of {loss}")
