@@ -275,7 +275,7 @@ def table(case: Case, found: dict[str, Found]) -> str:
         kind = SYSTEMS[name].kind
         paper = "own" if kind == "adaptive" else f"{case.paper[kind != 'explicit']:g}"
         stable = f"{f.tried:g} or more" if math.isinf(f.stable) else number(f.stable)
-        rows.append([name, paper, stable, f.limit, number(f.steps, 6), number(f.step),
+        rows.append([name, paper, stable, f.limit.split(",")[0], number(f.steps, 6), number(f.step),
                      number(f.evaluations, 6), "-" if math.isnan(f.error) else f"{f.error:.1e}"])
     return markdown(["system", "paper's step", "largest stable step", "beyond it",
                      "steps with an error below 1 %", "of size", "evaluations", "error"], rows)
