@@ -296,7 +296,8 @@ def plot(path: Path, everything: dict[str, dict[str, Found]]) -> None:
         axis.set_yticklabels(rows)
         axis.grid(alpha=0.3)
     axes[0, 0].invert_yaxis()
-    axes[0, -1].legend(fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                  fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
