@@ -310,7 +310,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     root = os.environ.get("PYG_SINODE_DATA")
     add("--root", type=Path, default=root and Path(root),
         help="folder with planetoid/, coauthor/ and amazon/; default: PYG_SINODE_DATA")
-    add("--problems", nargs="+", choices=list(CASES), default=list(CASES), help="which")
+    add("--problems", nargs="+", choices=list(CASES),
+        help="which; None: all, quick Cora, ks-64 and burgers-512")
     add("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="which")
     add("--steps", type=int,
         help="steps over which a stable state stays bounded; None: 200, quick 60")
@@ -324,7 +325,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--limit", type=float,
         help="seconds after which an integration is given up; None: 60.0, quick 3.0")
     return fill(parser.parse_args(words), steps=(200, 60), tolerance=(0.02, 0.2), epochs=(10, 1),
-                most_steps=(20000, 2000), limit=(60.0, 3.0))
+                most_steps=(20000, 2000), limit=(60.0, 3.0),
+                problems=(list(CASES), ["Cora", "ks-64", "burgers-512"]))
 
 
 if __name__ == "__main__":
