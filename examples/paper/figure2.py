@@ -61,7 +61,7 @@ def plot(args: argparse.Namespace, entries: list[Entry]) -> None:
             axis.plot(curve[:, 0], curve[:, 2], ".-", color=plt.get_cmap("viridis")(shade),
                       label=label)
         axis.set(xscale="log", xlabel="training time in s", title=name)
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="upper left")
     axes[0, 0].set_ylabel(f"test accuracy on {args.dataset} in %")
     figure.savefig(args.out / "figure2.png", dpi=120)
     plt.close(figure)
