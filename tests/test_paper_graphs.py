@@ -275,7 +275,7 @@ def test_the_stable_step_of_a_linear_decay_is_that_of_theory(paper, name, reach)
 
     stable_steps, systems = paper("stable_steps"), paper("systems")
     u0 = torch.ones(2, 3, dtype=torch.float64)
-    equation = systems.Equation(systems._Zero(), ScaledIdentity(-10.0), dim=-1)
+    equation = systems.Equation(systems.Zero(), ScaledIdentity(-10.0), dim=-1)
     case = stable_steps.Case("decay", equation, u0, 1.0, lambda t: 10.0, (0.1, 0.1))
     args = stable_steps.parse_arguments(["--problems", "ks-64"])
     truth = u0 * math.exp(-10.0)

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from functools import partial
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from graphs import PROBLEMS, GraphODE, GraphProblem, load, nc, with_split
+from graphs import PROBLEMS, GraphODE, GraphProblem, add_root, load, nc, with_split
 from records import Record, add_arguments, fill, markdown, write
 from systems import SYSTEMS
 from torch import nn
@@ -164,9 +162,7 @@ def parse_arguments() -> argparse.Namespace:
         description="Accuracies of the paper's networks on graphs, over seeds and steps.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = add_arguments(parser)
-    root = os.environ.get("PYG_SINODE_DATA")
-    add("--root", type=Path, default=root and Path(root),
-        help="folder with planetoid/, coauthor/ and amazon/; default: PYG_SINODE_DATA")
+    add_root(parser)
     add("--datasets", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="which")
     add("--splits", type=int, help="random splits; None: 10, quick 1")
     add("--public-seeds", type=int, help="seeds on Planetoid's split; None: 10, quick 1")

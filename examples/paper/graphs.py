@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -104,6 +106,14 @@ def stochastic_block_model(nodes: int, edges: int, features: int, classes: int, 
     word = torch.where(torch.rand(nodes, words, generator=generator) < 0.3, special, word)
     x = torch.zeros(nodes, features).scatter_(1, word, 1.0)
     return Data(x=x, y=y, edge_index=to_undirected(edge_index, num_nodes=nodes))
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """The argument that says where the data sets are."""
+    root = os.environ.get("PYG_SINODE_DATA")
+    parser.add_argument(
+        "--root", type=Path, default=root and Path(root),
+        help="folder with planetoid/, coauthor/ and amazon/; default: PYG_SINODE_DATA")
 
 
 def with_split(problem: GraphProblem, data: Data, seed: int) -> Data:

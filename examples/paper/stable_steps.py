@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from graphs import PROBLEMS, GraphODE, load, make_network, nc, with_split
+from graphs import PROBLEMS, GraphODE, add_root, load, make_network, nc, with_split
 from records import Record, add_arguments, fill, markdown, number, write
 from systems import FAILURES, SYSTEMS, Equation, System, TimeLimitError, Work, reason
 from torch import Tensor
@@ -307,9 +306,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         description="Largest stable and largest accurate steps of the paper's systems.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = add_arguments(parser)
-    root = os.environ.get("PYG_SINODE_DATA")
-    add("--root", type=Path, default=root and Path(root),
-        help="folder with planetoid/, coauthor/ and amazon/; default: PYG_SINODE_DATA")
+    add_root(parser)
     add("--problems", nargs="+", choices=list(CASES),
         help="which; None: all, quick Cora, ks-64 and burgers-512")
     add("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="which")

@@ -260,13 +260,15 @@ def grid(t: Tensor, step_size: float) -> Tensor:
 def count_evaluations(system: System, t: Tensor, step_size: float) -> int:
     """The evaluations of one integration by a solver with equal steps, made for u' = -u."""
     work = Work()
-    zero = Equation(_Zero(), ScaledIdentity(-1.0))
+    zero = Equation(Zero(), ScaledIdentity(-1.0))
     with torch.no_grad():
         system.integrate(zero, torch.ones(1, 1, dtype=torch.float64), t, step_size, work)
     return work.totals()["evaluations"]
 
 
-class _Zero(nn.Module):
+class Zero(nn.Module):
+    """G = 0."""
+
     def forward(self, t: Tensor, u: Tensor) -> Tensor:
         return torch.zeros_like(u)
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from graphs import PROBLEMS, GraphODE, GraphProblem, load, make_network, nc, with_split
+from graphs import PROBLEMS, GraphODE, GraphProblem, add_root, load, make_network, nc, with_split
 from records import Record, Training, add_arguments, fill, markdown, number, race, write
 from systems import SYSTEMS, DivergedError, System, Work, count_evaluations
 from torch_geometric.data import Data
@@ -208,6 +207,7 @@ def plot(path: Path, title: str, entries: Sequence[Entry]) -> None:
         style = "-" if entry.system.kind == "imex" else "--"
         axis.plot(curve[:, 0], curve[:, 2], style, color=color, label=label)
     axis.set(xscale="log", xlabel="training time in s", ylabel="test accuracy in %", title=title)
+    axis.tick_params(axis="x", which="minor", labelbottom=False)
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -216,9 +216,7 @@ def plot(path: Path, title: str, entries: Sequence[Entry]) -> None:
 def add_graph_arguments(parser: argparse.ArgumentParser):
     """The arguments of the races on graphs; gives the function that adds more."""
     add = add_arguments(parser)
-    root = os.environ.get("PYG_SINODE_DATA")
-    add("--root", type=Path, default=root and Path(root),
-        help="folder with planetoid/, coauthor/ and amazon/; default: PYG_SINODE_DATA")
+    add_root(parser)
     add("--epochs", type=int, help="training epochs at most; None: the data set's own, quick 2")
     add("--budget", type=float, help="seconds of training of each system; None: 60, quick 20")
     add("--limit", type=float, default=300.0, help="seconds after which an epoch is given up")
