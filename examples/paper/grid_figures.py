@@ -46,22 +46,26 @@ def smoothed(curve: np.ndarray, points: int = 60) -> np.ndarray:
     return np.array([(part[-1, 0], part[:, 1].mean()) for part in parts]).reshape(-1, 2)
 
 
-def plot_rollout(path: Path, problem: GridProblem, row: Any, model: nn.Module, truth: Tensor,
-                 batches: int) -> None:
-    """The truth, what the model predicts from its first state, and the difference."""
-    found = rollout(problem, row, model, truth)[0].numpy()
-    exact = truth[0].numpy()
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, constrained_layout=True)
-    extent = (0, (len(exact) - 1) * problem.interval, 0, problem.length)
-    size = float(np.abs(exact).max())
-    for ax, field, title in zip(axes, (exact, found, found - exact),
-                                ("truth", f"prediction by {row.label}", "difference"), strict=True):
-        image = ax.imshow(field.T, origin="lower", aspect="auto", extent=extent, cmap="RdBu_r",
-                          vmin=-size, vmax=size)
-        ax.set(title=title, xlabel="t")
-    axes[0].set_ylabel("x")
-    figure.colorbar(image, ax=axes, label="u", pad=0.01)
-    figure.suptitle(f"{problem.name}, held-out data, after {batches} batches of training")
+def plot_rollout(path: Path, problem: GridProblem, row: Any, model: nn.Module,
+                 truths: dict[str, Tensor], batches: int) -> None:
+    """For each truth: what the model predicts from its first state, and the difference."""
+    figure, axes = plt.subplots(len(truths), 3, figsize=(12, 3.1 * len(truths)), sharex=True,
+                                sharey=True, constrained_layout=True, squeeze=False)
+    for line, (name, truth) in zip(axes, truths.items(), strict=True):
+        found, exact = rollout(problem, row, model, truth)[0].numpy(), truth[0].numpy()
+        extent = (0, (len(exact) - 1) * problem.interval, 0, problem.length)
+        size = float(np.abs(exact).max())
+        error = np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)
+        titles = (name, f"prediction by {row.label}", f"difference: {error.mean():.2g} on average")
+        for ax, field, title in zip(line, (exact, found, found - exact), titles, strict=True):
+            image = ax.imshow(field.T, origin="lower", aspect="auto", extent=extent, cmap="RdBu_r",
+                              vmin=-size, vmax=size)
+            ax.set(title=title)
+        line[0].set_ylabel("x")
+        figure.colorbar(image, ax=line, label="u", pad=0.01)
+    for ax in axes[-1]:
+        ax.set_xlabel("t")
+    figure.suptitle(f"{problem.name}, after {batches} batches of training")
     save(figure, path)
 
 

@@ -148,7 +148,9 @@ def run_problem(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     for trainer in trainers:
         if trainer.row.label == "imex_rk2":
             plot_rollout(args.out / f"table2-{name}-prediction.png", problem, trainer.row,
-                         trainer.model, problem.states(args.root, "test")[:1],
+                         trainer.model,
+                         {"trained on": states[:1],
+                          "held out": problem.states(args.root, "test")[:1]},
                          len(trainer.evaluations))
     return found
 
