@@ -23,6 +23,7 @@ def plot_losses(path: Path, name: str, rows: list[dict[str, Any]], target: float
     colors = plt.get_cmap("tab20")
     curves = [smoothed(np.array(row["curve"], dtype=float).reshape(-1, 2)) for row in rows]
     top = 3 * min((curve[0, 1] for curve in curves if len(curve)), default=1.0)
+    bottom = 0.7 * min((curve[:, 1].min() for curve in curves if len(curve)), default=0.1)
     for i, (row, curve) in enumerate(zip(rows, curves, strict=True)):
         label = row["system"] + (" (failed)" if row["failure"] else "")
         if len(curve) and curve[:, 1].min() > top:
@@ -33,7 +34,7 @@ def plot_losses(path: Path, name: str, rows: list[dict[str, Any]], target: float
     if name.startswith("ks"):
         ax.axhline(target, color="k", linestyle=":", linewidth=1)
     ax.set(title=name, xlabel="training time in s", ylabel="training loss, mean squared error")
-    ax.set_ylim(top=top)
+    ax.set_ylim(bottom, top)
     ax.tick_params(which="minor", labelsize=7)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", frameon=False)
     save(figure, path)
