@@ -71,18 +71,17 @@ def public_split(args: argparse.Namespace, record: Record) -> str:
 def larger_steps(args: argparse.Namespace, record: Record) -> str:
     """The table and the figure of the three choices of J with fewer steps."""
     data, source = public(args)
-    mean, rows = {}, []
+    found, rows = {}, []
     for implicit in IMPLICIT:
         for steps in args.steps:
             runs = [train(args, PROBLEMS["Cora"], data, seed, "own", implicit, steps)
                     for seed in seeds(args, args.step_seeds)]
             accuracy = note(record, runs, table="steps", dataset="Cora", source=source,
                             implicit=implicit, steps=steps)
-            mean[implicit, steps] = (accuracy.mean(), spread(accuracy))
-        rows.append([f"`{implicit}`"] + ["{:.1f} +- {:.1f}".format(*mean[implicit, n])
-                                         for n in args.steps])
-    plot(args, mean)
-    return (f"**Cora, Planetoid's split ({source}), {args.step_seeds} seeds**, test accuracy in % "
+            found[implicit, steps] = accuracy
+        rows.append([f"`{implicit}`"] + [summary(found[implicit, n]) for n in args.steps])
+    plot(args, found)
+    return (f"**Cora, Planetoid's split ({source}), seeds: {args.step_seeds}**, test accuracy in % "
             "with that many equal steps\n\n" + markdown(["J", *args.steps], rows))
 
 
@@ -132,26 +131,23 @@ def note(record: Record, runs: list[dict], **about) -> np.ndarray:
 
 
 def summary(accuracy: np.ndarray) -> str:
-    return f"{accuracy.mean():.1f} +- {spread(accuracy):.1f}"
+    spread = f" +- {accuracy.std(ddof=1):.1f}" if len(accuracy) > 1 else ""
+    return f"{accuracy.mean():.1f}{spread}"
 
 
 def each(accuracy: np.ndarray) -> str:
     return " ".join(f"{a:.1f}" for a in accuracy)
 
 
-def spread(accuracy: np.ndarray) -> float:
-    return float(accuracy.std(ddof=1)) if len(accuracy) > 1 else 0.0
-
-
-def plot(args: argparse.Namespace, mean: dict) -> None:
+def plot(args: argparse.Namespace, found: dict[tuple[str, int], np.ndarray]) -> None:
     figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
     for implicit in IMPLICIT:
-        points = [mean[implicit, steps] for steps in args.steps]
+        runs = np.array([found[implicit, steps] for steps in args.steps])
         axis.errorbar([PROBLEMS["Cora"].settings.time / n for n in args.steps],
-                      [p[0] for p in points], yerr=[p[1] for p in points], marker="o",
-                      capsize=3, label=f'implicit="{implicit}"')
+                      runs.mean(axis=1), yerr=runs.std(axis=1, ddof=min(1, runs.shape[1] - 1)),
+                      marker="o", capsize=3, label=f'implicit="{implicit}"')
     axis.set(xscale="log", xlabel="step size", ylabel="test accuracy in %",
-             title=f"Cora, {args.step_seeds} seeds, mean and standard deviation")
+             title=f"Cora, mean and standard deviation of seeds: {args.step_seeds}")
     axis.legend()
     figure.savefig(args.out / "accuracy-steps.png", dpi=120)
     plt.close(figure)
