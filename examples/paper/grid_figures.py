@@ -57,7 +57,8 @@ def plot_rollout(path: Path, problem: GridProblem, row: Any, model: nn.Module,
         extent = (0, (len(exact) - 1) * problem.interval, 0, problem.length)
         size = float(np.abs(exact).max())
         error = np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)
-        titles = (name, f"prediction by {row.label}", f"difference: {error.mean():.2g} on average")
+        titles = (name, f"prediction by {row.label}",
+                  f"difference: {100 * error.mean():.0f} % of the truth")
         for ax, field, title in zip(line, (exact, found, found - exact), titles, strict=True):
             image = ax.imshow(field.T, origin="lower", aspect="auto", extent=extent, cmap="RdBu_r",
                               vmin=-size, vmax=size)
