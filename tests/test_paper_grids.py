@@ -236,3 +236,18 @@ def test_crank_nicolson_refuses_steps_whose_residual_is_rounding(table2):
     u0 = torch.zeros(1, 512)
     with pytest.raises(table2.DivergedError, match=r"rounding of h/2 J u in torch.float32"):
         system.integrate(problem.split(problem.model(0)), u0, problem.t, 0.2)
+
+
+def test_predictions_are_compared_over_the_time_that_all_truths_have(table2, trainer, monkeypatch,
+                                                                     tmp_path):
+    one, lengths = trainer("ks-64", "imex_rk2"), []
+
+    def rollout(problem, row, model, truth):
+        lengths.append(truth.size(1))
+        return truth
+
+    monkeypatch.setattr(sys.modules["grid_figures"], "rollout", rollout)
+    truths = {"long": waves(one.problem)[:1], "short": waves(one.problem)[1:, :4]}
+    table2.plot_rollout(tmp_path / "a.png", one.problem, one.row, one.model, truths, 0)
+    assert lengths == [4, 4]
+    assert (tmp_path / "a.png").exists()

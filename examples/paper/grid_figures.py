@@ -50,9 +50,11 @@ def smoothed(curve: np.ndarray, points: int = 60) -> np.ndarray:
 def plot_rollout(path: Path, problem: GridProblem, row: Any, model: nn.Module,
                  truths: dict[str, Tensor], batches: int) -> None:
     """For each truth: what the model predicts from its first state, and the difference."""
+    length = min(truth.size(1) for truth in truths.values())
     figure, axes = plt.subplots(len(truths), 3, figsize=(12, 3.1 * len(truths)), sharex=True,
                                 sharey=True, constrained_layout=True, squeeze=False)
     for line, (name, truth) in zip(axes, truths.items(), strict=True):
+        truth = truth[:, :length]
         found, exact = rollout(problem, row, model, truth)[0].numpy(), truth[0].numpy()
         extent = (0, (len(exact) - 1) * problem.interval, 0, problem.length)
         size = float(np.abs(exact).max())
