@@ -1,6 +1,6 @@
 """Semi-implicit neural ordinary differential equations on graphs, for PyTorch Geometric."""
 
-from . import controllers, operators, solvers
+from . import controllers, norms, operators, solvers
 from .attention import GRANDAttention
 from .conv import SINODEConv
 from .models import SINODE
@@ -11,6 +11,7 @@ from .tableau import IMEXTableau
 
 __all__ = [
     "SINODE", "GRANDAttention", "IMEXTableau", "LinearSolveError", "NonFiniteStateError",
-    "SINODEConv", "Stats", "StepSizeError", "controllers", "imex_odeint", "operators", "solvers",
+    "SINODEConv", "Stats", "StepSizeError", "controllers", "imex_odeint", "norms",
+    "operators", "solvers",
 ]
 __version__ = "0.1.0"

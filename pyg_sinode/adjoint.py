@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .checkpoints import backwards, first_sweep
-from .explicit import ExplicitTerm, First, Recorder, Repeater, check_ends
+from .explicit import ExplicitTerm, Recorder, Repeater, Unneeded, check_ends
 from .march import Marched
+from .precision import full_precision
 from .problem import Problem
 from .stepper import State, total
 
@@ -20,11 +21,13 @@ Tape = list[Tensor | None]
 
 def integrate(problem: Problem, u0: Tensor) -> Tensor:
     """The states at all output times without a gradient; looks for one that would be lost."""
-    term: ExplicitTerm | First | None = problem.term
-    if problem.term is not None and torch.is_grad_enabled():
-        term = First(problem.term, problem.term.tensors)
+    term: ExplicitTerm | Unneeded | None = problem.term
+    part = problem.implicit
+    if torch.is_grad_enabled():
+        term = None if problem.term is None else Unneeded(problem.term)
+        part = None if part is None else part.guarded()
     with torch.no_grad():
-        return problem.run(problem.method(term, problem.implicit), u0)
+        return problem.run(problem.method(term, part), u0)
 
 
 def discrete_adjoint(problem: Problem, u0: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ class _Discrete(torch.autograd.Function):
         tensors, rest = saved[:ctx.count], iter(saved[ctx.count:])
         tape = [next(rest) if there else None for there in ctx.there]
         reverse = _Reverse(ctx.problem, ctx.records, tensors, ctx.needs_input_grad[2:])
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(u0.device):
             lam = reverse.run(grads[0], reverse.tapes(ctx.kept, tape, u0))
         found = [lam if ctx.needs_input_grad[1] else None, *reverse.gradients]
         if torch.is_grad_enabled():
@@ -184,7 +187,7 @@ class _Reverse:
     def explicit(self, place: int, t: float, u: Tensor, v: Tensor) -> Tensor | None:
         """See :class:`pyg_sinode.stepper.Reverse`."""
         assert self.repeat is not None
-        value, copy, stand = self.repeat.detached(self.first + place, t, u, graph=True)
+        value, copy, stand = self.repeat.detached(self.first + place, t, u)
         self.problem.stats.explicit_vjps += 1
         if not value.requires_grad:
             return None

@@ -13,6 +13,7 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.utils import scatter
 
+from .precision import check_full, full_precision, widened
 from .sparse import (
     Pattern,
     as_edges,
@@ -23,6 +24,7 @@ from .sparse import (
     segment_sum,
     sparse_product,
 )
+from .transforms import refuse_transforms
 
 SCORES = ("scaled_dot", "cosine", "pearson", "exp_kernel")
 NORMALIZERS = ("softmax", "squareplus")
@@ -91,7 +93,8 @@ class GRANDAttention(MessagePassing):
         self.lin_query = Linear(in_channels, width, weight_initializer="glorot")
         self.lin_key = Linear(in_channels, width, weight_initializer="glorot")
         if score == "exp_kernel":
-            self.amplitude, self.length = Parameter(torch.empty(())), Parameter(torch.empty(()))
+            # Of shape (1,): parameters without a dimension cannot be sharded (FSDP2).
+            self.amplitude, self.length = Parameter(torch.empty(1)), Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -103,19 +106,33 @@ class GRANDAttention(MessagePassing):
             torch.nn.init.ones_(self.amplitude)
             torch.nn.init.ones_(self.length)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        scalar(state_dict, prefix, ("amplitude", "length"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
         """The attention-weighted sum over each node's neighbours."""
+        refuse_transforms(type(self).__name__, [x, *self.parameters()], differentiable=False)
+        check_flow(self.flow)
+        x = widened(x)
         row, col, weight, known = as_edges(edge_index, edge_weight)
-        self._check_features(x, weight)
+        self._check_features(x)
+        weight = None if weight is None else check_weight(weight, x)
         check_range(row, col, x.size(0), known)
-        if self.fused:
+        with full_precision(x.device):
+            return self._sum(x, row, col, weight)
+
+    def _sum(self, x: Tensor, row: Tensor, col: Tensor, weight: Tensor | None) -> Tensor:
+        # Hooks and edge masks act on messages, and only the plain path sends some.
+        if self.fused and not self.explain and not message_hooks(self):
             pattern = Pattern(row, col, x.size(0))
             if weight is not None:
                 weight = weight.index_select(0, pattern.perm)
             return sparse_product(pattern, self.coefficients(x, pattern, weight), x)
         return self._plain(x, torch.stack([col, row]), weight)
 
-    def _check_features(self, x: Any, weight: Tensor | None) -> None:
+    def _check_features(self, x: Any) -> None:
+        check_full("the parameters of the layer", self.lin_query.weight.dtype)
         if not isinstance(x, Tensor) or x.dim() != 2 or self.in_channels not in (-1, x.size(1)):
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"Expected node features of shape (num_nodes, {self.in_channels}) "
@@ -124,8 +141,6 @@ class GRANDAttention(MessagePassing):
             raise TypeError(f"Expected features in the dtype of the layer, "
                             f"{self.lin_query.weight.dtype} (got {x.dtype}); convert one of the "
                             "two.")
-        if weight is not None:
-            check_weight(weight, x)
 
     def coefficients(self, x: Tensor, pattern: Pattern, weight: Tensor | None = None) -> Tensor:
         r"""The coefficients :math:`\frac{1}{H} \sum_h a^h_{ji}` in the order of a pattern.
@@ -246,16 +261,34 @@ class _SquarePlus(torch.autograd.Function):
         return gradient
 
 
-def check_weight(weight: Tensor, x: Tensor) -> None:
-    """Refuses weights that are not one finite number of at least 0 per edge, like the features."""
+def message_hooks(module: MessagePassing) -> bool:
+    """Whether hooks are registered that act while messages are passed."""
+    return any(value for name, value in vars(module).items()
+               if name.endswith(("_forward_hooks", "_forward_pre_hooks"))
+               and name not in ("_forward_hooks", "_forward_pre_hooks"))
+
+
+def scalar(state_dict: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:
+    """Gives parameters of older checkpoints, which had no dimension, the shape (1,)."""
+    for name in names:
+        value = state_dict.get(prefix + name)
+        if isinstance(value, Tensor) and value.dim() == 0:
+            state_dict[prefix + name] = value.view(1)
+
+
+def check_weight(weight: Tensor, x: Tensor) -> Tensor:
+    """The weights in the dtype of the features; refuses any that are not one number >= 0 per edge.
+    """
     if weight.dim() != 1:
         raise ValueError(f"Expected one weight per edge (got shape {tuple(weight.shape)}).")
-    if weight.dtype != x.dtype:
-        raise TypeError(f"Expected edge_weight in the dtype of the features, {x.dtype} (got "
-                        f"{weight.dtype}); convert one of the two.")
+    if not weight.is_floating_point():
+        raise TypeError(f"Expected edge_weight of a real floating dtype (got {weight.dtype}); "
+                        "convert it with .float() or .double().")
+    weight = weight.to(x.dtype)
     if weight.numel() and not (bool((weight >= 0).all()) and bool(weight.isfinite().all())):
         raise ValueError(f"Expected finite edge weights of at least 0 (got {float(weight.min())} "
                          f"to {float(weight.max())}).")
+    return weight
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .operators import LinearOperator, Shifted, Solution
+from .precision import without_autocast
 from .problem import Problem
 
 
@@ -58,6 +59,7 @@ class _Solve(torch.autograd.Function):
         return solution.x
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         graph = torch.is_grad_enabled()

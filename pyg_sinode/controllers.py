@@ -1,12 +1,13 @@
 r"""How large should the next step be?
 
-With the error estimate e of each component, a step is accepted where its norm
+With the error estimate e of each component, a step is accepted where
 
 .. math::
-    E = \sqrt{\frac{1}{N} \sum_i \left( \frac{e_i}{\mathrm{atol}_i + \mathrm{rtol}_i
-    \max(|u_{n,i}|, |u_{n+1,i}|)} \right)^2}
+    E = \left\Vert \frac{e_i}{\mathrm{atol}_i + \mathrm{rtol}_i
+    \max(|u_{n,i}|, |u_{n+1,i}|)} \right\Vert
 
-is at most 1. One step size serves the whole state, batch included.
+in a norm of :mod:`pyg_sinode.norms` is at most 1. One step size serves the whole state, batch
+included.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .norms import maximum
 
 SLACK = 1e-10  # the E that counts as no error, so that no power of it overflows
 
@@ -123,6 +127,8 @@ class Adaptive:
         first_step (float, optional): Size of the first step tried; chosen if None.
         min_step (float): Size below which no step may fall.
         max_steps (int): Number of steps, rejected ones included, after which it gives up.
+        measure (callable): The norm of the quotients of error and scale.
+            (default: :func:`pyg_sinode.norms.maximum`)
     """
 
     rtol: float | Tensor
@@ -131,16 +137,20 @@ class Adaptive:
     first_step: float | None
     min_step: float
     max_steps: int
-
-    @property
-    def same(self) -> float:
-        """The relative difference of step sizes that is small against the tolerance."""
-        return min(1e-6, 0.01 * float(torch.as_tensor(self.rtol).min()))
+    measure: Callable[[Tensor], Tensor] = maximum
 
     def norm(self, error: Tensor, u: Tensor, following: Tensor) -> float:
         """The norm E of an error in a step from u; NaN or infinite if anything in it is."""
         scale = self.atol + self.rtol * torch.maximum(u.detach().abs(), following.detach().abs())
-        return _rms(error.detach() / scale)
+        return self._norm(error.detach() / scale)
+
+    def _norm(self, x: Tensor) -> float:
+        value: Any = self.measure(x)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"Expected norm to give a 0-dim tensor (got {got}); reduce over all "
+                            "dimensions of the state.")
+        return float(value)
 
     def choose_first(self, t: float, u: Tensor, sign: float, span: float, order: int,
                      rate: Callable[[float, Tensor], Tensor]) -> float:
@@ -151,16 +161,12 @@ class Adaptive:
             return min(self.first_step, span)
         scale = self.atol + self.rtol * u.abs()
         f = rate(t, u)
-        d0, d1 = _rms(u / scale), _rms(f / scale)
+        d0, d1 = self._norm(u / scale), self._norm(f / scale)
         h = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
         h = min(h, span) if math.isfinite(h) else span
-        d2 = _rms((rate(t + sign * h, u + sign * h * f) - f) / scale) / h
+        d2 = self._norm((rate(t + sign * h, u + sign * h * f) - f) / scale) / h
         largest = max(d1, d2)
         if not math.isfinite(largest):
             return h
         other = max(1e-6, h * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** (1 / (order + 1))
         return min(100.0 * h, other, span)
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.square().mean().sqrt()) if x.numel() else 0.0

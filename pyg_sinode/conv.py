@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter, ParameterList
+from torch_geometric.explain.algorithm.utils import clear_masks
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from .attention import GRANDAttention, check_choice, check_flow, check_weight
+from .attention import GRANDAttention, check_choice, check_flow, check_weight, message_hooks, scalar
 from .multistep import IMEXMultistep, get_method
 from .odeint import LinearSolver, imex_odeint
 from .operators import Graph, LinearOperator, ScaledIdentity
 from .operators.checks import check_real
+from .precision import check_full, full_precision, widened
 from .report import Stats
 from .sparse import Pattern, as_edges, check_range, gather_rows, segment_sum, sparse_product
 from .tableau import IMEXTableau
+from .transforms import refuse_transforms
 
 SPLITS = ("decay", "laplacian", "attention")
 Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearOperator]
@@ -107,7 +111,8 @@ class SINODEConv(MessagePassing):
             raise TypeError(f"Expected implicit as one of {', '.join(SPLITS)}, a LinearOperator or "
                             f"a function that makes one (got {type(implicit).__name__}).")
         get_method(method)
-        _check_time(time, step_size)
+        time, step_size = _checked_time(time, step_size)
+        _check_channels(in_channels)
         if not (math.isfinite(fill_value) and fill_value >= 0):
             raise ValueError(f"Expected a fill_value of at least 0 (got {fill_value}).")
         self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
@@ -145,17 +150,26 @@ class SINODEConv(MessagePassing):
             return_attention_weights (bool, optional): If True, also returns the edges with their
                 self-loops and the attention coefficients per head at the terminal time.
         """
+        refuse_transforms(type(self).__name__, [x, *self.parameters()], differentiable=False)
+        self._check_untouched()
+        x = widened(x)
         self._check_features(x)
-        _check_time(self.time, self.step_size)
+        with full_precision(x.device):
+            return self._flow(x, edge_index, edge_weight, return_attention_weights)
+
+    def _flow(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None,
+              return_attention_weights: bool | None
+              ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+        time, step_size = _checked_time(self.time, self.step_size)
         if self.lin is not None:
             x = self.lin(x)
         graph = self._graph(x, edge_index, edge_weight)
         operator, base = self._split(x, graph)
         own = () if isinstance(self.implicit, str) else operator.tensors
         given = None if isinstance(self.implicit, str) else operator
-        times = torch.tensor([0.0, self.time], dtype=torch.float64)
+        times = torch.tensor([0.0, time], dtype=torch.float64)
         out, self.stats = imex_odeint(
-            self.term, operator, x, times, method=self.method, step_size=self.step_size,
+            self.term, operator, x, times, method=self.method, step_size=step_size,
             solver=self.solver, gradient=self.gradient, return_stats=True,
             args=(x, graph.pattern, graph.weight, base, given, *own))
         if return_attention_weights:
@@ -167,9 +181,21 @@ class SINODEConv(MessagePassing):
     def _check_features(self, x: Any) -> None:
         width = self.in_channels if self.lin is None else self.lin.in_channels
         check_features(x, width, self.term.alpha)
-        if self.explain:
+
+    def _check_untouched(self) -> None:
+        """Refuses what acts on messages, of which there are none: hooks, masks, another flow."""
+        attention = self.term.attention
+        check_flow(self.flow)
+        check_flow(attention.flow)
+        if self.explain or attention.explain:
+            clear_masks(self)  # the layer is to be of use after the refusal
             raise ValueError("Expected explain=False (got True): edge masks do not reach the "
                              "attention; take the gradient with respect to edge_weight instead.")
+        if message_hooks(self) or message_hooks(attention):
+            raise ValueError("Expected no hooks on messages, aggregation or edge updates in "
+                             f"{type(self).__name__} (got some, as to_hetero_with_bases registers "
+                             "them): it sends no messages; weigh the edges with edge_weight, or "
+                             "use to_hetero or a layer for each relation.")
 
     def _graph(self, x: Tensor, adjacency: Any, edge_weight: Tensor | None) -> _SortedGraph:
         if edge_weight is not None:
@@ -181,7 +207,7 @@ class SINODEConv(MessagePassing):
                                  f"{own.device}); move one of the two.")
         n = check_range(row, col, x.size(0), known)
         if weight is not None:
-            check_weight(weight, x)
+            weight = check_weight(weight, x)
         if self.add_self_loops:
             row, col, weight = _with_loops(row, col, weight, n, self.fill_value, x)
         pattern = Pattern(row, col, n)
@@ -240,9 +266,10 @@ class DiffusionTerm(torch.nn.Module):
     def __init__(self, attention: GRANDAttention, *, source: bool, separate_alpha: bool) -> None:
         super().__init__()
         self.attention = attention
-        self.alpha = Parameter(torch.empty(()))
-        self.register_parameter("beta", Parameter(torch.empty(())) if source else None)
-        self.register_parameter("decay", Parameter(torch.empty(())) if separate_alpha else None)
+        # Of shape (1,): parameters without a dimension cannot be sharded (FSDP2).
+        self.alpha = Parameter(torch.empty(1))
+        self.register_parameter("beta", Parameter(torch.empty(1)) if source else None)
+        self.register_parameter("decay", Parameter(torch.empty(1)) if separate_alpha else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -254,7 +281,11 @@ class DiffusionTerm(torch.nn.Module):
 
     def decay_rate(self) -> Tensor:
         """The alpha of the term -X, in (0, 1), per unit of time."""
-        return torch.sigmoid(self.alpha if self.decay is None else self.decay)
+        return torch.sigmoid(self.alpha if self.decay is None else self.decay).squeeze(0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        scalar(state_dict, prefix, ("alpha", "beta", "decay"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, t: Tensor, u: Tensor, x0: Tensor, pattern: Pattern, weight: Tensor | None,
                 base: Tensor | None, operator: LinearOperator | None, *tensors: Tensor) -> Tensor:
@@ -297,6 +328,7 @@ def _symmetric_normalized(graph: _SortedGraph, x: Tensor) -> Tensor:
 
 def check_features(x: Any, channels: int, parameter: Tensor) -> None:
     """Refuses features that do not fit the channels, dtype and device of a layer."""
+    check_full("the parameters of the layer", parameter.dtype)
     if isinstance(x, (tuple, list)):
         raise ValueError("Expected one tensor of node features (got a tuple): a flow has one set "
                          "of nodes; bipartite graphs are not supported.")
@@ -315,7 +347,27 @@ def check_features(x: Any, channels: int, parameter: Tensor) -> None:
                          f"{x.device}); move one of the two.")
 
 
-def _check_time(time: float, step_size: float) -> None:
+def _check_channels(in_channels: Any) -> None:
+    if isinstance(in_channels, bool) or not isinstance(in_channels, int):
+        raise TypeError(f"Expected in_channels as one int (got {in_channels!r}): a flow has one "
+                        "set of nodes, bipartite graphs are not supported.")
+
+
+def _checked_time(time: Any, step_size: Any) -> tuple[float, float]:
+    """The time and the step size as numbers; refuses what is none, or not positive and finite."""
+    found = []
     for name, value in (("time", time), ("step_size", step_size)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"Expected a positive, finite {name} (got {value}).")
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise ValueError(f"Expected {name} without requires_grad (got one that requires a "
+                             "gradient): no gradient reaches it; pass a number.")
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, Real):
+            got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+            raise TypeError(f"Expected {name} as one number (got {got}); the layer integrates from "
+                            "0 to time in equal steps.")
+        number = float(value)
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError(f"Expected a positive, finite {name} (got {number}).")
+        found.append(number)
+    return found[0], found[1]

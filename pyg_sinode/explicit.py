@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .operators.checks import foreign_leaf
+from .operators.checks import foreign_leaf, shares_memory
+from .precision import SHORT
 from .report import ExplicitTermError
 from .setups import same
+from .transforms import forward_mode_error, has_tangent, is_wrapped
 
 
 class ExplicitTerm:
@@ -20,10 +23,12 @@ class ExplicitTerm:
     Args:
         fn (callable): G(t, u, *args), a function or a module.
         args (tuple): Further arguments; the tensors among them receive gradients.
+        live (int): How many of its values an integration uses at one time, at most.
+            (default: :obj:`1`)
     """
 
-    def __init__(self, fn: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
-        self.fn, self.args = fn, args
+    def __init__(self, fn: Callable[..., Tensor], args: tuple[Any, ...], live: int = 1) -> None:
+        self.fn, self.args, self.memory = fn, args, ValueMemory(live)
         self.places = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
         self.names: list[str] = []
         self.parameters: list[Tensor] = []
@@ -42,15 +47,16 @@ class ExplicitTerm:
 
     def __call__(self, t: float, u: Tensor) -> Tensor:
         """G as it is, for a forward pass."""
-        return self._checked(self.fn(u.new_full((), t), u, *self.args), t, u)
+        return self.memory.own(self._evaluate(self.fn, t, u, self.args))
 
     def detached(self, t: float, u: Tensor, tensors: Sequence[Tensor],
-                 buffers: dict[str, Tensor] | None, *, graph: bool = True
-                 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """G on detached copies, so that the graph of this evaluation, if any, ends in them.
+                 buffers: dict[str, Tensor] | None) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """G with its graph, on detached copies in which the graph ends.
 
-        Parameters that are leaves and still the module's own are used as they are; others, and the
-        given buffers, take the module's place by ``functional_call``.
+        Gradients are enabled though the value alone is wanted: kernels round differently without,
+        and G may take derivatives itself. Parameters that are leaves, still the module's own and
+        without hooks (which are for the whole gradient) are used as they are; others, and the given
+        buffers, take the module's place by ``functional_call``.
 
         Returns:
             The value, the copy of u, and for each of ``tensors`` what stood for it.
@@ -65,33 +71,85 @@ class ExplicitTerm:
         own = buffers is None and self._owns(parameters)
         if not own:
             parameters = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
-        with torch.set_grad_enabled(graph):
-            time = u.new_full((), t)
+        with torch.enable_grad():
             if own or not isinstance(self.fn, torch.nn.Module):
-                value = self.fn(time, u, *args)
+                value = self._evaluate(self.fn, t, u, args)
             else:
                 named = dict(zip(self.names, parameters, strict=True))
                 named |= {name: b.clone() for name, b in (buffers or {}).items()}
-                value = torch.func.functional_call(self.fn, named, (time, u, *args))
-        return self._checked(value, t, u), u, stand + parameters
+                value = self._evaluate(partial(_call_with, self.fn, named), t, u, args)
+        if has_tangent(value):
+            raise forward_mode_error("the explicit term")
+        return value, u, stand + parameters
 
     def _owns(self, parameters: Sequence[Tensor]) -> bool:
         if not isinstance(self.fn, torch.nn.Module):
             return True
         present = [p for _, p in self.fn.named_parameters()]
         return len(present) == len(parameters) and all(
-            a is b and a.is_leaf for a, b in zip(present, parameters, strict=True))
+            a is b and a.is_leaf and not a._backward_hooks
+            for a, b in zip(present, parameters, strict=True))
+
+    def _evaluate(self, fn: Callable[..., Any], t: float, u: Tensor, args: Sequence[Any]) -> Tensor:
+        given = None if not u.is_inference() else u.clone() if self.memory.watched else u
+        version = None if u.is_inference() else u._version
+        value = self._checked(fn(u.new_full((), t), u, *args), t, u)
+        changed = u._version != version if given is None else not torch.equal(given, u)
+        if changed:
+            raise ExplicitTermError("Expected the explicit term to leave the state as it is (it "
+                                    f"changed it in place at time {t:.6g}); work on u.clone().")
+        return value
 
     def _checked(self, value: Any, t: float, u: Tensor) -> Tensor:
         if not isinstance(value, Tensor):
             raise ExplicitTermError(f"Expected the explicit term to return a tensor (got "
                                     f"{type(value).__name__} at time {t:.6g}).")
+        if value.dtype in SHORT:  # G may have autocast inside
+            value = value.to(u.dtype)
         if value.shape != u.shape or value.dtype != u.dtype or value.device != u.device:
             raise ExplicitTermError(
                 f"Expected the explicit term to return a tensor like the state, {tuple(u.shape)} "
                 f"{u.dtype} on {u.device} (got {tuple(value.shape)} {value.dtype} on "
                 f"{value.device} at time {t:.6g}).")
-        return value
+        result: Tensor = value
+        return result
+
+
+class ValueMemory:
+    """Copies values of G that lie in memory of its own, which the next evaluation may overwrite.
+
+    The first values are copied, and compared by where they lie; if none lies where another did, the
+    later ones are taken as they are.
+
+    Args:
+        live (int): How many values are used at one time, at most.
+    """
+
+    def __init__(self, live: int) -> None:
+        self.left, self.copies = live + 1, False
+        self.seen: list[Tensor] = []
+
+    @property
+    def watched(self) -> bool:
+        """Whether the next value is one of the first."""
+        return self.left > 0
+
+    def own(self, value: Tensor) -> Tensor:
+        """The value, or a copy of it."""
+        if is_wrapped(value):
+            return value.clone()
+        if self.left > 0 and not self.copies:
+            self.copies = any(shares_memory(value, each) for each in self.seen)
+            self.seen.append(value.detach())
+            self.left -= 1
+            if self.left == 0:
+                self.seen = []
+            return value.clone()
+        return value.clone() if self.copies else value
+
+    def release(self) -> None:
+        """Lets go of the first values, at the end of a forward pass."""
+        self.seen = []
 
 
 class Record(NamedTuple):
@@ -114,19 +172,22 @@ class Record(NamedTuple):
             _set_random_states(device, present)
 
 
-class First:
-    """Evaluates G, and on the first evaluation looks where its graph ends."""
+class Unneeded:
+    """Evaluates G where no named tensor needs a gradient; refuses one that another needs."""
 
-    def __init__(self, term: ExplicitTerm, tensors: Sequence[Tensor]) -> None:
-        self.term, self.tensors, self.first = term, tensors, True
+    def __init__(self, term: ExplicitTerm) -> None:
+        self.term = term
 
     def __call__(self, t: float, u: Tensor) -> Tensor:
         """G(t, u)."""
-        if not self.first:
-            return self.term(t, u)
-        self.first = False
-        value, copy, stand = self.term.detached(t, u, self.tensors, None)
-        check_ends(value, [copy, *stand], t)
+        if has_tangent(u):
+            raise forward_mode_error("the explicit term")
+        with torch.enable_grad():
+            value = self.term(t, u.detach())
+        if value.requires_grad:
+            check_ends(value, self.term.tensors, t)
+        if has_tangent(value):
+            raise forward_mode_error("the explicit term")
         return value.detach()
 
 
@@ -134,16 +195,20 @@ class Recorder:
     """Evaluates G in the forward pass, and notes what its repetition will need."""
 
     def __init__(self, term: ExplicitTerm, tensors: Sequence[Tensor]) -> None:
-        self.evaluate = First(term, tensors[:len(term.tensors)])
-        self.term = term
+        self.term, self.tensors = term, tensors[:len(term.tensors)]
         self.records: list[Record] = []
         self.buffers: dict[str, Tensor] | None = None
+        self.checked = False
 
     def __call__(self, t: float, u: Tensor) -> Tensor:
         """G(t, u)."""
         before = _random_states(u.device)
         self._note_buffers()
-        value = self.evaluate(t, u)
+        value, copy, stand = self.term.detached(t, u, self.tensors, None)
+        if not self.checked:
+            check_ends(value, [copy, *stand], t)  # later ones are checked where they are reversed
+            self.checked = True
+        value = self.term.memory.own(value.detach())
         drawn = not all(map(torch.equal, before, _random_states(u.device)))
         record = Record(before if drawn else None, self.buffers)
         # Most records equal the one before: one object serves them all.
@@ -176,16 +241,16 @@ class Repeater:
 
     def __call__(self, t: float, u: Tensor) -> Tensor:
         """The next evaluation."""
-        value = self.detached(self.number, t, u, graph=False)[0]
+        value = self.detached(self.number, t, u)[0].detach()
         self.number += 1
-        return value
+        return self.term.memory.own(value)
 
-    def detached(self, number: int, t: float, u: Tensor, *, graph: bool
+    def detached(self, number: int, t: float, u: Tensor
                  ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The evaluation of that number, see :meth:`ExplicitTerm.detached`."""
         record = self.records[number]
         with record.random_state(u.device):
-            return self.term.detached(t, u, self.tensors, record.buffers, graph=graph)
+            return self.term.detached(t, u, self.tensors, record.buffers)
 
 
 def check_ends(value: Tensor, named: Sequence[Tensor], t: float) -> None:
@@ -201,6 +266,10 @@ def check_ends(value: Tensor, named: Sequence[Tensor], t: float) -> None:
             f"(got, at time {t:.6g}, another tensor of shape {tuple(lost.shape)} that requires a "
             "gradient, which would be lost); pass it, or the tensor made from it, in args=, or "
             "make the explicit term a torch.nn.Module that holds it.")
+
+
+def _call_with(module: torch.nn.Module, named: dict[str, Tensor], *args: Any) -> Any:
+    return torch.func.functional_call(module, named, args)
 
 
 def _random_states(device: torch.device) -> tuple[Tensor, ...]:

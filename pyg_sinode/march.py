@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,9 +15,8 @@ from .controllers import Adaptive
 from .operators import LinearSolveError
 from .report import ExplicitTermError, NonFiniteStateError, Stats, StepSizeError
 from .stepper import Gradients, Made, Reverse, RungeKutta, State
-from .steps import Step, Steps, rounding_of, take_outputs, whole_steps
+from .steps import EPS, Step, Steps, on_grid, take_outputs, whole_steps
 
-EPS = 2.2e-16  # the rounding of a Python float
 LOOK_EVERY = 64  # steps between two looks at the flags of an accelerator
 Callback = Callable[[float, Tensor], object]
 
@@ -73,7 +73,7 @@ class Watch:
         if not self.bar.disable:
             self.bar.update(abs(t - self.start) - self.bar.n)
             self.bar.set_postfix(steps=self.stats.steps_accepted, refresh=False)
-        if self.callback is None or not self.callback(t, u.detach()):
+        if self.callback is None or not self.callback(t, u.detach().clone()):
             return False
         self.stats.stopped_at = t
         return True
@@ -141,7 +141,7 @@ def adaptive_march(method: RungeKutta, control: Adaptive, times: Sequence[float]
         method.stats.steps_accepted += 1
         sizes.move()
         if dense:
-            outputs = take_outputs(rest, t, h, eps, last=sizes.landed)
+            outputs = take_outputs(rest, t, h, last=sizes.landed)
         else:
             outputs = (1.0,) if sizes.landed else ()
             del rest[:len(outputs)]
@@ -180,16 +180,17 @@ def _try(method: RungeKutta, control: Adaptive, number: int, t: float, h: float,
 class _Sizes:
     """The step sizes of an adaptive march: equal ones up to the next time to land on, if possible.
 
-    A run of equal steps starts where the size changes or a time was landed on; times in it are
-    counted from there, and not accumulated.
+    The sum of the steps is kept exactly, so that rounding moves no time, however many there are.
     """
 
     def __init__(self, method: RungeKutta, control: Adaptive, times: Sequence[float], eps: float,
                  u: Tensor, *, dense: bool) -> None:
-        self.control, self.stats, self.eps = control, method.stats, eps
+        self.control, self.stats = control, method.stats
         self.order = method.scheme.embedded_order
         self.targets = list(times[-1:] if dense else times[1:])
+        self.ends = self.targets if dense else on_grid(times, eps)[1:]  # where exactly they lie
         self.t, self.h, self.wanted = times[0], 0.0, 0.0
+        self.exact = Fraction(self.t)
         self.landed, self.after_rejection, self.tried = False, False, 0
         self.errors: list[float] = []
         # What rounding of time leaves of a step must be a small part of it.
@@ -222,9 +223,9 @@ class _Sizes:
     def move(self) -> None:
         """Goes on to the end of an accepted step, and chooses the next size."""
         self.left -= 1
-        self.made += 1
+        self.exact += Fraction(self.h)
         self.landed = self.left == 0
-        self.t = self.targets.pop(0) if self.landed else self.base + self.made * self.h
+        self.t = self.targets.pop(0) if self.landed else float(self.exact)
         controller = self.control.controller
         factor = controller.factor(self.errors, self.order)
         if self.after_rejection:
@@ -248,13 +249,12 @@ class _Sizes:
 
     def _fit(self) -> None:
         """Equal steps, none larger than wanted, to the next time to land on."""
-        before = self.h
-        interval = self.targets[0] - self.t
-        rounding = rounding_of(self.t, self.targets[0], min(self.wanted, abs(interval)), self.eps)
-        self.left = whole_steps(abs(interval), self.wanted, rounding)
-        self.h, self.base, self.made = interval / self.left, self.t, 0
-        if abs(self.h - before) <= self.control.same * abs(before):
-            self.h = before  # shares its set-up
+        target = self.ends[len(self.ends) - len(self.targets)]
+        interval = Fraction(target) - self.exact
+        self.left = whole_steps(float(interval), self.wanted)
+        # The size before, and its set-up, where that moves no output by more than four roundings.
+        if abs(self.left * Fraction(self.h) - interval) > 2 * EPS * abs(target):
+            self.h = float(interval / self.left)
 
 
 def located(error: LinearSolveError | ExplicitTermError, t: float, number: int,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
 
 from .conv import SINODEConv, check_features
+from .precision import widened
 
 
 class SINODE(torch.nn.Module):
@@ -64,6 +65,7 @@ class SINODE(torch.nn.Module):
 
     def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
         """The class scores of each node."""
+        x = widened(x)
         check_features(x, self.encoder.in_channels, self.conv.term.alpha)
         x = F.dropout(x, self.input_dropout, self.training)
         x = self.encoder(x)

@@ -16,8 +16,11 @@ from .controllers import Adaptive, Controller, I
 from .explicit import ExplicitTerm
 from .march import Callback
 from .multistep import IMEXMultistep, get_method
+from .norms import maximum
 from .operators import Affine, LinearOperator, Shifted
 from .operators.checks import broadcasts, check_real
+from .operators.replaced import refuse_replaced
+from .precision import check_full, full_precision, is_autocast, widened
 from .problem import Problem
 from .report import Stats
 from .schemes import SCHEMES
@@ -25,6 +28,7 @@ from .setups import Setups
 from .solvers import default
 from .steps import Steps, covering, landing
 from .tableau import IMEXTableau
+from .transforms import refuse_transforms
 
 
 class LinearSolver(Protocol):
@@ -36,6 +40,7 @@ class LinearSolver(Protocol):
 
 
 Term = Callable[..., Tensor]
+Norm = Callable[[Tensor], Tensor]
 Implicit = LinearOperator | Affine
 Method = str | IMEXTableau | IMEXMultistep
 Checkpoints = int | Literal["auto"]
@@ -46,7 +51,8 @@ Gradient = Literal["discrete", "backprop"]
 def imex_odeint(
     explicit: Term | None, implicit: Implicit | None, u0: Tensor, t: Tensor, *,
     method: Method | None = ..., step_size: float | None = ..., rtol: float | Tensor | None = ...,
-    atol: float | Tensor | None = ..., controller: Controller | None = ...,
+    atol: float | Tensor | None = ..., norm: Norm | None = ...,
+    controller: Controller | None = ...,
     first_step: float | None = ..., min_step: float | None = ..., max_steps: int | None = ...,
     solver: LinearSolver | None = ..., args: tuple[Any, ...] = ..., gradient: str = ...,
     dense: bool = ..., checkpoints: Checkpoints | None = ...,
@@ -59,7 +65,8 @@ def imex_odeint(
 def imex_odeint(
     explicit: Term | None, implicit: Implicit | None, u0: Tensor, t: Tensor, *,
     method: Method | None = ..., step_size: float | None = ..., rtol: float | Tensor | None = ...,
-    atol: float | Tensor | None = ..., controller: Controller | None = ...,
+    atol: float | Tensor | None = ..., norm: Norm | None = ...,
+    controller: Controller | None = ...,
     first_step: float | None = ..., min_step: float | None = ..., max_steps: int | None = ...,
     solver: LinearSolver | None = ..., args: tuple[Any, ...] = ..., gradient: str = ...,
     dense: bool = ..., checkpoints: Checkpoints | None = ...,
@@ -72,7 +79,7 @@ def imex_odeint(
     explicit: Term | None, implicit: Implicit | None, u0: Tensor, t: Tensor, *,
     method: Method | None = None, step_size: float | None = None,
     rtol: float | Tensor | None = None, atol: float | Tensor | None = None,
-    controller: Controller | None = None, first_step: float | None = None,
+    norm: Norm | None = None, controller: Controller | None = None, first_step: float | None = None,
     min_step: float | None = None, max_steps: int | None = None,
     solver: LinearSolver | None = None, args: tuple[Any, ...] = (), gradient: str = "discrete",
     dense: bool = False, checkpoints: Checkpoints | None = None,
@@ -110,6 +117,10 @@ def imex_odeint(
             on them. If None, steps are adaptive. (default: :obj:`None`)
         rtol, atol (float or Tensor, optional): Tolerances of a step's error, relative to the state
             and absolute; tensors broadcast against the state. (default: 1e-3 and 1e-6)
+        norm (callable, optional): The norm of a step's error, ``norm(e / scale)`` with the scale
+            above, gives a 0-dim tensor that is at most 1 where the step is good enough; see
+            :mod:`pyg_sinode.norms`. If None, :func:`pyg_sinode.norms.maximum`, by which no
+            component exceeds its tolerance. (default: :obj:`None`)
         controller (Controller, optional): Chooses the step sizes, see
             :mod:`pyg_sinode.controllers`; ``I()`` if None. (default: :obj:`None`)
         first_step (float, optional): The first step tried; chosen if None. (default: :obj:`None`)
@@ -150,10 +161,14 @@ def imex_odeint(
         StepSizeError: if adaptive steps fall below min_step, or are more than max_steps.
     """
     check_real(u0, "u0")
+    u0 = widened(u0)
+    check_full("u0", u0.dtype)
+    refuse_transforms("imex_odeint", _tensors_of(u0, explicit, implicit, args),
+                      differentiable=gradient == "backprop" and implicit is None)
     if not bool(u0.detach().isfinite().all()):
         raise ValueError("Expected a finite u0 (got NaN or Inf); look where it was computed.")
-    times, eps = _read_times(t), torch.finfo(t.dtype).eps
-    control = _control(u0, step_size, rtol, atol, controller, first_step, min_step, max_steps)
+    times = _read_times(t)
+    control = _control(u0, step_size, rtol, atol, norm, controller, first_step, min_step, max_steps)
     if gradient not in ("discrete", "backprop"):
         raise ValueError(f'Expected gradient="discrete" or "backprop" (got {gradient!r}).')
     if method is None:
@@ -164,28 +179,38 @@ def imex_odeint(
     if not (callback is None or callable(callback)):
         raise TypeError(f"Expected callback as a function of (t, u) (got "
                         f"{type(callback).__name__}).")
+    eps, finer = _rounding_units(t, scheme)
     steps = Steps(times[-1]) if step_size is None else (covering if dense else landing)(
-        times, _positive("step_size", step_size), eps)
+        times, _positive("step_size", step_size), eps, finer)
     if isinstance(scheme, IMEXMultistep):
         _check_equal(steps, scheme)
-    term = _checked_term(explicit, args)
+    term = _checked_term(explicit, args, scheme)
     invert, part = _inverter(solver), _part(implicit, u0, times[0])
+    tensors = [u0, *([] if term is None else term.tensors), *([] if part is None else part.tensors)]
     setups = None if part is None else Setups(part.operator, invert, solver, stats)
-    problem = Problem(scheme, term, part, setups, times, eps, steps, control, dense, checkpoints,
+    problem = Problem(scheme, term, part, setups, times, finer, steps, control, dense, checkpoints,
                       device, callback, progress, stats)
-    result = _run(problem, u0, gradient)
+    with full_precision(u0.device):
+        result = _run(problem, u0, gradient, tensors)
     return (result, stats) if return_stats else result
 
 
-def _run(problem: Problem, u0: Tensor, gradient: str) -> Tensor:
-    tensors = [u0]
-    tensors += [] if problem.term is None else problem.term.tensors
-    tensors += [] if problem.implicit is None else problem.implicit.tensors
+def _run(problem: Problem, u0: Tensor, gradient: str, tensors: list[Tensor]) -> Tensor:
     if gradient == "backprop":
         return backpropagate(problem, u0)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return discrete_adjoint(problem, u0)
     return integrate(problem, u0)
+
+
+def _tensors_of(u0: Tensor, explicit: Any, implicit: Any, args: Any) -> list[Any]:
+    """All that is at hand of what may carry a tangent, before anything is checked."""
+    found = [u0, *(args if isinstance(args, tuple) else ())]
+    if isinstance(explicit, torch.nn.Module):
+        found += explicit.parameters()
+    if isinstance(implicit, (LinearOperator, Affine)):
+        found += implicit.tensors
+    return found
 
 
 def _read_times(t: Any) -> list[float]:
@@ -207,6 +232,19 @@ def _read_times(t: Any) -> list[float]:
     return times
 
 
+def _rounding_units(t: Tensor, scheme: IMEXTableau | IMEXMultistep) -> tuple[float, float]:
+    """The rounding unit of the times for the number of steps, and that for steps of one size.
+
+    Times that were converted from float32 get the steps that they would have had there. Multistep
+    schemes know no steps but equal ones, and take them as equal as they can be.
+    """
+    own = torch.finfo(t.dtype).eps
+    if t.dtype != torch.float64 or not torch.equal(t.float().double(), t):
+        return own, own
+    narrow = torch.finfo(torch.float32).eps
+    return narrow, narrow if isinstance(scheme, IMEXMultistep) else own
+
+
 def _positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"Expected {name} as a number (got {type(value).__name__}).")
@@ -216,17 +254,20 @@ def _positive(name: str, value: Any) -> float:
     return float(value)
 
 
-def _control(u0: Tensor, step_size: Any, rtol: Any, atol: Any, controller: Any, first_step: Any,
-             min_step: Any, max_steps: Any) -> Adaptive | None:
+def _control(u0: Tensor, step_size: Any, rtol: Any, atol: Any, norm: Any, controller: Any,
+             first_step: Any, min_step: Any, max_steps: Any) -> Adaptive | None:
     """The limits of adaptive steps; None where step_size makes them equal."""
-    given = {"rtol": rtol, "atol": atol, "controller": controller, "first_step": first_step,
-             "min_step": min_step, "max_steps": max_steps}
+    given = {"rtol": rtol, "atol": atol, "norm": norm, "controller": controller,
+             "first_step": first_step, "min_step": min_step, "max_steps": max_steps}
     if step_size is not None:
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
             raise ValueError(f"Expected no {' or '.join(wrong)} with a step_size (got step_size="
                              f"{step_size}): its steps are equal; leave it out for adaptive ones.")
         return None
+    if not (norm is None or callable(norm)):
+        raise TypeError("Expected norm as a function such as pyg_sinode.norms.rms (got "
+                        f"{type(norm).__name__}).")
     if not (controller is None or isinstance(controller, Controller)):
         raise TypeError(f"Expected a controller such as pyg_sinode.controllers.PI() (got "
                         f"{controller!r}).")
@@ -238,7 +279,8 @@ def _control(u0: Tensor, step_size: Any, rtol: Any, atol: Any, controller: Any, 
         I() if controller is None else controller,
         None if first_step is None else _positive("first_step", first_step),
         0.0 if min_step is None else _positive("min_step", min_step),
-        100_000 if max_steps is None else max_steps)
+        100_000 if max_steps is None else max_steps,
+        maximum if norm is None else norm)
 
 
 def _tolerance(name: str, value: Any, default: float, u0: Tensor) -> float | Tensor:
@@ -297,7 +339,8 @@ def _check_equal(steps: Steps, scheme: IMEXMultistep) -> None:
             "spaced times, or a step_size that divides every interval, or a Runge-Kutta scheme.")
 
 
-def _checked_term(explicit: Any, args: Any) -> ExplicitTerm | None:
+def _checked_term(explicit: Any, args: Any, scheme: IMEXTableau | IMEXMultistep
+                  ) -> ExplicitTerm | None:
     if not isinstance(args, tuple):
         raise TypeError(f"Expected args as a tuple (got {type(args).__name__}); write args=(x,).")
     if explicit is None:
@@ -307,7 +350,8 @@ def _checked_term(explicit: Any, args: Any) -> ExplicitTerm | None:
     if not callable(explicit):
         raise TypeError("Expected the explicit term as a function or module of (t, u, *args) (got "
                         f"{type(explicit).__name__}).")
-    return ExplicitTerm(explicit, args)
+    live = scheme.stages if isinstance(scheme, IMEXTableau) else scheme.start.stages + scheme.steps
+    return ExplicitTerm(explicit, args, live + 1)
 
 
 def _part(implicit: Any, u0: Tensor, t: float) -> Affine | None:
@@ -318,7 +362,10 @@ def _part(implicit: Any, u0: Tensor, t: float) -> Affine | None:
                         f"Affine (got {type(implicit).__name__}); wrap a matrix with "
                         "operators.Dense, a linear function with operators.MatrixFree.")
     part = implicit if isinstance(implicit, Affine) else Affine(implicit)
-    part.check(u0, t)
+    part = part.with_tensors(list(map(widened, part.tensors))) if is_autocast(u0.device) else part
+    refuse_replaced(part.operator.tensors)
+    with full_precision(u0.device):
+        part.check(u0, t)
     return part
 
 

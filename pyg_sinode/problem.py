@@ -31,7 +31,7 @@ class Problem:
         implicit: The implicit part, or None.
         setups: The inverses of I - cJ, or None.
         times: The output times.
-        eps: The rounding unit of their dtype.
+        eps: The rounding unit of their dtype, to which they may be a grid.
         steps: The steps, for an adaptive integration filled on the way.
         control: The tolerances of an adaptive integration, else None.
         dense: Whether outputs are interpolated.
@@ -88,6 +88,8 @@ class Problem:
                 outputs.extend(_outputs(method, marched))
         finally:
             watch.close()
+            if self.term is not None:
+                self.term.memory.release()
         return torch.stack(outputs)
 
     def _march(self, method: RungeKutta | Multistep, u0: Tensor, watch: Watch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,7 +17,9 @@ class NonFiniteStateError(RuntimeError):
         state (Tensor or None): The last state known to be finite; on the CPU the one at that time.
     """
 
-    def __init__(self, message: str, *, time: float, step: int, state: Tensor | None) -> None:
+    # Defaults, since an exception is unpickled from its message alone and then given the rest.
+    def __init__(self, message: str, *, time: float = math.nan, step: int = 0,
+                 state: Tensor | None = None) -> None:
         super().__init__(message)
         self.time, self.step, self.state = time, step, state
 
@@ -27,12 +30,12 @@ class StepSizeError(RuntimeError):
     Attributes:
         time (float): Time that was reached.
         step (int): Number of steps accepted.
-        state (Tensor): The state at that time.
+        state (Tensor or None): The state at that time.
         step_size (float): The last step size tried.
     """
 
-    def __init__(self, message: str, *, time: float, step: int, state: Tensor,
-                 step_size: float) -> None:
+    def __init__(self, message: str, *, time: float = math.nan, step: int = 0,
+                 state: Tensor | None = None, step_size: float = math.nan) -> None:
         super().__init__(message)
         self.time, self.step, self.state, self.step_size = time, step, state, step_size
 

@@ -18,8 +18,9 @@ class Setups:
     """The inverses of I - cJ, each made once and found again by its c while it is among the last.
 
     Where no tensor of J requires a gradient they are also kept on the operator between calls, with
-    a copy of the tensors that they belong to. Versions and addresses of tensors do not tell of
-    every change (``.data`` writes and inference tensors have none): contents do.
+    a copy of it that they belong to, so that they do not refer to the operator itself. Versions and
+    addresses of tensors do not tell of every change (``.data`` writes and inference tensors have
+    none): contents do.
     """
 
     def __init__(self, operator: LinearOperator, invert: Callable[[Shifted], LinearOperator],
@@ -33,34 +34,34 @@ class Setups:
         c *= as_float(scale)
         found = self.made.pop(c, None)
         if found is None:
-            found = self._kept(c) if self.kept else self._new(c)
+            found = self._kept(c) if self.kept else self._new(self.operator, c)
             if len(self.made) >= KEPT:
                 self.made.pop(next(iter(self.made)))  # the one not used for longest
         self.made[c] = found
         return found
 
-    def _new(self, c: float) -> LinearOperator:
+    def _new(self, operator: LinearOperator, c: float) -> LinearOperator:
         self.stats.setups += 1
         with torch.no_grad():
-            return self.invert(Shifted(self.operator, c))
+            return self.invert(Shifted(operator, c))
 
     def _kept(self, c: float) -> LinearOperator:
         factors = self.operator.__dict__.setdefault("_factors", {})
         key = (self.key, c, torch.is_inference_mode_enabled())
         tensors = self.operator.tensors
         if key in factors:
-            copies, inverse = factors[key]
-            if _all_same(copies, tensors):
+            own, inverse = factors[key]
+            if _all_same(own.tensors, tensors):
                 found: LinearOperator = inverse
                 return found
-        inverse = self._new(c)
+        # Set-ups of the same tensors share one copy of them.
+        own = next((x for x, _ in factors.values() if _all_same(x.tensors, tensors)), None)
+        if own is None:
+            own = self.operator.with_tensors([t.detach().clone() for t in tensors])
+        inverse = self._new(own, c)
         if len(factors) >= KEPT:
             factors.pop(next(iter(factors)))  # the oldest
-        # Set-ups of the same tensors share one copy of them.
-        copies = next((x for x, _ in factors.values() if _all_same(x, tensors)), None)
-        if copies is None:
-            copies = tuple(t.detach().clone() for t in tensors)
-        factors[key] = copies, inverse
+        factors[key] = own, inverse
         return inverse
 
 

@@ -15,7 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.typing import SparseTensor
+
+from .precision import without_autocast
 
 __all__ = [
     "Pattern", "as_edges", "check_range", "gather_rows", "reorder", "sampled_heads",
@@ -27,10 +30,11 @@ class Pattern:
     r"""The places of the entries of a sparse matrix :math:`M_{target, source}`, sorted by row.
 
     Values belonging to a pattern are one-dimensional and in its own (row-sorted) order; duplicate
-    entries are kept and add up.
+    entries are kept and add up. A pattern and its transpose are two views of one structure, and
+    neither refers to the other.
 
     Args:
-        row (Tensor): Target node of each entry, in any order.
+        row (Tensor): Target node of each entry, in any order, from 0 to num_nodes - 1.
         col (Tensor): Source node of each entry.
         num_nodes (int): Number of rows and of columns.
 
@@ -39,23 +43,24 @@ class Pattern:
     """
 
     perm: Tensor  # the place in the given order of each entry
+    place: Tensor  # of a pattern of copies: the place of each (entry, copy)
 
     # What is kept must serve training too, though it be made under torch.inference_mode.
     @torch.inference_mode(False)
     def __init__(self, row: Tensor, col: Tensor, num_nodes: int) -> None:
         # An edge_index may come in 32 bits.
-        self.row, self.perm = torch.sort(row.long(), stable=True)
-        self.col = col.long().index_select(0, self.perm)
-        self._finish(num_nodes)
+        row, self.perm = torch.sort(row.long(), stable=True)
+        col = col.long().index_select(0, self.perm)
+        self._view(_Structure(_Sorted(row, col, num_nodes)), turned=False)
 
-    def _finish(self, num_nodes: int) -> None:
-        self.num_nodes = num_nodes
-        self.place: Tensor  # of a pattern of copies: the place of each (entry, copy)
-        self.pointer = torch._convert_indices_from_coo_to_csr(self.row, num_nodes)
-        self._transpose: Pattern | None = None
-        self._made_from: Pattern | None = None
-        self._blocks: dict[int, Pattern] = {}
-        self._sums: dict[tuple[torch.dtype, bool], Tensor] = {}
+    def _view(self, structure: _Structure, *, turned: bool) -> None:
+        self._structure, self._is_turned = structure, turned
+        self._own: _Sorted = structure.turned() if turned else structure.given
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of rows and of columns."""
+        return self._own.num_nodes
 
     @property
     def num_entries(self) -> int:
@@ -63,19 +68,31 @@ class Pattern:
         return self.row.numel()
 
     @property
+    def row(self) -> Tensor:
+        """The row of each entry, in increasing order."""
+        return self._own.row
+
+    @property
+    def col(self) -> Tensor:
+        """The column of each entry."""
+        return self._own.col
+
+    @property
+    def pointer(self) -> Tensor:
+        """Where each row begins, and the number of entries."""
+        return self._own.pointer
+
+    @property
     def T(self) -> Pattern:
         """The transposed pattern, sorted by its own rows; ``values[to_transpose]`` fit it."""
-        if self._transpose is None:
-            other = Pattern(self.col, self.row, self.num_nodes)
-            other._transpose, other._made_from, self._transpose = self, self, other
-        return self._transpose
+        other = object.__new__(Pattern)
+        other._view(self._structure, turned=not self._is_turned)
+        return other
 
-    @cached_property
-    @torch.inference_mode(False)
+    @property
     def to_transpose(self) -> Tensor:
         """The permutation that carries values of this pattern to the order of ``T``."""
-        other = self.T
-        return other.perm if other._made_from is self else torch.argsort(other.to_transpose)
+        return self._structure.back() if self._is_turned else self._structure.order()
 
     @torch.inference_mode(False)
     def blocks(self, count: int) -> Pattern:
@@ -84,62 +101,139 @@ class Pattern:
         Copy h of node i is row i * count + h, so that (nodes, heads * channels) is, as it lies in
         memory, (nodes * heads, channels), and the copies of a neighbour lie side by side.
         """
-        if count not in self._blocks:
-            block, place = self._interleaved(count)
-            turned, turned_place = self.T._interleaved(count)
-            block._transpose, turned._transpose = turned, block
-            ordered = torch.empty_like(block.row)
-            ordered[turned_place.view(-1)] = place[self.to_transpose].view(-1)
-            block.__dict__["to_transpose"] = ordered
-            self._blocks[count] = block
-        return self._blocks[count]
-
-    def _interleaved(self, count: int) -> tuple[Pattern, Tensor]:
-        """The copies, and the place (entry, copy) of each copy's entries among them."""
-        copies = torch.arange(count, device=self.row.device)
-        entry = torch.arange(self.num_entries, device=self.row.device)
-        start = self.pointer.index_select(0, self.row)
-        degree = self.pointer.diff().index_select(0, self.row)
-        place = (start * (count - 1) + entry).unsqueeze(1) + copies * degree.unsqueeze(1)
+        structure, place, perm = self._structure.blocks(count)
         block = object.__new__(Pattern)
-
-        def placed(values: Tensor) -> Tensor:
-            result = values.new_empty(place.numel())
-            return result.scatter_(0, place.view(-1), values.reshape(-1))
-
-        block.row = placed((self.row * count).unsqueeze(1) + copies)
-        block.col = placed((self.col * count).unsqueeze(1) + copies)
-        block.perm, block.place = placed(torch.arange(place.numel(), device=place.device)), place
-        block._finish(count * self.num_nodes)
-        return block, place
+        block._view(structure, turned=self._is_turned)
+        block.place, block.perm = place[self._is_turned], perm[self._is_turned]
+        return block
 
     def matrix(self, value: Tensor) -> Tensor:
         """The pattern with values, as a ``torch.sparse_csr`` tensor that shares their memory."""
+        self._check_entries(value)
         _take_beta_warning()
-        pointer, col = self._indices
+        pointer, col = self._own.narrow
         return torch.sparse_csr_tensor(
             pointer, col, value, (self.num_nodes, self.num_nodes), check_invariants=False)
 
-    @cached_property
-    def _indices(self) -> tuple[Tensor, Tensor]:
-        return _narrow(self.pointer, self.col, max(self.num_entries, self.num_nodes))
-
     def sums(self, dtype: torch.dtype, columns: bool = False) -> Tensor:
         """The matrix that adds up the entries of each row, or of each column; kept."""
-        if (dtype, columns) not in self._sums:
+        key = (dtype, columns)
+        if key not in self._own.sums:
             _take_beta_warning()
             ones = torch.ones(self.num_entries, dtype=dtype, device=self.row.device)
             pointer, entry = self.segments(columns)
             pointer, entry = _narrow(pointer, entry, max(self.num_entries, self.num_nodes))
-            self._sums[dtype, columns] = torch.sparse_csr_tensor(
+            self._own.sums[key] = torch.sparse_csr_tensor(
                 pointer, entry, ones, (self.num_nodes, self.num_entries), check_invariants=False)
-        return self._sums[dtype, columns]
+        return self._own.sums[key]
 
     def segments(self, columns: bool = False) -> tuple[Tensor, Tensor]:
         """Where each row, or column, begins in a list of entries, and that list."""
         if columns:
             return self.T.pointer, self.to_transpose
         return self.pointer, torch.arange(self.num_entries, device=self.row.device)
+
+    def _check_entries(self, value: Tensor) -> None:
+        """Refuses values that are not one for each entry: a kernel would read past their end."""
+        if value.size(0) != self.num_entries:
+            raise ValueError(f"Expected one value for each of the {self.num_entries} entries of "
+                             f"the pattern (got shape {tuple(value.shape)}); weights and edges "
+                             "belong together.")
+
+    def _check_nodes(self, x: Tensor) -> None:
+        """Refuses features that are not one row for each node."""
+        if x.size(0) != self.num_nodes:
+            raise ValueError(f"Expected one row for each of the {self.num_nodes} nodes of the "
+                             f"pattern (got shape {tuple(x.shape)}).")
+
+
+class _Sorted:
+    """Entries sorted by row, and what products with them need; refers to nothing else."""
+
+    def __init__(self, row: Tensor, col: Tensor, num_nodes: int) -> None:
+        self.row, self.col, self.num_nodes = row, col, num_nodes
+        self.pointer = torch._convert_indices_from_coo_to_csr(row, num_nodes)
+        self.sums: dict[tuple[torch.dtype, bool], Tensor] = {}
+
+    @cached_property
+    @torch.inference_mode(False)
+    def narrow(self) -> tuple[Tensor, Tensor]:
+        """The pointer and the columns, in 32 bits where they suffice."""
+        return _narrow(self.pointer, self.col, max(self.row.numel(), self.num_nodes))
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {k: v for k, v in self.__dict__.items() if k != "narrow"}
+        return kept | {"sums": {}}
+
+
+class _Structure:
+    """A pattern and its transpose, made when it is first asked for, and their copies for heads."""
+
+    def __init__(self, given: _Sorted) -> None:
+        self.given = given
+        self._turned: _Sorted | None = None
+        self._order: Tensor | None = None
+        self._back: Tensor | None = None
+        self._blocks: dict[int, _Blocks] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_blocks": {}}
+
+    @torch.inference_mode(False)
+    def turned(self) -> _Sorted:
+        """The entries sorted by column, as those of the transpose."""
+        if self._turned is None:
+            order = self.order()
+            row, col = (x.index_select(0, order) for x in (self.given.col, self.given.row))
+            self._turned = _Sorted(row, col, self.given.num_nodes)
+        return self._turned
+
+    @torch.inference_mode(False)
+    def order(self) -> Tensor:
+        """The permutation from the given order to that of the transpose."""
+        if self._order is None:
+            self._order = torch.sort(self.given.col, stable=True)[1]
+        return self._order
+
+    @torch.inference_mode(False)
+    def back(self) -> Tensor:
+        """The permutation from the order of the transpose to the given one."""
+        if self._back is None:
+            self._back = torch.argsort(self.order())
+        return self._back
+
+    def blocks(self, count: int) -> _Blocks:
+        """The structure of ``count`` copies, with place and perm of it and of its transpose."""
+        if count not in self._blocks:
+            given, place, perm = _interleaved(self.given, count)
+            turned, turned_place, turned_perm = _interleaved(self.turned(), count)
+            structure = _Structure(given)
+            structure._turned = turned
+            structure._order = torch.empty_like(given.row)
+            structure._order[turned_place.view(-1)] = place[self.order()].view(-1)
+            self._blocks[count] = structure, (place, turned_place), (perm, turned_perm)
+        return self._blocks[count]
+
+
+_Blocks = tuple[_Structure, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _interleaved(own: _Sorted, count: int) -> tuple[_Sorted, Tensor, Tensor]:
+    """The copies, the place of each (entry, copy) among them, and the inverse of that."""
+    copies = torch.arange(count, device=own.row.device)
+    entry = torch.arange(own.row.numel(), device=own.row.device)
+    start = own.pointer.index_select(0, own.row)
+    degree = own.pointer.diff().index_select(0, own.row)
+    place = (start * (count - 1) + entry).unsqueeze(1) + copies * degree.unsqueeze(1)
+
+    def placed(values: Tensor) -> Tensor:
+        result = values.new_empty(place.numel())
+        return result.scatter_(0, place.view(-1), values.reshape(-1))
+
+    row = placed((own.row * count).unsqueeze(1) + copies)
+    col = placed((own.col * count).unsqueeze(1) + copies)
+    perm = placed(torch.arange(place.numel(), device=place.device))
+    return _Sorted(row, col, count * own.num_nodes), place, perm
 
 
 def as_edges(
@@ -170,7 +264,11 @@ def as_edges(
         row, col, value = _torch_sparse_entries(adjacency)
         return row, col, value, adjacency.size(0)
     _check_edge_index(adjacency, edge_weight)
-    return adjacency[1].long(), adjacency[0].long(), edge_weight, None
+    known = None
+    if isinstance(adjacency, EdgeIndex):
+        known = _size_of(adjacency)
+        adjacency = adjacency.as_tensor()
+    return adjacency[1].long(), adjacency[0].long(), edge_weight, known
 
 
 def check_range(row: Tensor, col: Tensor, num_nodes: int | None, known: int | None = None) -> int:
@@ -260,6 +358,7 @@ def segment_max(pattern: Pattern, value: Tensor, columns: bool = False) -> Tenso
     Minus infinity where there is no entry. They have no gradient: they shift exponentials that are
     normalised afterwards.
     """
+    pattern._check_entries(value)
     if value.numel() == 0:
         return value.new_full((pattern.num_nodes, *value.shape[1:]), -math.inf)
     pointer, entry = pattern.segments(columns)
@@ -269,9 +368,12 @@ def segment_max(pattern: Pattern, value: Tensor, columns: bool = False) -> Tenso
 
 class _SparseProduct(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, value: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
         ctx.pattern = pattern
         ctx.save_for_backward(value, x)
+        pattern._check_entries(value)
+        pattern._check_nodes(x)
         if pattern.num_entries == 0 or x.numel() == 0:
             return torch.zeros_like(x)
         # Into a tensor of our own: torch.mm would make one, fill it, and copy it to another.
@@ -293,15 +395,22 @@ class _SparseProduct(torch.autograd.Function):
 
 class _SampledProduct(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, a: Tensor, b: Tensor, pattern: Pattern) -> Tensor:
         ctx.pattern = pattern
         ctx.save_for_backward(a, b)
+        pattern._check_nodes(a)
+        pattern._check_nodes(b)
         value = a.new_zeros(pattern.num_entries)
-        if value.numel() > 0 and a.size(1) > 0:
-            # Into a matrix of our own, or its indices would be copied with the result.
-            matrix = pattern.matrix(value)
-            torch.sparse.sampled_addmm(
-                matrix, a.contiguous(), b.contiguous().t(), beta=0.0, out=matrix)
+        if value.numel() == 0 or a.size(1) == 0:
+            return value
+        if pattern.num_entries > pattern.num_nodes**2:
+            # So many parallel edges that sampled_addmm would take its output for too large, and
+            # shrink it; all products of two nodes are fewer than the entries then.
+            return (a @ b.t())[pattern.row, pattern.col]
+        # Into a matrix of our own, or its indices would be copied with the result.
+        matrix = pattern.matrix(value)
+        torch.sparse.sampled_addmm(matrix, a.contiguous(), b.contiguous().t(), beta=0.0, out=matrix)
         return value
 
     @staticmethod
@@ -318,8 +427,10 @@ class _SampledProduct(torch.autograd.Function):
 
 class _SegmentSum(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, value: Tensor, pattern: Pattern, columns: bool) -> Tensor:
         ctx.pattern, ctx.columns = pattern, columns
+        pattern._check_entries(value)
         if value.numel() == 0:
             return value.new_zeros(pattern.num_nodes, *value.shape[1:])
         sums = pattern.sums(value.dtype, columns)
@@ -394,6 +505,15 @@ def _check_matrix(shape: Sequence[int]) -> None:
                          "bipartite graphs have no flow of their own, pass one graph.")
 
 
+def _size_of(adjacency: EdgeIndex) -> int | None:
+    """The number of nodes that an EdgeIndex knows, if it does."""
+    sizes = [size for size in adjacency.sparse_size() if size is not None]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"Expected a square adjacency matrix (got {sizes[0]} x {sizes[1]}); "
+                         "bipartite graphs have no flow of their own, pass one graph.")
+    return sizes[0] if sizes else None
+
+
 def _refuse_second_weight(edge_weight: Tensor | None) -> None:
     if edge_weight is not None:
         raise ValueError("Expected no edge_weight beside a sparse adjacency matrix (got both); its "
@@ -409,4 +529,5 @@ def _check_edge_index(edge_index: Tensor, edge_weight: Tensor | None) -> None:
                          f"{tuple(edge_index.shape)}); transpose a list of pairs.")
     if edge_weight is not None and edge_weight.shape != (edge_index.size(1),):
         raise ValueError(f"Expected edge_weight of shape ({edge_index.size(1)},), one number per "
-                         f"edge (got {tuple(edge_weight.shape)}).")
+                         f"edge (got {tuple(edge_weight.shape)}); an edge_attr of shape "
+                         "(num_edges, 1) becomes one by .squeeze(1).")

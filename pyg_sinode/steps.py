@@ -1,4 +1,8 @@
-"""Which steps does an integration make, and which outputs fall into each?"""
+"""Which steps does an integration make, and which outputs fall into each?
+
+A time is the number it is: every interval between two outputs is integrated exactly. Times that
+equal t0 + k D to one rounding of their own dtype are that grid.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,11 @@ import itertools
 import math
 from array import array
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
+
+EPS = 2.0**-52  # of a Python float; half of it is one rounding
+EXCESS = 0.01  # by how much a step may exceed the step size for the rounding of times
 
 
 class Step(NamedTuple):
@@ -60,52 +68,96 @@ class Interval(NamedTuple):
     steps: int
 
 
-def plan(times: Sequence[float], step_size: float, eps: float) -> list[Interval]:
+def on_grid(times: Sequence[float], eps: float) -> list[float]:
+    """The times t0 + k D, if that is what all of them are to one rounding; else the times.
+
+    Args:
+        times (sequence of float): The output times.
+        eps (float): The rounding unit of their dtype.
+    """
+    grid = _grid(times, range(len(times)), eps)
+    return list(times) if grid is None else grid
+
+
+def plan(times: Sequence[float], step_size: float, eps: float, finer: float | None = None
+         ) -> list[Interval]:
     """Equal steps that land on every time, with as few different step sizes as there can be.
 
-    An interval that exceeds a whole number of steps by 1e-6 relative, or by the rounding of its
-    own end points (``eps`` of their dtype), is that number of steps; a step size so close to one
-    already used is that step size, so that it shares its set-up.
+    Times that are multiples of one step to rounding have steps of one size. A step size used before
+    serves another interval where no output is moved by more than four roundings.
+
+    Args:
+        times (sequence of float): The output times.
+        step_size (float): The largest step, in magnitude.
+        eps (float): The rounding unit of the times: steps may exceed the step size by what that
+            amounts to.
+        finer (float, optional): That to which multiples of one step have to be exact; ``eps`` if
+            None. (default: :obj:`None`)
     """
-    used: list[float] = []
-    result = []
-    for start, end in itertools.pairwise(times):
-        interval = end - start
-        rounding = rounding_of(start, end, min(step_size, abs(interval)), eps)
-        count = whole_steps(abs(interval), step_size, rounding)
-        h = interval / count
-        same = [k for k in used if abs(k - h) <= rounding * abs(h)]
-        if same:
-            h = same[0]
-        else:
-            used.append(h)
-        result.append(Interval(start, h, count))
+    finer = eps if finer is None else finer
+    exact = on_grid(times, finer)
+    rounding = 2.0 * eps * max(map(abs, times))
+    counts = [whole_steps(b - a, step_size, rounding) for a, b in itertools.pairwise(exact)]
+    numbers = list(itertools.accumulate(counts, initial=0))
+    if _grid(exact, numbers, finer) is not None:
+        h = (times[-1] - times[0]) / numbers[-1]
+        return [Interval(start, h, count) for start, count in zip(times, counts, strict=False)]
+    sizes, result = _Sizes(), []
+    for (start, end), count in zip(itertools.pairwise(times), counts, strict=True):
+        result.append(Interval(start, sizes.step(start, end, count), count))
     return result
 
 
-def landing(times: Sequence[float], step_size: float, eps: float) -> Steps:
+class _Sizes:
+    """The step sizes used so far, and by how much the integration is ahead of its outputs."""
+
+    def __init__(self) -> None:
+        self.used: list[float] = []
+        self.ahead = Fraction(0)
+
+    def step(self, start: float, end: float, count: int) -> float:
+        """A size for equal steps between two times: one used before, if that is exact enough."""
+        interval = Fraction(end) - Fraction(start) - self.ahead
+        h = float(interval / count)
+        near = [k for k in self.used[-8:] if abs(k - h) <= 64 * EPS * max(abs(h), abs(end) / count)]
+        for k in [*near, h]:
+            ahead = count * Fraction(k) - interval
+            if k == h or abs(ahead) <= 2 * EPS * abs(end):
+                break
+        if k not in near:
+            self.used.append(k)
+        self.ahead = ahead
+        return k
+
+
+def landing(times: Sequence[float], step_size: float, eps: float, finer: float | None = None
+            ) -> Steps:
     """The steps of :func:`plan`, which land on every output."""
     steps = Steps(times[-1])
-    for start, h, count in plan(times, step_size, eps):
+    for start, h, count in plan(times, step_size, eps, finer):
         for k in range(count):
             steps.append(Step(start + k * h, h, (1.0,) if k == count - 1 else ()))
     return steps
 
 
-def covering(times: Sequence[float], step_size: float, eps: float) -> Steps:
+def covering(times: Sequence[float], step_size: float, eps: float, finer: float | None = None
+             ) -> Steps:
     """Equal steps from the first to the last output, which the others fall into."""
+    times = on_grid(times, eps if finer is None else finer)
     steps, rest = Steps(times[-1]), list(times[1:])
-    for start, h, count in plan([times[0], times[-1]] if rest else [], step_size, eps):
+    for start, h, count in plan([times[0], times[-1]] if rest else times, step_size, eps):
         for k in range(count):
             t = start + k * h
-            steps.append(Step(t, h, take_outputs(rest, t, h, eps, last=k == count - 1)))
+            steps.append(Step(t, h, take_outputs(rest, t, h, last=k == count - 1)))
     return steps
 
 
-def take_outputs(rest: list[float], t: float, h: float, eps: float, *, last: bool
-                 ) -> tuple[float, ...]:
-    """Takes the outputs up to t + h from those that are left, as fractions of the step."""
-    rounding = rounding_of(t, t + h, abs(h), eps, 1e-12)
+def take_outputs(rest: list[float], t: float, h: float, *, last: bool) -> tuple[float, ...]:
+    """Takes the outputs up to t + h from those that are left, as fractions of the step.
+
+    One that is the end of the step to four roundings of time is at the end.
+    """
+    rounding = min(2 * EPS * (abs(t) + abs(h)) / abs(h), EXCESS)
     found = []
     while rest and (last or (rest[0] - t) / h <= 1.0 + rounding):
         theta = (rest.pop(0) - t) / h
@@ -113,11 +165,27 @@ def take_outputs(rest: list[float], t: float, h: float, eps: float, *, last: boo
     return tuple(found)
 
 
-def whole_steps(interval: float, h: float, rounding: float) -> int:
-    """The least number of equal steps, none larger than h, that make up an interval."""
-    return max(1, math.ceil(interval / h - rounding))
+def whole_steps(interval: float, h: float, rounding: float = 0.0) -> int:
+    """The least number of equal steps in an interval, of which none is larger than h.
+
+    Args:
+        interval (float): The interval.
+        h (float): The largest step.
+        rounding (float): What the rounding of its ends amounts to; steps may exceed h by as much as
+            that in all, and by a hundredth of h each at most. (default: :obj:`0.0`)
+    """
+    interval = abs(interval)
+    exact = interval / h * (1.0 - 4 * EPS)
+    return max(1, math.ceil(max(exact - rounding / h, exact / (1.0 + EXCESS))))
 
 
-def rounding_of(start: float, end: float, h: float, eps: float, slack: float = 1e-6) -> float:
-    """What rounding of the end points amounts to, relative to a step, and some slack."""
-    return slack + 2.0 * eps * max(abs(start), abs(end)) / h
+def _grid(times: Sequence[float], numbers: Sequence[int], eps: float) -> list[float] | None:
+    """The times t0 + k D for these k, if the given ones are those to one rounding, else None."""
+    if len(times) < 2:
+        return None
+    first, last = times[0], times[-1]
+    D = (last - first) / numbers[-1]
+    grid = [*(first + k * D for k in numbers[:-1]), last]
+    off = (abs(a - b) <= eps * max(abs(a), abs(first), abs(k * D))
+           for a, b, k in zip(times, grid, numbers, strict=True))
+    return grid if all(off) else None

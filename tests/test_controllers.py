@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from pyg_sinode import imex_odeint, operators
+from pyg_sinode import imex_odeint, norms, operators
 from pyg_sinode.controllers import PI, PID, Adaptive, Controller, I
 
 CONTROLLERS = {"I": I(), "PI": PI(), "PID": PID()}
 every_controller = pytest.mark.parametrize("controller", CONTROLLERS.values(), ids=CONTROLLERS)
 
 
-def adaptive(rtol=1e-3, atol=1e-6, first_step=None):
-    return Adaptive(rtol, atol, I(), first_step, 0.0, 1000)
+def adaptive(rtol=1e-3, atol=1e-6, first_step=None, measure=norms.maximum):
+    return Adaptive(rtol, atol, I(), first_step, 0.0, 1000, measure)
 
 
 # The factor
@@ -76,10 +76,12 @@ def test_numbers_out_of_range_are_refused(options, message):
 # The norm
 
 
-def test_the_norm_is_a_root_mean_square_over_tolerances():
+def test_the_norm_is_one_of_quotients_by_the_tolerances():
     control = adaptive(rtol=0.1, atol=torch.tensor([1.0, 2.0]))
     u, following = torch.tensor([10.0, -30.0]), torch.tensor([-20.0, 5.0])
     error = torch.tensor([6.0, 10.0])
+    assert control.norm(error, u, following) == pytest.approx(10 / (2 + 3))
+    control = adaptive(rtol=0.1, atol=torch.tensor([1.0, 2.0]), measure=norms.rms)
     assert control.norm(error, u, following) == pytest.approx(
         math.sqrt(((6 / (1 + 2)) ** 2 + (10 / (2 + 3)) ** 2) / 2))
 

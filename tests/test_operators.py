@@ -307,7 +307,8 @@ def test_what_is_said_to_be_positive_definite_is(case, c):
 def test_positive_definiteness_is_found_where_the_step_allows_it():
     laplacian = OPERATORS["laplacian"].operator()
     assert Shifted(laplacian, 0.5).positive_definite()
-    assert not Shifted(laplacian, -0.5).positive_definite()
+    assert not Shifted(laplacian, -5.0).positive_definite()
+    assert Shifted(-laplacian, -5.0).positive_definite()
     growing = symmetric_graph(torch.ones(6, dtype=F64))
     assert Shifted(growing, 0.1).positive_definite()
     assert not Shifted(growing, 1.0).positive_definite()
@@ -393,7 +394,9 @@ def test_a_scaled_operator_by_zero_is_zero_and_has_zero_as_its_bound():
     zero = 0.0 * MatrixFree(upwind, numbers(5), numbers())
     assert not zero.mv(torch.ones(2, 5, dtype=F64)).any()
     assert zero.largest_eigenvalue() == 0
-    assert (-1.0 * Dense(numbers(3, 3))).largest_eigenvalue() == math.inf
+    assert (-1.0 * MatrixFree(lambda u: u)).largest_eigenvalue() == math.inf
+    matrix = numbers(3, 3)
+    assert (-1.0 * Dense(matrix)).largest_eigenvalue() == Dense(-matrix).largest_eigenvalue()
 
 
 class Rotation(LinearOperator):

@@ -26,9 +26,10 @@ def test_fifty_intervals_of_one_step_size_are_fifty_steps_of_one_size(dtype):
     assert len({i.h for i in intervals}) == 1
 
 
-def test_an_interval_just_over_a_whole_number_of_steps_takes_that_number():
-    assert plan([0.0, 1.0 + 1e-7], 0.2, EPS64)[0].steps == 5
-    assert plan([0.0, 1.0 + 1e-4], 0.2, EPS64)[0].steps == 6
+def test_an_interval_over_a_whole_number_of_steps_by_rounding_takes_that_number():
+    assert plan([0.0, 1.0 + 4e-16], 0.2, EPS64)[0].steps == 5
+    assert plan([0.0, 1.0 + 1e-9], 0.2, EPS64)[0].steps == 6
+    assert plan([0.0, 1.0 + 1e-7], 0.2, EPS32)[0].steps == 5
 
 
 def test_a_float32_rounding_is_not_forgiven_in_float64():
@@ -60,10 +61,10 @@ def test_steps_are_negative_where_time_decreases():
     assert [(i.h, i.steps) for i in intervals] == [(-0.25, 2), (-0.25, 2)]
 
 
-def test_a_step_within_1e_6_of_one_used_before_is_that_step():
-    near, far = 1.0 + 1e-7, 1.0 + 1e-5
-    assert plan([0.0, 1.0, 1.0 + near], 2.0, EPS64)[1].h == 1.0
-    assert plan([0.0, 1.0, 1.0 + far], 2.0, EPS64)[1].h == pytest.approx(far, rel=1e-9)
+def test_a_step_within_rounding_of_one_used_before_is_that_step():
+    near, far = 1.0 + 4e-16, 1.0 + 1e-14
+    assert plan([0.0, 1.0, 1.0 + near, 5.0], 2.0, EPS64)[1].h == 1.0
+    assert plan([0.0, 1.0, 1.0 + far, 5.0], 2.0, EPS64)[1].h == pytest.approx(far, rel=1e-15)
 
 
 # Steps and outputs
@@ -94,9 +95,9 @@ def test_decreasing_times_fall_into_steps_as_well():
 
 def test_outputs_are_taken_once():
     rest = [0.1, 0.2, 0.3]
-    assert take_outputs(rest, 0.0, 0.2, EPS64, last=False) == pytest.approx((0.5, 1.0))
+    assert take_outputs(rest, 0.0, 0.2, last=False) == pytest.approx((0.5, 1.0))
     assert rest == [0.3]
-    assert take_outputs(rest, 0.2, 0.05, EPS64, last=False) == ()
+    assert take_outputs(rest, 0.2, 0.05, last=False) == ()
 
 
 def test_one_time_makes_no_step():

@@ -68,6 +68,8 @@ class Affine:
     def check(self, u: Tensor, t: float) -> None:
         """Raises a ValueError or TypeError that says why the part does not fit u at time t."""
         self.operator.check(u)
+        if torch.is_grad_enabled():
+            self.operator.check_named(u)
         check_tensors("Affine", (*self.f.tensors, *self.a.tensors), u)
         if self.f.source is None and self.a.source is None:
             return
@@ -93,6 +95,14 @@ class Affine:
         if isinstance(scale, Tensor):
             own.a.check_named(scale, "scale")
         return forcing, scale
+
+    def guarded(self) -> Affine:
+        """The same part where no gradient is wanted: it refuses one that f or a would lose."""
+        if self.f.source is None and self.a.source is None:
+            return self
+        other = Affine(self.operator)
+        other.f, other.a = self.f.guarded("forcing f"), self.a.guarded("scale")
+        return other
 
     def forcing(self, t: float, u: Tensor) -> Tensor | None:
         """The forcing f(t), for a state like u."""
@@ -161,32 +171,52 @@ class _Part:
 
     def __init__(self, source: Any) -> None:
         self.source = source
-        self.names: list[str] = []
-        self.tensors: tuple[Tensor, ...] = ()
-        self.swapped = False
-        if isinstance(source, torch.nn.Module):
-            self.names = [name for name, _ in source.named_parameters()]
-            self.tensors = tuple(source.parameters())
-        elif isinstance(source, Tensor):
+        self.swapped: tuple[Tensor, ...] | None = None  # what takes the place of its tensors
+        self.what = ""  # its name, if values that require a gradient are to be refused
+        if isinstance(source, Tensor):
             check_real(source, "the forcing f")
-            self.tensors = (source,)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that it depends on: the parameters that a module has now."""
+        if self.swapped is not None:
+            return self.swapped
+        if isinstance(self.source, torch.nn.Module):
+            return tuple(self.source.parameters())
+        return (self.source,) if isinstance(self.source, Tensor) else ()
 
     def on(self, tensors: Sequence[Tensor]) -> _Part:
         """The same part on other tensors."""
         other = _Part(self.source)
-        other.tensors, other.swapped = tuple(tensors), True
+        other.swapped = tuple(tensors)
         return other
 
     def detached(self) -> _Part:
         """The same part on copies of its tensors, in which its graph ends."""
         return self.on([p.detach().requires_grad_(p.requires_grad) for p in self.tensors])
 
+    def guarded(self, what: str) -> _Part:
+        """The same part, which refuses a value that needs the gradient of a tensor nobody named."""
+        other = _Part(self.source)
+        other.swapped, other.what = self.swapped, what
+        return other
+
     def __call__(self, t: float, u: Tensor) -> Any:
+        if not self.what:
+            return self._value(t, u)
+        with torch.enable_grad():
+            value = self._value(t, u)
+        if isinstance(value, Tensor) and value.requires_grad:
+            self.check_named(value, self.what)
+        return value.detach() if isinstance(value, Tensor) else value
+
+    def _value(self, t: float, u: Tensor) -> Any:
         if isinstance(self.source, Tensor):
             return self.tensors[0]
         time = u.new_full((), t)
-        if self.swapped and self.names:
-            named = dict(zip(self.names, self.tensors, strict=True))
+        if self.swapped:
+            names = [name for name, _ in self.source.named_parameters()]
+            named = dict(zip(names, self.swapped, strict=True))
             return torch.func.functional_call(self.source, named, (time,))
         return self.source(time)
 

@@ -120,12 +120,14 @@ class Banded(LinearOperator):
         return all(torch.equal(d, inside[-o]) if -o in inside else not bool(d.any())
                    for o, d in inside.items())
 
-    def largest_eigenvalue(self) -> float:
-        """The bound of Gershgorin: the largest diagonal entry plus the rest of its row."""
-        n = self.tensors[0].size(1)
-        if n == 0:
-            return 0.0
-        return float(_row_sums({o: d.abs() if o else d for o, d in self._inside()}, n).max())
+    def gershgorin(self) -> tuple[Tensor, Tensor]:
+        n, others = self.tensors[0].size(1), {o: d.abs() for o, d in self._inside() if o}
+        zero = self.tensors[0].new_zeros(n)
+        sums = _row_sums(others, n) if others else zero
+        return self.diagonal(zero), along(sums, self.dims[0])
+
+    def size_along(self, dim: int) -> int | None:
+        return self.tensors[0].size(1) if dim == self.dims[0] else None
 
     def diagonal(self, u: Tensor) -> Tensor:
         diagonals = self.tensors[0].detach()

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import as_float, check_number, check_real, check_tensors, detached
-from .results import Entries, LinearSolveError, Solution
+from ..precision import without_autocast
+from .checks import as_float, check_number, check_real, check_tensors, detached, foreign_leaf
+from .results import Entries, LinearSolveError, Solution, equals_transpose
 
 Self = TypeVar("Self", bound="LinearOperator")
 
@@ -48,6 +49,7 @@ class LinearOperator:
             product = self.with_tensors(own).mv(u.detach())
         if not product.requires_grad:  # a function that does not use its tensors
             return [None] * len(own)
+        refuse_foreign(self, product, own)
         found = iter(torch.autograd.grad(product, chosen, w, allow_unused=True))
         return [next(found) if p.requires_grad else None for p in own]
 
@@ -70,13 +72,39 @@ class LinearOperator:
         """Raises a ValueError or TypeError that says why the operator does not fit u."""
         check_tensors(type(self).__name__, self.tensors, u)
 
+    def check_named(self, u: Tensor) -> None:
+        """Refuses a product that depends on a tensor outside :attr:`tensors`: it gets no gradient.
+
+        Raises:
+            ValueError: naming the remedy.
+        """
+        if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
+            return  # the package's own operators name what they use; MatrixFree asks its function
+        self._check_product(u)
+
+    def _check_product(self, u: Tensor) -> None:
+        own = [p.detach().requires_grad_(p.requires_grad) for p in self.tensors]
+        with torch.enable_grad():
+            refuse_foreign(self, self.with_tensors(own).mv(u.detach()), own)
+
     def symmetric(self) -> bool:
         """Whether J is known, or was checked, to equal its transpose."""
         return False
 
     def largest_eigenvalue(self) -> float:
         """An upper bound on the eigenvalues of a symmetric J; infinite where none is known."""
-        return math.inf
+        return largest_of(self.gershgorin())
+
+    def gershgorin(self) -> tuple[Tensor | float, Tensor | float] | None:
+        """The diagonal of J, and of each row the sum of the other entries' magnitudes, or None.
+
+        Both broadcast against the state. The second may be too large where entries cancel.
+        """
+        return None
+
+    def size_along(self, dim: int) -> int | None:
+        """The length that a state must have along ``dim``; None where J does not determine it."""
+        return None
 
     def pointwise(self) -> Tensor | float | None:
         """The d of J u = d * u where that is all the operator does, else None."""
@@ -133,6 +161,27 @@ class LinearOperator:
         return f"{type(self).__name__}({shapes})"
 
 
+def refuse_foreign(operator: LinearOperator, product: Tensor, named: Sequence[Tensor]) -> None:
+    """Refuses a product whose graph ends in a tensor that the operator does not name."""
+    lost = foreign_leaf(product, named)
+    if lost is not None:
+        raise ValueError(
+            f"Expected the product of {type(operator).__name__} to use only its own tensors (got "
+            f"another of shape {tuple(lost.shape)} that requires a gradient, which would be lost); "
+            "hand it in, as MatrixFree(fn, tensor) with fn(u, tensor), use a torch.nn.Module that "
+            "holds it, or name it in the operator's tensors and take it from there.")
+
+
+def largest_of(bounds: tuple[Tensor | float, Tensor | float] | None) -> float:
+    """The largest end of Gershgorin's discs; infinite where they are not known."""
+    if bounds is None:
+        return math.inf
+    ends = bounds[0] + bounds[1]
+    if not isinstance(ends, Tensor):
+        return float(ends)
+    return float(ends.max()) if ends.numel() else 0.0
+
+
 class Transposed(LinearOperator):
     """The transpose of an operator, by autograd where the operator has none of its own.
 
@@ -150,6 +199,10 @@ class Transposed(LinearOperator):
     def with_tensors(self, tensors: Sequence[Tensor]) -> Transposed:
         return Transposed(self.operator.with_tensors(tensors))
 
+    def vjp(self, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        return self.operator.vjp(w, u, wanted)  # <w, J^T u> = <u, J w>
+
+    @without_autocast
     def mv(self, u: Tensor) -> Tensor:
         # J is linear, so that J^T u is the vector-Jacobian product of J at any point, here zero.
         graph = torch.is_grad_enabled()
@@ -168,11 +221,20 @@ class Transposed(LinearOperator):
     def check(self, u: Tensor) -> None:
         self.operator.check(u)
 
+    def check_named(self, u: Tensor) -> None:
+        self.operator.check_named(u)
+
     def symmetric(self) -> bool:
         return self.operator.symmetric()
 
     def largest_eigenvalue(self) -> float:
         return self.operator.largest_eigenvalue()
+
+    def gershgorin(self) -> tuple[Tensor | float, Tensor | float] | None:
+        return self.operator.gershgorin() if self.operator.symmetric() else None
+
+    def size_along(self, dim: int) -> int | None:
+        return self.operator.size_along(dim)
 
     def diagonal(self, u: Tensor) -> Tensor | None:
         return self.operator.diagonal(u)
@@ -220,12 +282,24 @@ class Scaled(LinearOperator):
         check_tensors(type(self).__name__, self.tensors, u)
         self.operator.check(u)
 
+    def check_named(self, u: Tensor) -> None:
+        self.operator.check_named(u)
+
     def symmetric(self) -> bool:
         return self.operator.symmetric()
 
     def largest_eigenvalue(self) -> float:
         s = as_float(self.factor)
-        return s * self.operator.largest_eigenvalue() if s > 0 else (0.0 if s == 0 else math.inf)
+        if s > 0:
+            return s * self.operator.largest_eigenvalue()
+        return 0.0 if s == 0 else largest_of(self.gershgorin())
+
+    def gershgorin(self) -> tuple[Tensor | float, Tensor | float] | None:
+        bounds, s = self.operator.gershgorin(), as_float(self.factor)
+        return None if bounds is None else (s * bounds[0], abs(s) * bounds[1])
+
+    def size_along(self, dim: int) -> int | None:
+        return self.operator.size_along(dim)
 
     def pointwise(self) -> Tensor | float | None:
         d = self.operator.pointwise()
@@ -298,11 +372,36 @@ class Sum(LinearOperator):
         for term in self.terms:
             term.check(u)
 
+    def check_named(self, u: Tensor) -> None:
+        for term in self.terms:
+            term.check_named(u)
+
     def symmetric(self) -> bool:
-        return all(term.symmetric() for term in self.terms)
+        if all(term.symmetric() for term in self.terms):
+            return True
+        # Terms that are not may add up to a matrix that is.
+        size = self.size_along(self.dims[0]) if len(self.dims) == 1 else None
+        entries = None if size is None else self.entries(self.dims[0], size)
+        return entries is not None and size is not None and equals_transpose(entries, size)
 
     def largest_eigenvalue(self) -> float:
-        return sum(term.largest_eigenvalue() for term in self.terms)
+        own = sum(term.largest_eigenvalue() for term in self.terms)
+        # Their rows together may give a sharper bound; below zero no solver asks for one.
+        return own if own <= 0.0 else min(own, largest_of(self.gershgorin()))
+
+    def gershgorin(self) -> tuple[Tensor | float, Tensor | float] | None:
+        diagonal: Tensor | float = 0.0
+        others: Tensor | float = 0.0
+        for term in self.terms:
+            bounds = term.gershgorin()
+            if bounds is None:
+                return None
+            diagonal, others = diagonal + bounds[0], others + bounds[1]
+        return diagonal, others
+
+    def size_along(self, dim: int) -> int | None:
+        sizes = (term.size_along(dim) for term in self.terms)
+        return next((size for size in sizes if size is not None), None)
 
     def pointwise(self) -> Tensor | float | None:
         total: Tensor | float = 0.0
@@ -327,10 +426,12 @@ class Sum(LinearOperator):
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             return None
-        # The entries of a Python number lie on the host, those of the other terms where u does.
-        device = max((part.value.device for part in known), key=lambda d: d.type != "cpu")
-        return Entries(*(torch.cat([t.to(device) for t in column])
-                         for column in zip(*known, strict=True)))
+        # The entries of fixed numbers are in float64 on the host, those of tensors as the state.
+        like = next((part.value for term, part in zip(self.terms, known, strict=True)
+                     if term.tensors), known[0].value)
+        return Entries(torch.cat([part.row.to(like.device) for part in known]),
+                       torch.cat([part.col.to(like.device) for part in known]),
+                       torch.cat([part.value.to(like) for part in known]))
 
     def _split(self) -> tuple[float, list[LinearOperator]]:
         """The multiple of the identity in the sum, and the other terms."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -80,11 +80,24 @@ def detached(number: Tensor | float) -> Tensor | float:
     return number.detach() if isinstance(number, Tensor) else number
 
 
+def shares_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of at least one entry lie in one storage."""
+    return a.numel() > 0 and b.numel() > 0 and (
+        a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
+
+
 def foreign_leaf(value: Tensor, named: Sequence[Tensor]) -> Tensor | None:
     """A tensor that requires a gradient, in which a value's graph ends, and which is not named."""
     allowed = {id(x) for x in named}
+    return next((leaf for leaf in leaves(value) if id(leaf) not in allowed), None)
+
+
+def leaves(value: Tensor) -> Iterator[Tensor]:
+    """The tensors that require a gradient in which a value's graph ends, itself if it is one."""
     if value.grad_fn is None:
-        return value if value.requires_grad and id(value) not in allowed else None
+        if value.requires_grad:
+            yield value
+        return
     seen: set[Any] = set()
     stack: list[Any] = [value.grad_fn]
     while stack:
@@ -92,8 +105,6 @@ def foreign_leaf(value: Tensor, named: Sequence[Tensor]) -> Tensor | None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if type(node).__name__ == "AccumulateGrad" and id(node.variable) not in allowed:
-            leaf: Tensor = node.variable
-            return leaf
+        if type(node).__name__ == "AccumulateGrad":
+            yield node.variable
         stack.extend(following for following, _ in node.next_functions)
-    return None

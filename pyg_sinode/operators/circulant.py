@@ -141,11 +141,20 @@ class Circulant(LinearOperator):
         return bool((values == np.flip(values)).all())
 
     def largest_eigenvalue(self) -> float:
-        values = self._values()
         if self.width is None:
-            return float(values.real.max())
-        middle = values[tuple(w // 2 for w in self.width)]
-        return float(np.abs(values).sum() - abs(middle) + middle)
+            return float(self._values().real.max())
+        return super().largest_eigenvalue()
+
+    def gershgorin(self) -> tuple[float, float] | None:
+        if self.width is None:  # the stencil of a symbol has as many entries as the grid
+            return None
+        values = self._values()
+        middle = float(values[tuple(w // 2 for w in self.width)])
+        return middle, float(np.abs(values).sum()) - abs(middle)
+
+    def size_along(self, dim: int) -> int | None:
+        known = self.sizes is not None and dim in self.dims
+        return self.sizes[self.dims.index(dim)] if known and self.sizes is not None else None
 
     def diagonal(self, u: Tensor) -> Tensor:
         return self._kernel(u)[(0,) * len(self.dims)]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..precision import without_autocast
 from .base import LinearOperator
 from .checks import along, check_dims, check_real, check_size, check_tensors
 from .results import Entries, LinearSolveError
@@ -55,13 +56,14 @@ class Dense(LinearOperator):
         matrix = self.tensors[0].detach()
         return torch.equal(matrix, matrix.t())
 
-    def largest_eigenvalue(self) -> float:
-        """The bound of Gershgorin: the largest diagonal entry plus the rest of its row."""
+    def gershgorin(self) -> tuple[Tensor, Tensor]:
         matrix = self.tensors[0].detach()
-        if matrix.numel() == 0:
-            return 0.0
         d = matrix.diagonal()
-        return float((d - d.abs() + matrix.abs().sum(dim=1)).max())
+        others = matrix.abs().sum(dim=1) - d.abs()
+        return along(d, self.dims[0]), along(others, self.dims[0])
+
+    def size_along(self, dim: int) -> int | None:
+        return self.tensors[0].size(0) if dim == self.dims[0] else None
 
     def diagonal(self, u: Tensor) -> Tensor:
         return along(self.tensors[0].detach().diagonal(), self.dims[0])
@@ -130,6 +132,7 @@ def check_condition(solve: Callable[[Tensor], Tensor], row_sums: Tensor) -> None
             residual=math.inf)
 
 
+@without_autocast
 def multiply(matrix: Tensor, u: Tensor, dim: int) -> Tensor:
     """The product of a matrix with a state along one dimension."""
     if dim == -1:

@@ -19,7 +19,7 @@ from ..sparse import (
 )
 from .base import LinearOperator
 from .checks import along, check_dims, check_real, check_size, check_tensors
-from .results import Entries
+from .results import Entries, equals_transpose
 
 
 class Graph(LinearOperator):
@@ -68,6 +68,9 @@ class Graph(LinearOperator):
 
     def _set(self, pattern: Pattern, value: Tensor, dim: int, largest: float | None,
              ordered: bool) -> None:
+        if value.shape != (pattern.num_entries,):
+            raise ValueError(f"Expected one weight for each of the {pattern.num_entries} edges of "
+                             f"Graph (got shape {tuple(value.shape)}).")
         self.pattern, self.tensors, self.dims = pattern, (value,), check_dims("Graph", dim)
         self.largest, self.ordered = largest, ordered
 
@@ -107,29 +110,26 @@ class Graph(LinearOperator):
 
     def symmetric(self) -> bool:
         """Compares the matrix with its transpose, duplicates added up."""
-        p, value = self.pattern, self.value.detach()
-        n = p.num_nodes
-        places = torch.stack([p.row, p.col]), torch.stack([p.col, p.row])
-        a, b = (torch.sparse_coo_tensor(at, value, (n, n), check_invariants=False).coalesce()
-                for at in places)
-        # Weights such as 1/sqrt(d_i d_j) are multiplied in another order on the two sides.
-        eps = 8 * torch.finfo(value.dtype).eps
-        return torch.equal(a.indices(), b.indices()) and torch.allclose(
-            a.values(), b.values(), rtol=eps, atol=0.0)
+        p = self.pattern
+        return equals_transpose(Entries(p.row, p.col, self.value.detach()), p.num_nodes)
 
     def largest_eigenvalue(self) -> float:
-        if self.largest is not None:
-            return self.largest
-        if self.pattern.num_nodes == 0:
-            return 0.0
-        d = self._diagonal()
-        rows = segment_sum(self.pattern, self.value.detach().abs())
-        return float((d - d.abs() + rows).max())
+        return super().largest_eigenvalue() if self.largest is None else self.largest
+
+    def gershgorin(self) -> tuple[Tensor, Tensor]:
+        return (along(self._diagonal(), self.dims[0]),
+                along(self._sum_of(self.value.detach().abs(), loops=False), self.dims[0]))
+
+    def size_along(self, dim: int) -> int | None:
+        return self.pattern.num_nodes if dim == self.dims[0] else None
 
     def _diagonal(self) -> Tensor:
-        value = self.value.detach()
-        loops = self.pattern.row == self.pattern.col
-        return segment_sum(self.pattern, torch.where(loops, value, value.new_zeros(())))
+        return self._sum_of(self.value.detach(), loops=True)
+
+    def _sum_of(self, value: Tensor, *, loops: bool) -> Tensor:
+        """The sums over each row of its loops, or of its other entries."""
+        chosen = (self.pattern.row == self.pattern.col) == loops
+        return segment_sum(self.pattern, torch.where(chosen, value, 0.0))
 
     def diagonal(self, u: Tensor) -> Tensor:
         return along(self._diagonal(), self.dims[0])
@@ -172,6 +172,12 @@ class TransposedGraph(LinearOperator):
 
     def largest_eigenvalue(self) -> float:
         return self.graph.largest_eigenvalue()
+
+    def gershgorin(self) -> tuple[Tensor, Tensor]:
+        return self._turned().gershgorin()
+
+    def size_along(self, dim: int) -> int | None:
+        return self.graph.size_along(dim)
 
     def diagonal(self, u: Tensor) -> Tensor:
         return self.graph.diagonal(u)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..precision import without_autocast
 from .base import LinearOperator, Transposed
-from .checks import check_dims, check_real, check_tensors
+from .checks import check_dims, check_real, check_tensors, shares_memory
 
 
 class MatrixFree(LinearOperator):
@@ -44,7 +45,7 @@ class MatrixFree(LinearOperator):
         self._tensors: tuple[Tensor, ...] | None = None
         if not isinstance(fn, torch.nn.Module):
             self._tensors = tensors
-        self._checked = False
+        self._checked, self._copies = False, False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -59,9 +60,15 @@ class MatrixFree(LinearOperator):
     def with_tensors(self, tensors: Sequence[Tensor]) -> MatrixFree:
         other = MatrixFree(self.fn, dim=self.dims)
         other._tensors, other._checked = tuple(tensors), self._checked
+        other._copies = self._copies
         return other
 
     def mv(self, u: Tensor) -> Tensor:
+        product = self._call(u)
+        return product.clone() if self._copies else product
+
+    @without_autocast
+    def _call(self, u: Tensor) -> Tensor:
         if not isinstance(self.fn, torch.nn.Module):
             product: Tensor = self.fn(u, *self.tensors)
             return product
@@ -86,6 +93,9 @@ class MatrixFree(LinearOperator):
             self._check_linear(u)
         self._checked = True
 
+    def check_named(self, u: Tensor) -> None:
+        self._check_product(u)
+
     def _check_linear(self, u: Tensor) -> None:
         generator = torch.Generator(device=u.device).manual_seed(0)
         x, y = (torch.randn(u.shape, dtype=u.dtype, device=u.device, generator=generator)
@@ -102,7 +112,14 @@ class MatrixFree(LinearOperator):
             raise ValueError("Expected fn(0) = 0 in MatrixFree (got a largest entry of "
                              f"{float(zero.abs().max()):.1e}); use bias=False, and put the "
                              "constant into the explicit term.")
-        fx, fy, fxy = self.mv(x), self.mv(y), self.mv(2.0 * x - 3.0 * y)
+        given, fx = x.clone(), self.mv(x)
+        if not torch.equal(given, x):
+            raise ValueError("Expected a function that leaves its argument as it is in MatrixFree "
+                             "(got one that changes it in place); return a new tensor.")
+        kept, fy = fx.clone(), self.mv(y)
+        # A function may write each product into the memory of the one before: copies are used then.
+        self._copies = shares_memory(fx, fy)
+        fx, fy, fxy = kept, fy.clone(), self.mv(2.0 * x - 3.0 * y)
         error = (fxy - (2.0 * fx - 3.0 * fy)).abs().amax() if x.numel() else x.new_zeros(())
         scale = (fx.abs().amax() + fy.abs().amax()) if x.numel() else x.new_ones(())
         if not float(error) <= 1e4 * torch.finfo(u.dtype).eps * float(scale):

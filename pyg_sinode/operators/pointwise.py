@@ -53,8 +53,8 @@ class ScaledIdentity(LinearOperator):
     def symmetric(self) -> bool:
         return True
 
-    def largest_eigenvalue(self) -> float:
-        return float(detached(self.alpha))
+    def gershgorin(self) -> tuple[Tensor | float, float]:
+        return detached(self.alpha), 0.0
 
     def pointwise(self) -> Tensor | float:
         return detached(self.alpha)
@@ -99,9 +99,8 @@ class Diagonal(LinearOperator):
     def symmetric(self) -> bool:
         return True
 
-    def largest_eigenvalue(self) -> float:
-        d = self.tensors[0].detach()
-        return float(d.max()) if d.numel() else 0.0
+    def gershgorin(self) -> tuple[Tensor, float]:
+        return self.tensors[0].detach(), 0.0
 
     def pointwise(self) -> Tensor:
         return self.tensors[0].detach()

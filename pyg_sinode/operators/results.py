@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -33,6 +34,18 @@ class Entries(NamedTuple):
     row: Tensor
     col: Tensor
     value: Tensor
+
+
+def equals_transpose(entries: Entries, size: int) -> bool:
+    """Whether a square matrix equals its transpose to rounding, duplicate entries added up."""
+    row, col, value = entries
+    eps = 8 * torch.finfo(value.dtype).eps
+    a, b = (torch.sparse_coo_tensor(torch.stack(at), value, (size, size),
+                                    check_invariants=True).coalesce()
+            for at in ((row, col), (col, row)))
+    # Weights such as 1/sqrt(d_i d_j) are multiplied in another order on the two sides.
+    return torch.equal(a.indices(), b.indices()) and torch.allclose(
+        a.values(), b.values(), rtol=eps, atol=0.0)
 
 
 class Solution(NamedTuple):

@@ -43,9 +43,11 @@ class Shifted(LinearOperator):
 
     def positive_definite(self) -> bool:
         """Whether I - cJ is known to be symmetric and positive definite."""
+        if not self.symmetric():
+            return False
         # A small margin: a bound that was itself computed may be off by rounding.
-        return (self.c >= 0 and self.symmetric()
-                and self.c * self.operator.largest_eigenvalue() < 1.0 - 1e-3)
+        operator = self.operator if self.c >= 0 else -self.operator
+        return abs(self.c) * operator.largest_eigenvalue() < 1.0 - 1e-3
 
     def diagonal(self, u: Tensor) -> Tensor | None:
         d = self.operator.diagonal(u)

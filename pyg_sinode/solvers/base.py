@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, Solution
+from ..precision import without_autocast
 
 
 class Inverse(LinearOperator):
@@ -64,6 +65,7 @@ class ClosedInverse(Inverse):
         self.closed = closed
 
     @torch.no_grad()
+    @without_autocast
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
         """The solution of A x = b; a guess is of no use."""
         return Solution(self.closed.mv(b) if b.numel() else torch.zeros_like(b))

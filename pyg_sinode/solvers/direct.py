@@ -65,6 +65,9 @@ class Factors:
         self.operator, self.dense = operator, dense
         self._inverse: LinearOperator | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_inverse": None}  # nobody can pickle or copy SuperLU's factors
+
     def inverse(self, b: Tensor) -> LinearOperator:
         """The inverse operator from the factors."""
         if self._inverse is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Solution
+from ..precision import without_autocast
 from .base import Inverse, Solver
 
 
@@ -93,6 +94,7 @@ class KrylovInverse(Inverse):
         self.solver, self.preconditioner = solver, preconditioner
 
     @torch.no_grad()
+    @without_autocast
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
         """The solution of A x = b from a guess; one that is worse than zero is not used.
 
