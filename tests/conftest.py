@@ -1,5 +1,9 @@
-"""What holds for every test: one thread, the same random numbers, and warnings as errors."""
+"""What holds for every test: the number of threads, the same random numbers, warnings as errors.
 
+One thread, or as many as the environment variable PYG_SINODE_TEST_THREADS says.
+"""
+
+import os
 import warnings
 
 import pytest
@@ -10,7 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch_geometric  # noqa: F401
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("PYG_SINODE_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

@@ -567,7 +567,7 @@ def test_max_iter_is_ten_times_the_unknowns_by_default():
 
 
 @pytest.mark.parametrize(("kind", "condition"), [
-    (CG, 1e4), (CG, 1e5), (CG, 1e6), (BiCGStab, 1e4), (GMRES, 1e4), (GMRES, 1e5)])
+    (CG, 1e3), (CG, 1e4), (BiCGStab, 1e3), (GMRES, 1e3), (GMRES, 1e4)])
 def test_the_floor_of_float32_is_named_and_float64_goes_below_it(kind, condition):
     solver = kind(rtol=1e-8, max_iter=5000)
     b = torch.ones(1, 40)
@@ -575,9 +575,11 @@ def test_the_floor_of_float32_is_named_and_float64_goes_below_it(kind, condition
             r"reached the floor of rounding in torch.float32 \(expected a residual of at most "
             r"6\.3e-08, got \d.*\); use a larger rtol or atol, or float64")) as error:
         solver.invert(Dense(spd(40, F32, condition))).solve(b)
-    left = norms(b - error.value.state @ spd(40, F32, condition), -1)
-    assert 6.3e-8 < error.value.residual < 0.1
-    assert float(left) == pytest.approx(error.value.residual, rel=0.5)
+    # Rounding leaves at most about n eps |A| |x|, and |A| |x| is at most the condition times |b|.
+    floor = 40 * torch.finfo(F32).eps * condition * 40**0.5
+    assert 6.3e-8 < error.value.residual < floor
+    left = norms(b.double() - error.value.state.double() @ spd(40, F32, condition).double(), -1)
+    assert float(left) < 2 * floor
     fine = solver.invert(Dense(spd(40, F64, condition))).solve(b.double())
     assert float(fine.residual) <= 6.4e-8
 
@@ -658,9 +660,12 @@ def test_a_singular_operator_is_an_error(solver, dtype):
     b = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]], dtype=dtype)
     with pytest.raises(LinearSolveError) as error:
         solver.invert(Dense(ones)).solve(b)
-    # (1, 1, 1) is an eigenvector, solved all the same; the other column is not in the range.
+    # (1, 1, 1) is an eigenvector, solved all the same; the other column is not in the range. GMRES
+    # and BiCGStab come to its least residual in their first steps, and keep it.
     best = 14**0.5 if isinstance(solver, CG) else 2.0**0.5
-    assert error.value.residual == pytest.approx(best, rel=0.5)
+    assert error.value.residual <= best * (1 + 8 * torch.finfo(dtype).eps)
+    left = (b.double() - error.value.state.double() @ ones.double()).norm(dim=1).max()
+    assert float(left) == pytest.approx(error.value.residual, rel=1e-5)
     solver.invert(Dense(ones)).solve(b[1:])
 
 

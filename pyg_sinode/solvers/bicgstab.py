@@ -18,8 +18,8 @@ class BiCGStab(Krylov):
     Saad, `"Iterative Methods for Sparse Linear Systems" <https://doi.org/10.1137/1.9780898718003>`_
     (2nd ed., 2003), Algorithm 7.7. Its memory does not grow with the iterations; each makes two
     products. A column whose recurrence breaks down (:math:`(Ap, r_0^*) = 0`, :math:`\omega = 0` or
-    :math:`(r, r_0^*) = 0`) keeps the half step that it could make, and is started again from its
-    true residual. A column is solved when that is
+    :math:`(r, r_0^*) = 0`) keeps the half step that it could make, and is started again from the
+    iterate of the least residual. A column is solved when that is
 
     .. math::
         \Vert b - Ax \Vert_2 \leq \max(rtol \, \Vert b \Vert_2,\ atol).
@@ -64,6 +64,7 @@ class BiCGStab(Krylov):
             x.addcmul_(z, omega)                                        # 7.
             r.addcmul_(t, omega, value=-1)                              # 8.
             rr, before, rho = dot(r, r), rho, dot(r, shadow)
+            system.remember(rr)
             # |s|^2 = |r|^2 + omega (t, s), since omega makes the two orthogonal.
             sound &= (ts.square() > eps**2 * tt * (rr + omega * ts)) & (rho.square() > tiny * rr)
             active &= sound & (rr > target)

@@ -177,6 +177,15 @@ class System:
         """The product with the preconditioner; r itself where there is none."""
         return r if self.preconditioner is None else self.preconditioner.mv(r)
 
+    def remember(self, rr: Tensor) -> None:
+        """Keeps the solution where its squared residual is the least since the cycle began.
+
+        For methods whose residual may rise again: what they reached is not lost by a breakdown.
+        """
+        better = rr < self._least
+        self._least = torch.where(better, rr, self._least)
+        self._lowest = torch.where(better, self.x, self._lowest)
+
     def advance(self, active: Tensor) -> bool:
         """Counts one more iteration of the active columns; False if there is none, or none left."""
         if self.spent >= self.limit or not bool(active.any()):
@@ -192,10 +201,15 @@ class System:
         parted, stalled = torch.zeros_like(self.iterations), torch.zeros_like(self.iterations)
         unsolved = bool(active.any())
         while unsolved:
+            self._least, self._lowest = norm.square(), self.x
             own = self.solver.cycle(self, r, norm, active.clone())
             before, (r, norm) = norm, self._residual()
             active &= ~(norm <= self.bound)
             unsolved = bool(active.any())
+            if unsolved and self._lowest is not self.x:
+                r, norm = self._back_to_the_lowest(r, norm)
+                active &= ~(norm <= self.bound)
+                unsolved = bool(active.any())
             if unsolved:
                 if not bool((own + norm).isfinite().all()):
                     raise self.not_finite()
@@ -224,6 +238,14 @@ class System:
     def _residual(self) -> tuple[Tensor, Tensor]:
         r = self.b - self.operator.mv(self.x)
         return r, self.norm(r)
+
+    def _back_to_the_lowest(self, r: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes the iterate that was remembered where its true residual is smaller."""
+        last, self.x = self.x, self._lowest
+        of_lowest, norm_of_lowest = self._residual()
+        better = norm_of_lowest < norm
+        self.x = torch.where(better, self._lowest, last)
+        return torch.where(better, of_lowest, r), torch.where(better, norm_of_lowest, norm)
 
     def _keep_best(self, norm: Tensor) -> None:
         better = norm < self.best_norm
