@@ -125,7 +125,7 @@ class GRANDAttention(MessagePassing):
     def _sum(self, x: Tensor, row: Tensor, col: Tensor, weight: Tensor | None) -> Tensor:
         # Hooks and edge masks act on messages, and only the plain path sends some.
         if self.fused and not self.explain and not message_hooks(self):
-            pattern = Pattern(row, col, x.size(0))
+            pattern = Pattern(row, col, x.size(0), checked=True)
             if weight is not None:
                 weight = weight.index_select(0, pattern.perm)
             return sparse_product(pattern, self.coefficients(x, pattern, weight), x)

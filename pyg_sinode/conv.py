@@ -210,7 +210,7 @@ class SINODEConv(MessagePassing):
             weight = check_weight(weight, x)
         if self.add_self_loops:
             row, col, weight = _with_loops(row, col, weight, n, self.fill_value, x)
-        pattern = Pattern(row, col, n)
+        pattern = Pattern(row, col, n, checked=True)
         return _SortedGraph(pattern, weight if weight is None else weight[pattern.perm])
 
     def _split(self, x: Tensor, graph: _SortedGraph) -> tuple[LinearOperator, Tensor | None]:

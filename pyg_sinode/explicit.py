@@ -49,6 +49,12 @@ class ExplicitTerm:
         """G as it is, for a forward pass."""
         return self.memory.own(self._evaluate(self.fn, t, u, self.args))
 
+    def value(self, t: float, u: Tensor) -> Tensor:
+        """The value of G by the same kernels as in :meth:`detached`, without its graph."""
+        with torch.enable_grad():
+            value = self._evaluate(self.fn, t, u.detach().requires_grad_(), self.args)
+        return value.detach()
+
     def detached(self, t: float, u: Tensor, tensors: Sequence[Tensor],
                  buffers: dict[str, Tensor] | None) -> tuple[Tensor, Tensor, list[Tensor]]:
         """G with its graph, on detached copies in which the graph ends.
@@ -198,16 +204,16 @@ class Recorder:
         self.term, self.tensors = term, tensors[:len(term.tensors)]
         self.records: list[Record] = []
         self.buffers: dict[str, Tensor] | None = None
-        self.checked = False
 
     def __call__(self, t: float, u: Tensor) -> Tensor:
         """G(t, u)."""
         before = _random_states(u.device)
         self._note_buffers()
-        value, copy, stand = self.term.detached(t, u, self.tensors, None)
-        if not self.checked:
-            check_ends(value, [copy, *stand], t)  # later ones are checked where they are reversed
-            self.checked = True
+        if self.records:
+            value = self.term.value(t, u)
+        else:  # later evaluations are checked where they are reversed
+            value, copy, stand = self.term.detached(t, u, self.tensors, None)
+            check_ends(value, [copy, *stand], t)
         value = self.term.memory.own(value.detach())
         drawn = not all(map(torch.equal, before, _random_states(u.device)))
         record = Record(before if drawn else None, self.buffers)

@@ -37,9 +37,13 @@ class Pattern:
         row (Tensor): Target node of each entry, in any order, from 0 to num_nodes - 1.
         col (Tensor): Source node of each entry.
         num_nodes (int): Number of rows and of columns.
+        checked (bool): Whether :func:`check_range` has seen them. (default: :obj:`False`)
 
     Shapes:
         - **row, col:** :math:`(|\mathcal{E}|)`, dimensionless
+
+    Raises:
+        ValueError: if an index is out of range.
     """
 
     perm: Tensor  # the place in the given order of each entry
@@ -47,7 +51,9 @@ class Pattern:
 
     # What is kept must serve training too, though it be made under torch.inference_mode.
     @torch.inference_mode(False)
-    def __init__(self, row: Tensor, col: Tensor, num_nodes: int) -> None:
+    def __init__(self, row: Tensor, col: Tensor, num_nodes: int, *, checked: bool = False) -> None:
+        if not checked:  # kernels trust the indices
+            check_range(row, col, num_nodes)
         # An edge_index may come in 32 bits.
         row, self.perm = torch.sort(row.long(), stable=True)
         col = col.long().index_select(0, self.perm)

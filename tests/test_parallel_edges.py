@@ -141,6 +141,13 @@ def test_values_that_are_not_one_per_entry_are_refused_before_a_kernel_runs():
                 run(torch.ones(rows, 3))
 
 
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_a_pattern_refuses_indices_outside_it(wrong):
+    for row, col in (([0, wrong], [0, 1]), ([0, 1], [0, wrong])):
+        with pytest.raises(ValueError, match="node indices from 0 to 1"):
+            Pattern(torch.tensor(row), torch.tensor(col), 2)
+
+
 class WrongEntries(LinearOperator):
     """An operator whose entries lie outside its matrix."""
 

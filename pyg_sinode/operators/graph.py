@@ -56,7 +56,7 @@ class Graph(LinearOperator):
             value = torch.ones(row.numel(), device=row.device)
         check_real(value, "edge_weight")
         num_nodes = check_range(row, col, num_nodes, known)
-        self._set(Pattern(row, col, num_nodes), value, dim, largest, ordered=False)
+        self._set(Pattern(row, col, num_nodes, checked=True), value, dim, largest, ordered=False)
 
     @classmethod
     def of_pattern(cls, pattern: Pattern, value: Tensor, *, dim: int = -2,

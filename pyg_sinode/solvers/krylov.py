@@ -161,6 +161,7 @@ class System:
         self.target = self.bound.clamp_min(1e-3 * eps * self.norm_b)
         self.limit = self.solver.max_iter or 10 * max(1, self.size)
         self.spent = 0
+        self._least, self._lowest = self.norm_b, self.b  # set at the start of a cycle
         self.iterations = torch.zeros_like(self.norm_b, dtype=torch.long)
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
