@@ -97,11 +97,12 @@ class ExplicitTerm:
             for a, b in zip(present, parameters, strict=True))
 
     def _evaluate(self, fn: Callable[..., Any], t: float, u: Tensor, args: Sequence[Any]) -> Tensor:
-        given = None if not u.is_inference() else u.clone() if self.memory.watched else u
-        version = None if u.is_inference() else u._version
+        # Inference tensors count no changes: the first evaluations are compared instead.
+        counts = not u.is_inference()
+        version = u._version if counts else 0
+        given = u.clone() if self.memory.watched and not counts else None
         value = self._checked(fn(u.new_full((), t), u, *args), t, u)
-        changed = u._version != version if given is None else not torch.equal(given, u)
-        if changed:
+        if (counts and u._version != version) or (given is not None and not torch.equal(given, u)):
             raise ExplicitTermError("Expected the explicit term to leave the state as it is (it "
                                     f"changed it in place at time {t:.6g}); work on u.clone().")
         return value

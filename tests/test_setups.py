@@ -54,12 +54,12 @@ def test_set_ups_kept_on_an_operator_share_one_copy_of_its_tensors():
     setups, stats = setups_of(operator)
     for c in (1.0, 2.0, 3.0):
         setups.inverse(c)
-    copies = {id(x) for tensors, _ in operator._factors.values() for x in tensors}
+    copies = {id(x) for own, _ in operator._factors.values() for x in own.tensors}
     assert len(copies) == 1
     matrix *= 2
     again, _ = setups_of(operator)
     torch.testing.assert_close(again.inverse(1.0).mv(torch.ones(3)), torch.ones(3) / 5)
     again.inverse(2.0)
-    copies = {id(x) for tensors, _ in operator._factors.values() for x in tensors}
+    copies = {id(x) for own, _ in operator._factors.values() for x in own.tensors}
     assert len(copies) == 2
     assert stats.setups == 3
