@@ -112,7 +112,7 @@ class GRANDAttention(MessagePassing):
 
     def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
         """The attention-weighted sum over each node's neighbours."""
-        refuse_transforms(type(self).__name__, [x, *self.parameters()], differentiable=False)
+        refuse_transforms(type(self).__name__, [x], differentiable=False)
         check_flow(self.flow)
         x = widened(x)
         row, col, weight, known = as_edges(edge_index, edge_weight)

@@ -150,7 +150,7 @@ class SINODEConv(MessagePassing):
             return_attention_weights (bool, optional): If True, also returns the edges with their
                 self-loops and the attention coefficients per head at the terminal time.
         """
-        refuse_transforms(type(self).__name__, [x, *self.parameters()], differentiable=False)
+        refuse_transforms(type(self).__name__, [x], differentiable=False)
         self._check_untouched()
         x = widened(x)
         self._check_features(x)

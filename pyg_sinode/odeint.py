@@ -163,7 +163,7 @@ def imex_odeint(
     check_real(u0, "u0")
     u0 = widened(u0)
     check_full("u0", u0.dtype)
-    refuse_transforms("imex_odeint", _tensors_of(u0, explicit, implicit, args),
+    refuse_transforms("imex_odeint", _tensors_of(u0, implicit, args),
                       differentiable=gradient == "backprop" and implicit is None)
     if not bool(u0.detach().isfinite().all()):
         raise ValueError("Expected a finite u0 (got NaN or Inf); look where it was computed.")
@@ -203,11 +203,9 @@ def _run(problem: Problem, u0: Tensor, gradient: str, tensors: list[Tensor]) -> 
     return integrate(problem, u0)
 
 
-def _tensors_of(u0: Tensor, explicit: Any, implicit: Any, args: Any) -> list[Any]:
-    """All that is at hand of what may carry a tangent, before anything is checked."""
+def _tensors_of(u0: Tensor, implicit: Any, args: Any) -> list[Any]:
+    """What may carry a tangent, before anything is checked; values of G are looked at later."""
     found = [u0, *(args if isinstance(args, tuple) else ())]
-    if isinstance(explicit, torch.nn.Module):
-        found += explicit.parameters()
     if isinstance(implicit, (LinearOperator, Affine)):
         found += implicit.tensors
     return found
