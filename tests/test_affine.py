@@ -128,7 +128,9 @@ def test_every_scheme_reaches_its_order(scheme, explicit, start, end):
 def test_float32_is_accurate_to_its_rounding(method):
     problem = Manufactured(dtype=torch.float32)
     assert problem.run(method, times(0, 1), step_size=0.1).dtype == torch.float32
-    assert problem.error(method, 24) == pytest.approx(Manufactured().error(method, 24), abs=1e-5)
+    # Each of at most 8 stages in each step adds a few roundings of numbers of order one.
+    slack = 8 * torch.finfo(torch.float32).eps * 24 * 8
+    assert problem.error(method, 24) == pytest.approx(Manufactured().error(method, 24), abs=slack)
 
 
 # The factor
@@ -607,9 +609,9 @@ def test_the_result_is_the_same_with_and_without_gradients():
     expected = Layer()(u0)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            assert torch.equal(Layer()(u0), expected)
-    assert torch.equal(Layer(gradient="backprop")(u0), expected)
-    assert torch.equal(Layer().requires_grad_(False)(u0), expected)
+            torch.testing.assert_close(Layer()(u0), expected, rtol=1e-13, atol=1e-14)
+    for layer in (Layer(gradient="backprop"), Layer().requires_grad_(False)):
+        torch.testing.assert_close(layer(u0), expected, rtol=1e-13, atol=1e-14)
 
 
 # The parameters in force

@@ -51,7 +51,9 @@ def test_every_scheme_reaches_its_order(scheme, start, end):
 @every_scheme
 def test_float32_is_accurate_to_its_rounding(scheme):
     expected = Manufactured().error(scheme, 32)
-    assert Manufactured(torch.float32).error(scheme, 32) == pytest.approx(expected, abs=1e-5)
+    # Each stage of each step adds a few roundings of numbers of order one.
+    slack = 8 * torch.finfo(torch.float32).eps * 32 * scheme.stages
+    assert Manufactured(torch.float32).error(scheme, 32) == pytest.approx(expected, abs=slack)
 
 
 # Stability
