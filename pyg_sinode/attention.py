@@ -13,7 +13,7 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.utils import scatter
 
-from .precision import check_full, full_precision, widened
+from .precision import SHORT, check_full, full_precision, widened, without_autocast
 from .sparse import (
     Pattern,
     as_edges,
@@ -107,12 +107,12 @@ class GRANDAttention(MessagePassing):
             torch.nn.init.ones_(self.length)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        scalar(state_dict, prefix, ("amplitude", "length"))
+        with_dimension(state_dict, prefix, ("amplitude", "length"))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
         """The attention-weighted sum over each node's neighbours."""
-        refuse_transforms(type(self).__name__, [x], differentiable=False)
+        refuse_transforms(type(self).__name__, [x])
         check_flow(self.flow)
         x = widened(x)
         row, col, weight, known = as_edges(edge_index, edge_weight)
@@ -152,9 +152,11 @@ class GRANDAttention(MessagePassing):
         a = self.coefficients_per_head(x, pattern, weight)
         return torch.mv(a, a.new_full((self.heads,), 1.0 / self.heads))
 
+    @without_autocast
     def coefficients_per_head(self, x: Tensor, pattern: Pattern,
                               weight: Tensor | None = None) -> Tensor:
         r"""The coefficients :math:`a^h_{ji}`, of shape :math:`(|\mathcal{E}|, H)`."""
+        x = x.to(self.lin_query.weight.dtype) if x.dtype in SHORT else x  # made short by autocast
         scores = self._scores(sampled_heads(pattern, *self._embed(x)))
         columns = self.stochastic == "column"
         weight = None if weight is None else weight.unsqueeze(1)
@@ -261,14 +263,14 @@ class _SquarePlus(torch.autograd.Function):
         return gradient
 
 
-def message_hooks(module: MessagePassing) -> bool:
-    """Whether hooks are registered that act while messages are passed."""
-    return any(value for name, value in vars(module).items()
-               if name.endswith(("_forward_hooks", "_forward_pre_hooks"))
-               and name not in ("_forward_hooks", "_forward_pre_hooks"))
+def message_hooks(module: MessagePassing) -> list[dict[int, Any]]:
+    """The hooks that are registered to act while messages are passed, where there are some."""
+    return [value for name, value in vars(module).items()
+            if name.endswith(("_forward_hooks", "_forward_pre_hooks"))
+            and name not in ("_forward_hooks", "_forward_pre_hooks") and value]
 
 
-def scalar(state_dict: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:
+def with_dimension(state_dict: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:
     """Gives parameters of older checkpoints, which had no dimension, the shape (1,)."""
     for name in names:
         value = state_dict.get(prefix + name)

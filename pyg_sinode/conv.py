@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,14 @@ from torch_geometric.explain.algorithm.utils import clear_masks
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from .attention import GRANDAttention, check_choice, check_flow, check_weight, message_hooks, scalar
+from .attention import (
+    GRANDAttention,
+    check_choice,
+    check_flow,
+    check_weight,
+    message_hooks,
+    with_dimension,
+)
 from .multistep import IMEXMultistep, get_method
 from .odeint import LinearSolver, imex_odeint
 from .operators import Graph, LinearOperator, ScaledIdentity
@@ -150,7 +157,7 @@ class SINODEConv(MessagePassing):
             return_attention_weights (bool, optional): If True, also returns the edges with their
                 self-loops and the attention coefficients per head at the terminal time.
         """
-        refuse_transforms(type(self).__name__, [x], differentiable=False)
+        refuse_transforms(type(self).__name__, [x])
         self._check_untouched()
         x = widened(x)
         self._check_features(x)
@@ -191,7 +198,9 @@ class SINODEConv(MessagePassing):
             clear_masks(self)  # the layer is to be of use after the refusal
             raise ValueError("Expected explain=False (got True): edge masks do not reach the "
                              "attention; take the gradient with respect to edge_weight instead.")
-        if message_hooks(self) or message_hooks(attention):
+        hooks = message_hooks(self) + message_hooks(attention)
+        if hooks:
+            _drop_explainers(hooks)
             raise ValueError("Expected no hooks on messages, aggregation or edge updates in "
                              f"{type(self).__name__} (got some, as to_hetero_with_bases registers "
                              "them): it sends no messages; weigh the edges with edge_weight, or "
@@ -284,7 +293,7 @@ class DiffusionTerm(torch.nn.Module):
         return torch.sigmoid(self.alpha if self.decay is None else self.decay).squeeze(0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        scalar(state_dict, prefix, ("alpha", "beta", "decay"))
+        with_dimension(state_dict, prefix, ("alpha", "beta", "decay"))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, t: Tensor, u: Tensor, x0: Tensor, pattern: Pattern, weight: Tensor | None,
@@ -347,8 +356,16 @@ def check_features(x: Any, channels: int, parameter: Tensor) -> None:
                          f"{x.device}); move one of the two.")
 
 
+def _drop_explainers(hooks: list[dict[int, Any]]) -> None:
+    """Removes the hooks of explainers, which leave them where the model refuses to run."""
+    for registered in hooks:
+        for key, hook in list(registered.items()):
+            if getattr(hook, "__module__", "").startswith("torch_geometric.explain"):
+                del registered[key]
+
+
 def _check_channels(in_channels: Any) -> None:
-    if isinstance(in_channels, bool) or not isinstance(in_channels, int):
+    if isinstance(in_channels, bool) or not isinstance(in_channels, Integral):
         raise TypeError(f"Expected in_channels as one int (got {in_channels!r}): a flow has one "
                         "set of nodes, bipartite graphs are not supported.")
 

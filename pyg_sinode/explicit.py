@@ -14,7 +14,7 @@ from .operators.checks import foreign_leaf, shares_memory
 from .precision import SHORT
 from .report import ExplicitTermError
 from .setups import same
-from .transforms import forward_mode_error, has_tangent, is_wrapped
+from .transforms import forward_mode_error, has_tangent, is_wrapped, seeing_tangents
 
 
 class ExplicitTerm:
@@ -25,10 +25,13 @@ class ExplicitTerm:
         args (tuple): Further arguments; the tensors among them receive gradients.
         live (int): How many of its values an integration uses at one time, at most.
             (default: :obj:`1`)
+        tangents (bool): Whether forward-mode differentiation goes through. (default: :obj:`False`)
     """
 
-    def __init__(self, fn: Callable[..., Tensor], args: tuple[Any, ...], live: int = 1) -> None:
-        self.fn, self.args, self.memory = fn, args, ValueMemory(live)
+    def __init__(self, fn: Callable[..., Tensor], args: tuple[Any, ...], live: int = 1, *,
+                 tangents: bool = False) -> None:
+        self.fn, self.args, self.memory, self.tangents = fn, args, ValueMemory(live), tangents
+        self.derives = False  # whether G takes derivatives by the state itself
         self.places = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
         self.names: list[str] = []
         self.parameters: list[Tensor] = []
@@ -47,11 +50,29 @@ class ExplicitTerm:
 
     def __call__(self, t: float, u: Tensor) -> Tensor:
         """G as it is, for a forward pass."""
-        return self.memory.own(self._evaluate(self.fn, t, u, self.args))
+        return self.memory.own(self.with_state(t, u)[0])
+
+    def with_state(self, t: float, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The value of G, and the state that it was given: one that requires a gradient if need be.
+
+        A G that takes derivatives by the state needs one, whether or not anybody else does.
+        """
+        if not self.derives:
+            try:
+                return self._evaluate(self.fn, t, u, self.args), u
+            except RuntimeError as error:
+                if u.requires_grad or "not require grad" not in str(error):
+                    raise
+            self.derives = True
+        copy = u if u.requires_grad else u.detach().requires_grad_()
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():
+            value = self._evaluate(self.fn, t, copy, self.args)
+        return (value if wanted else value.detach()), copy
 
     def value(self, t: float, u: Tensor) -> Tensor:
         """The value of G by the same kernels as in :meth:`detached`, without its graph."""
-        with torch.enable_grad():
+        with torch.enable_grad(), seeing_tangents():
             value = self._evaluate(self.fn, t, u.detach().requires_grad_(), self.args)
         return value.detach()
 
@@ -77,15 +98,13 @@ class ExplicitTerm:
         own = buffers is None and self._owns(parameters)
         if not own:
             parameters = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
-        with torch.enable_grad():
+        with torch.enable_grad(), seeing_tangents():
             if own or not isinstance(self.fn, torch.nn.Module):
                 value = self._evaluate(self.fn, t, u, args)
             else:
                 named = dict(zip(self.names, parameters, strict=True))
                 named |= {name: b.clone() for name, b in (buffers or {}).items()}
                 value = self._evaluate(partial(_call_with, self.fn, named), t, u, args)
-        if has_tangent(value):
-            raise forward_mode_error("the explicit term")
         return value, u, stand + parameters
 
     def _owns(self, parameters: Sequence[Tensor]) -> bool:
@@ -105,6 +124,8 @@ class ExplicitTerm:
         if (counts and u._version != version) or (given is not None and not torch.equal(given, u)):
             raise ExplicitTermError("Expected the explicit term to leave the state as it is (it "
                                     f"changed it in place at time {t:.6g}); work on u.clone().")
+        if not self.tangents and has_tangent(value):
+            raise forward_mode_error("the explicit term")
         return value
 
     def _checked(self, value: Any, t: float, u: Tensor) -> Tensor:
@@ -187,15 +208,11 @@ class Unneeded:
 
     def __call__(self, t: float, u: Tensor) -> Tensor:
         """G(t, u)."""
-        if has_tangent(u):
-            raise forward_mode_error("the explicit term")
         with torch.enable_grad():
-            value = self.term(t, u.detach())
+            value, state = self.term.with_state(t, u.detach())
         if value.requires_grad:
-            check_ends(value, self.term.tensors, t)
-        if has_tangent(value):
-            raise forward_mode_error("the explicit term")
-        return value.detach()
+            check_ends(value, [state, *self.term.tensors], t)
+        return self.term.memory.own(value.detach())
 
 
 class Recorder:

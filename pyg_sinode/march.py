@@ -147,7 +147,7 @@ def adaptive_march(method: RungeKutta, control: Adaptive, times: Sequence[float]
             del rest[:len(outputs)]
         step = Step(t, h, outputs)
         steps.append(step)
-        if watch.stops(sizes.t, trial.made.state[0]):
+        if watch.stops(sizes.end, trial.made.state[0]):
             step = _ended(steps, number)
         yield Marched(number, step, state, trial.made)
         if method.stats.stopped_at is not None:
@@ -190,7 +190,7 @@ class _Sizes:
         self.targets = list(times[-1:] if dense else times[1:])
         self.ends = self.targets if dense else on_grid(times, eps)[1:]  # where exactly they lie
         self.t, self.h, self.wanted = times[0], 0.0, 0.0
-        self.exact = Fraction(self.t)
+        self.exact, self.end = Fraction(self.t), self.t
         self.landed, self.after_rejection, self.tried = False, False, 0
         self.errors: list[float] = []
         # What rounding of time leaves of a step must be a small part of it.
@@ -225,7 +225,8 @@ class _Sizes:
         self.left -= 1
         self.exact += Fraction(self.h)
         self.landed = self.left == 0
-        self.t = self.targets.pop(0) if self.landed else float(self.exact)
+        self.t = float(self.exact)
+        self.end = self.targets.pop(0) if self.landed else self.t
         controller = self.control.controller
         factor = controller.factor(self.errors, self.order)
         if self.after_rejection:
@@ -253,7 +254,8 @@ class _Sizes:
         interval = Fraction(target) - self.exact
         self.left = whole_steps(float(interval), self.wanted)
         # The size before, and its set-up, where that moves no output by more than four roundings.
-        if abs(self.left * Fraction(self.h) - interval) > 2 * EPS * abs(target):
+        ahead = self.left * Fraction(self.h) - interval
+        if self.h == 0.0 or abs(ahead) > 2 * EPS * abs(target):
             self.h = float(interval / self.left)
 
 

@@ -77,9 +77,10 @@ class per_graph:  # noqa: N801 (a function that remembers its batch)
         if x.numel() == 0:
             return x.new_zeros(())
         squares = x.square().movedim(self.node_dim, 0).flatten(1).mean(dim=1)
-        batch, count = self.batch.to(x.device), self.count.to(x.device)
-        sums = squares.new_zeros(count.numel()).index_add_(0, batch, squares)
-        return (sums / count.clamp(min=1)).amax().sqrt()
+        if self.batch.device != x.device:
+            self.batch, self.count = self.batch.to(x.device), self.count.to(x.device)
+        sums = squares.new_zeros(self.count.numel()).index_add_(0, self.batch, squares)
+        return (sums / self.count.clamp(min=1)).amax().sqrt()
 
     def __repr__(self) -> str:
         return f"per_graph({self.count.numel()} graphs, node_dim={self.node_dim})"

@@ -20,7 +20,7 @@ from .norms import maximum
 from .operators import Affine, LinearOperator, Shifted
 from .operators.checks import broadcasts, check_real
 from .operators.replaced import refuse_replaced
-from .precision import check_full, full_precision, is_autocast, widened
+from .precision import SHORT, check_full, full_precision, is_autocast, widened
 from .problem import Problem
 from .report import Stats
 from .schemes import SCHEMES
@@ -28,7 +28,7 @@ from .setups import Setups
 from .solvers import default
 from .steps import Steps, covering, landing
 from .tableau import IMEXTableau
-from .transforms import refuse_transforms
+from .transforms import WITHOUT_IMPLICIT, refuse_transforms
 
 
 class LinearSolver(Protocol):
@@ -163,8 +163,9 @@ def imex_odeint(
     check_real(u0, "u0")
     u0 = widened(u0)
     check_full("u0", u0.dtype)
-    refuse_transforms("imex_odeint", _tensors_of(u0, implicit, args),
-                      differentiable=gradient == "backprop" and implicit is None)
+    plain = gradient == "backprop" and implicit is None
+    refuse_transforms("imex_odeint", _tensors_of(u0, implicit, args), differentiable=plain,
+                      remedy=WITHOUT_IMPLICIT)
     if not bool(u0.detach().isfinite().all()):
         raise ValueError("Expected a finite u0 (got NaN or Inf); look where it was computed.")
     times = _read_times(t)
@@ -179,17 +180,17 @@ def imex_odeint(
     if not (callback is None or callable(callback)):
         raise TypeError(f"Expected callback as a function of (t, u) (got "
                         f"{type(callback).__name__}).")
-    eps, finer = _rounding_units(t, scheme)
+    eps, grid_eps = _rounding_units(t, scheme)
     steps = Steps(times[-1]) if step_size is None else (covering if dense else landing)(
-        times, _positive("step_size", step_size), eps, finer)
+        times, _positive("step_size", step_size), eps, grid_eps)
     if isinstance(scheme, IMEXMultistep):
         _check_equal(steps, scheme)
-    term = _checked_term(explicit, args, scheme)
+    term = _checked_term(explicit, args, scheme, tangents=plain)
     invert, part = _inverter(solver), _part(implicit, u0, times[0])
-    tensors = [u0, *([] if term is None else term.tensors), *([] if part is None else part.tensors)]
+    tensors = [u0, *(() if term is None else term.tensors), *(() if part is None else part.tensors)]
     setups = None if part is None else Setups(part.operator, invert, solver, stats)
-    problem = Problem(scheme, term, part, setups, times, finer, steps, control, dense, checkpoints,
-                      device, callback, progress, stats)
+    problem = Problem(scheme, term, part, setups, times, grid_eps, steps, control, dense,
+                      checkpoints, device, callback, progress, stats)
     with full_precision(u0.device):
         result = _run(problem, u0, gradient, tensors)
     return (result, stats) if return_stats else result
@@ -233,11 +234,14 @@ def _read_times(t: Any) -> list[float]:
 def _rounding_units(t: Tensor, scheme: IMEXTableau | IMEXMultistep) -> tuple[float, float]:
     """The rounding unit of the times for the number of steps, and that for steps of one size.
 
-    Times that were converted from float32 get the steps that they would have had there. Multistep
-    schemes know no steps but equal ones, and take them as equal as they can be.
+    Times that were converted from float32 (numbers of 21 to 24 bits among them) get the steps that
+    they would have had there. Multistep schemes know no steps but equal ones, and take such times
+    for a grid where float32 would: their outputs may move by its rounding.
     """
     own = torch.finfo(t.dtype).eps
-    if t.dtype != torch.float64 or not torch.equal(t.float().double(), t):
+    bits = torch.frexp(t.double()).mantissa * 2**20
+    if t.dtype != torch.float64 or not torch.equal(t.float().double(), t) or torch.equal(
+            bits, bits.round()):
         return own, own
     narrow = torch.finfo(torch.float32).eps
     return narrow, narrow if isinstance(scheme, IMEXMultistep) else own
@@ -337,8 +341,8 @@ def _check_equal(steps: Steps, scheme: IMEXMultistep) -> None:
             "spaced times, or a step_size that divides every interval, or a Runge-Kutta scheme.")
 
 
-def _checked_term(explicit: Any, args: Any, scheme: IMEXTableau | IMEXMultistep
-                  ) -> ExplicitTerm | None:
+def _checked_term(explicit: Any, args: Any, scheme: IMEXTableau | IMEXMultistep, *,
+                  tangents: bool) -> ExplicitTerm | None:
     if not isinstance(args, tuple):
         raise TypeError(f"Expected args as a tuple (got {type(args).__name__}); write args=(x,).")
     if explicit is None:
@@ -349,7 +353,7 @@ def _checked_term(explicit: Any, args: Any, scheme: IMEXTableau | IMEXMultistep
         raise TypeError("Expected the explicit term as a function or module of (t, u, *args) (got "
                         f"{type(explicit).__name__}).")
     live = scheme.stages if isinstance(scheme, IMEXTableau) else scheme.start.stages + scheme.steps
-    return ExplicitTerm(explicit, args, live + 1)
+    return ExplicitTerm(explicit, tuple(map(widened, args)), live, tangents=tangents)
 
 
 def _part(implicit: Any, u0: Tensor, t: float) -> Affine | None:
@@ -360,8 +364,9 @@ def _part(implicit: Any, u0: Tensor, t: float) -> Affine | None:
                         f"Affine (got {type(implicit).__name__}); wrap a matrix with "
                         "operators.Dense, a linear function with operators.MatrixFree.")
     part = implicit if isinstance(implicit, Affine) else Affine(implicit)
-    part = part.with_tensors(list(map(widened, part.tensors))) if is_autocast(u0.device) else part
-    refuse_replaced(part.operator.tensors)
+    if is_autocast(u0.device) and any(x.dtype in SHORT for x in part.tensors):
+        part = part.with_tensors(list(map(widened, part.tensors)))
+    refuse_replaced(part.tensors)
     with full_precision(u0.device):
         part.check(u0, t)
     return part

@@ -35,7 +35,7 @@ def without_autocast(method: F) -> F:
     """Makes a function or method run without autocast on the device of its first tensor."""
     @functools.wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        device = next((x.device for x in args if isinstance(x, Tensor)), None)
+        device = next((x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
         if device is None or not is_autocast(device):
             return method(*args, **kwargs)
         with torch.autocast(device.type, enabled=False):

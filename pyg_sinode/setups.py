@@ -10,6 +10,7 @@ from torch import Tensor
 from .operators import LinearOperator, Shifted
 from .operators.checks import as_float
 from .report import Stats
+from .solvers.krylov import Krylov
 
 KEPT = 8  # set-ups kept, in a call and on an operator, so that changing steps do not pile them up
 
@@ -27,7 +28,9 @@ class Setups:
                  key: object, stats: Stats) -> None:
         self.operator, self.invert, self.key, self.stats = operator, invert, key, stats
         self.made: dict[float, LinearOperator] = {}
-        self.kept = not any(t.requires_grad for t in operator.tensors)
+        # An iteration has no factors, and follows whatever is changed in the operator.
+        iterates = isinstance(key, Krylov) or (key is None and not operator.has_closed_inverse())
+        self.kept = not iterates and not any(t.requires_grad for t in operator.tensors)
 
     def inverse(self, c: float, scale: Tensor | float = 1.0) -> LinearOperator:
         """The inverse of I - c scale J."""

@@ -116,6 +116,9 @@ class Pattern:
     def matrix(self, value: Tensor) -> Tensor:
         """The pattern with values, as a ``torch.sparse_csr`` tensor that shares their memory."""
         self._check_entries(value)
+        if value.dim() != 1:
+            raise ValueError(f"Expected one number for each entry of the pattern (got shape "
+                             f"{tuple(value.shape)}).")
         _take_beta_warning()
         pointer, col = self._own.narrow
         return torch.sparse_csr_tensor(

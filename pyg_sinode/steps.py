@@ -30,11 +30,16 @@ class Steps:
 
     Args:
         end (float): The time at the end of the last step.
+
+    Attributes:
+        outputs: The outputs in each step that has some.
+        ends: The given time at the end of each step that lands on one.
     """
 
     def __init__(self, end: float) -> None:
         self.t, self.h, self.last = array("d"), array("d"), end
         self.outputs: dict[int, tuple[float, ...]] = {}
+        self.ends: dict[int, float] = {}
 
     def append(self, step: Step) -> None:
         """Adds a step at the end."""
@@ -51,6 +56,8 @@ class Steps:
 
     def end(self, number: int) -> float:
         """The time at the end of the step of that number."""
+        if number in self.ends:
+            return self.ends[number]
         return self.t[number + 1] if number + 1 < len(self.t) else self.last
 
     def __len__(self) -> int:
@@ -79,7 +86,7 @@ def on_grid(times: Sequence[float], eps: float) -> list[float]:
     return list(times) if grid is None else grid
 
 
-def plan(times: Sequence[float], step_size: float, eps: float, finer: float | None = None
+def plan(times: Sequence[float], step_size: float, eps: float, grid_eps: float | None = None
          ) -> list[Interval]:
     """Equal steps that land on every time, with as few different step sizes as there can be.
 
@@ -91,17 +98,21 @@ def plan(times: Sequence[float], step_size: float, eps: float, finer: float | No
         step_size (float): The largest step, in magnitude.
         eps (float): The rounding unit of the times: steps may exceed the step size by what that
             amounts to.
-        finer (float, optional): That to which multiples of one step have to be exact; ``eps`` if
+        grid_eps (float, optional): That to which multiples of one step have to be exact; ``eps`` if
             None. (default: :obj:`None`)
+
+    Returns:
+        The intervals; on a grid they start where it lies, not where rounding put the times.
     """
-    finer = eps if finer is None else finer
-    exact = on_grid(times, finer)
+    grid_eps = eps if grid_eps is None else grid_eps
+    exact = on_grid(times, grid_eps)
     rounding = 2.0 * eps * max(map(abs, times))
     counts = [whole_steps(b - a, step_size, rounding) for a, b in itertools.pairwise(exact)]
     numbers = list(itertools.accumulate(counts, initial=0))
-    if _grid(exact, numbers, finer) is not None:
+    grid = _grid(exact, numbers, grid_eps)
+    if grid is not None:
         h = (times[-1] - times[0]) / numbers[-1]
-        return [Interval(start, h, count) for start, count in zip(times, counts, strict=False)]
+        return [Interval(start, h, count) for start, count in zip(grid, counts, strict=False)]
     sizes, result = _Sizes(), []
     for (start, end), count in zip(itertools.pairwise(times), counts, strict=True):
         result.append(Interval(start, sizes.step(start, end, count), count))
@@ -130,20 +141,22 @@ class _Sizes:
         return k
 
 
-def landing(times: Sequence[float], step_size: float, eps: float, finer: float | None = None
+def landing(times: Sequence[float], step_size: float, eps: float, grid_eps: float | None = None
             ) -> Steps:
     """The steps of :func:`plan`, which land on every output."""
     steps = Steps(times[-1])
-    for start, h, count in plan(times, step_size, eps, finer):
+    for end, (start, h, count) in zip(times[1:], plan(times, step_size, eps, grid_eps),
+                                      strict=True):
         for k in range(count):
             steps.append(Step(start + k * h, h, (1.0,) if k == count - 1 else ()))
+        steps.ends[len(steps) - 1] = end
     return steps
 
 
-def covering(times: Sequence[float], step_size: float, eps: float, finer: float | None = None
+def covering(times: Sequence[float], step_size: float, eps: float, grid_eps: float | None = None
              ) -> Steps:
     """Equal steps from the first to the last output, which the others fall into."""
-    times = on_grid(times, eps if finer is None else finer)
+    times = on_grid(times, eps if grid_eps is None else grid_eps)
     steps, rest = Steps(times[-1]), list(times[1:])
     for start, h, count in plan([times[0], times[-1]] if rest else times, step_size, eps):
         for k in range(count):
@@ -180,7 +193,11 @@ def whole_steps(interval: float, h: float, rounding: float = 0.0) -> int:
 
 
 def _grid(times: Sequence[float], numbers: Sequence[int], eps: float) -> list[float] | None:
-    """The times t0 + k D for these k, if the given ones are those to one rounding, else None."""
+    """The times t0 + k D for these k, if the given ones are those to one rounding, else None.
+
+    The rounding is that of the largest number in t0 + k D: a clock through zero, too, is as regular
+    as its dtype and ``torch.linspace`` make it.
+    """
     if len(times) < 2:
         return None
     first, last = times[0], times[-1]

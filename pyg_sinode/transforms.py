@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-REMEDY = ('use loss.backward() or torch.autograd.grad, or gradient="backprop" where there is no '
-          "implicit part.")
+REMEDY = "use loss.backward() or torch.autograd.grad"
+WITHOUT_IMPLICIT = REMEDY + ', or gradient="backprop" where there is no implicit part'
 
 
-def refuse_transforms(what: str, tensors: Iterable[Any], *, differentiable: bool) -> None:
+def refuse_transforms(what: str, tensors: Iterable[Any], *, differentiable: bool = False,
+                      remedy: str = REMEDY) -> None:
     """Refuses ``torch.func`` and forward-mode differentiation where they would fail or be wrong.
 
     Args:
         what (str): What was called.
         tensors (iterable): What may carry a tangent; what is no tensor is passed over.
         differentiable (bool): Whether every operation has rules for both, as those of an explicit
-            integration by plain backpropagation do.
+            integration by plain backpropagation do. (default: :obj:`False`)
+        remedy (str): What to do instead. (default: :obj:`REMEDY`)
 
     Raises:
         RuntimeError: naming the way out.
@@ -29,13 +32,12 @@ def refuse_transforms(what: str, tensors: Iterable[Any], *, differentiable: bool
     if torch._C._functorch.TransformType.Vmap in kinds:
         raise RuntimeError(f"Expected {what} outside torch.func.vmap (got a call inside it); put "
                            "the batch into a dimension of the state, or the graphs into one Batch, "
-                           "and call it once.")
+                           f"and call it once; for derivatives {REMEDY}.")
     if kinds and not differentiable:
         raise RuntimeError(f"Expected {what} outside the transforms of torch.func (got a call "
-                           f"inside grad, vjp, jvp or jacrev); {REMEDY}")
-    if not differentiable and any(isinstance(x, Tensor) and has_tangent(x)
-                                      for x in tensors):
-        raise forward_mode_error(what)
+                           f"inside grad, vjp, jvp or jacrev); {remedy}.")
+    if not differentiable and any(isinstance(x, Tensor) and has_tangent(x) for x in tensors):
+        raise forward_mode_error(what, remedy)
 
 
 def has_tangent(x: Tensor) -> bool:
@@ -43,10 +45,17 @@ def has_tangent(x: Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None
 
 
-def forward_mode_error(what: str) -> RuntimeError:
+def seeing_tangents() -> AbstractContextManager[Any]:
+    """A region in which values carry tangents, inside an ``autograd.Function`` too."""
+    enabled = getattr(forward_ad, "_set_fwd_grad_enabled", None)
+    active = getattr(forward_ad, "_current_level", -1) >= 0
+    return enabled(True) if active and enabled is not None else nullcontext()
+
+
+def forward_mode_error(what: str, remedy: str = WITHOUT_IMPLICIT) -> RuntimeError:
     """The error of forward-mode differentiation where there is no rule for it."""
     return RuntimeError(f"Expected {what} without forward-mode differentiation (got a tensor with "
-                        f"a tangent, which would be lost); {REMEDY}")
+                        f"a tangent, which would be lost); {remedy}.")
 
 
 def is_wrapped(x: Tensor) -> bool:

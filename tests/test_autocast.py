@@ -164,6 +164,20 @@ def test_a_short_state_and_short_tensors_of_j_are_widened_under_autocast(dtype):
 
 
 @short
+def test_factors_are_kept_and_arguments_widened_under_autocast(dtype):
+    J, u0 = Dense(torch.randn(5, 5)), torch.randn(3, 5)
+    counts = []
+    with autocast(dtype):
+        h = nn.Linear(5, 5)(u0)
+        assert h.dtype == dtype
+        for _ in range(3):
+            _, stats = imex_odeint(lambda t, u, h: u * h @ torch.eye(5), J, u0, T, step_size=0.25,
+                                   args=(h,), return_stats=True)
+            counts.append(stats.setups)
+    assert counts == [1, 0, 0]
+
+
+@short
 def test_an_explicit_term_may_use_autocast_inside(dtype):
     net, u0 = Net(inside=dtype), torch.randn(3, 5)
     plain = Net()

@@ -152,7 +152,7 @@ def test_the_stencils_of_the_docstring_have_the_eigenvalues_of_the_heat_equation
         (neumann, -((2 * n * torch.sin(k * math.pi / 2 / n)) ** 2)),
     ):
         assert J.symmetric()
-        assert J.largest_eigenvalue() == 0.0
+        assert J.largest_eigenvalue() <= 1e-15 * 4 * n**2
         found = torch.linalg.eigvalsh(dense_matrix(J, (n,)))
         torch.testing.assert_close(found.flip(0), exact, rtol=1e-12, atol=1e-9)
     assert not neumann.mv(torch.ones(n, dtype=F64)).any()

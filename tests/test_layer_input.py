@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch_geometric import EdgeIndex
-from torch_geometric.explain import Explainer, GNNExplainer
+from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.nn import GCNConv, to_hetero_with_bases
 
@@ -119,6 +119,19 @@ def test_after_a_refused_explanation_the_layer_works():
         node_mask_type="attributes", model_config={
             "mode": "multiclass_classification", "task_level": "node", "return_type": "raw"})
     with pytest.raises(ValueError, match="edge masks do not reach the attention"):
+        explainer(X, EDGES)
+    assert torch.equal(model(X, EDGES), expected)
+
+
+def test_after_a_refused_explanation_by_attention_the_layer_works():
+    model = SINODE(4, 4, 3)
+    model.eval()
+    expected = model(X, EDGES)
+    explainer = Explainer(
+        model, AttentionExplainer(), explanation_type="model", edge_mask_type="object",
+        model_config={
+            "mode": "multiclass_classification", "task_level": "node", "return_type": "raw"})
+    with pytest.raises(ValueError, match="Expected no hooks on messages"):
         explainer(X, EDGES)
     assert torch.equal(model(X, EDGES), expected)
 

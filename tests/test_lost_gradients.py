@@ -189,13 +189,26 @@ class Built(nn.Module):
     lambda m: MatrixFree(lambda u, w: u @ w, m.weight),
     lambda m: Diagonal(m.weight.diagonal()),
     lambda m: Circulant.from_symbol(m.weight.sum(0, keepdim=True).sum(1).expand(2) * 1.0),
-], ids=["dense", "sum", "affine", "function", "view", "symbol"])
-def test_an_operator_on_a_parameter_that_was_replaced_is_refused(make):
+    lambda m: Affine(ScaledIdentity(-1.0), m.weight.diagonal()),
+], ids=["dense", "sum", "affine", "function", "view", "symbol", "forcing"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_an_operator_on_a_parameter_that_was_replaced_is_refused(make, hidden):
     module = Built(make)
+    if hidden:
+        module.implicit = [{"inside": [module.implicit]}]
+        module.forward = lambda u0: solve(None, module.implicit[0]["inside"][0], u0=u0)[-1].sum()
     new = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
     with pytest.raises(ValueError, match="build the operator in forward, not in __init__"):
         torch.func.functional_call(module, new, (U0,))
     assert module(U0).isfinite()
+
+
+def test_a_frozen_parameter_that_was_replaced_is_refused_as_well():
+    module = Built(lambda m: Dense(m.weight)).requires_grad_(False)
+    new = {name: 5.0 * p.detach() for name, p in module.named_parameters()}
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context, pytest.raises(ValueError, match="build the operator in forward"):
+            torch.func.functional_call(module, new, (U0,))
 
 
 @pytest.mark.parametrize("make", [
@@ -271,6 +284,31 @@ def test_forward_mode_is_right_or_refused(where, gradient):
     torch.testing.assert_close(tangent, slope, rtol=1e-7, atol=1e-9)
 
 
+W_DUAL = MATRIX.diagonal().clone()
+
+
+@pytest.mark.parametrize("implicit", [
+    lambda w: MatrixFree(lambda u: u * w), lambda w: Affine(ScaledIdentity(-1.0), lambda t: w * t),
+    lambda w: Affine(ScaledIdentity(-1.0), scale=lambda t: w[0])],
+    ids=["function", "forcing", "scale"])
+@both_modes
+def test_a_tangent_in_a_closure_of_the_implicit_part_is_refused(implicit, gradient):
+    u0 = U0.clone().requires_grad_()
+    with forward_ad.dual_level():
+        w = forward_ad.make_dual(W_DUAL, torch.ones(2).double())
+        with pytest.raises(RuntimeError, match="without forward-mode"):
+            solve(None, implicit(w), u0=u0, gradient=gradient)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_tangent_that_comes_later_is_refused(grad):
+    with forward_ad.dual_level(), torch.set_grad_enabled(grad):
+        w = forward_ad.make_dual(W_DUAL, torch.ones(2).double())
+        for u0 in (U0, U0.clone().requires_grad_()):
+            with pytest.raises(RuntimeError, match="without forward-mode"):
+                solve(lambda t, u: u * w if t > 0.4 else -u, Dense(MATRIX), u0=u0)
+
+
 def test_transforms_of_torch_func_say_what_to_do_instead():
     def loss(u, **options):
         return solve(lambda t, u: torch.sin(u), u0=u, **options)[-1].sum()
@@ -327,6 +365,26 @@ def test_a_term_that_takes_derivatives_itself_has_the_gradient_of_backpropagatio
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_a_term_that_takes_derivatives_itself_needs_nobody_else_to_want_one():
+    net = Hamiltonian()
+    expected = solve(net, Dense(MATRIX)).detach()
+    frozen = copy.deepcopy(net).requires_grad_(False)
+
+    def own_leaf(t, u):
+        u = u.requires_grad_()
+        (slope,) = torch.autograd.grad(frozen.energy(u).sum(), u, create_graph=True)
+        return slope @ double([[0.0, 1.0], [-1.0, 0.0]])
+
+    for gradient in ("discrete", "backprop"):
+        for term in (net, frozen):
+            found = solve(term, Dense(MATRIX), gradient=gradient)
+            torch.testing.assert_close(found.detach(), expected, rtol=1e-12, atol=1e-13)
+            with torch.no_grad():
+                found = solve(term, Dense(MATRIX), gradient=gradient)
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(solve(own_leaf, Dense(MATRIX)), expected, rtol=1e-12, atol=1e-13)
+
+
 # Memory that is used twice
 
 
@@ -379,6 +437,50 @@ def test_a_product_that_overwrites_the_last_one_changes_nothing():
     J = MatrixFree(product)
     expected = solve(None, Dense(MATRIX.t()), method="ark324l2sa")
     torch.testing.assert_close(solve(None, J, method="ark324l2sa"), expected, rtol=1e-8, atol=1e-9)
+
+
+class Reusing(Own):
+    """An operator of a user's own that writes each product over the last one."""
+
+    buffer = torch.empty(2).double()
+
+    def mv(self, u):
+        if u.requires_grad or self.tensors[0].requires_grad:
+            return super().mv(u)
+        return self.buffer.copy_(super().mv(u)) if u.shape == (2,) else super().mv(u)
+
+
+def test_an_operator_that_overwrites_its_last_product_changes_nothing():
+    for method in ("ark324l2sa", "ark436l2sa", "cnab2"):
+        expected = solve(lambda t, u: torch.sin(u), Own(MATRIX), method=method)
+        found = solve(lambda t, u: torch.sin(u), Reusing(MATRIX), method=method)
+        assert torch.equal(found, expected)
+
+
+class ByProperty(LinearOperator):
+    """An operator whose tensors cannot be put in place of others."""
+
+    dims = (-1,)
+
+    @property
+    def tensors(self):
+        return (MATRIX,)
+
+    def mv(self, u):
+        return u @ MATRIX
+
+
+def test_an_operator_without_a_way_to_take_other_tensors_says_so():
+    with pytest.raises(TypeError, match="give it the method with_tensors"):
+        solve(None, ByProperty())
+
+
+def test_changes_of_an_operator_that_are_no_tensors_are_seen():
+    J = -0.1 * MatrixFree(lambda u: u @ MATRIX)
+    solve(None, J)
+    J.factor = -0.5
+    again = solve(None, -0.5 * MatrixFree(lambda u: u @ MATRIX))
+    torch.testing.assert_close(solve(None, J), again, rtol=0.0, atol=0.0)
 
 
 @both_modes

@@ -5,7 +5,7 @@ import torch
 from cases import double
 
 from pyg_sinode import GRANDAttention, SINODEConv, imex_odeint
-from pyg_sinode.operators import Diagonal, Graph, LinearOperator, ScaledIdentity, Shifted
+from pyg_sinode.operators import Dense, Diagonal, Graph, LinearOperator, ScaledIdentity, Shifted
 from pyg_sinode.operators.results import Entries
 from pyg_sinode.solvers import CG, GMRES, Direct, default
 from pyg_sinode.sparse import (
@@ -134,6 +134,8 @@ def test_values_that_are_not_one_per_entry_are_refused_before_a_kernel_runs():
                 run(torch.ones(length))
     with pytest.raises(ValueError, match="one weight for each of the 3 edges of Graph"):
         Graph(torch.tensor([[0, 1, 1], [1, 0, 1]])).with_tensors([torch.ones(4)])
+    with pytest.raises(ValueError, match="one number for each entry"):
+        sparse_product(p, torch.ones(3, 2), x)
     for rows in (1, 3):
         for run in (lambda y: sparse_product(p, torch.ones(3), y),
                     lambda y: sampled_product(p, y, x), lambda y: sampled_product(p, x, y)):
@@ -169,7 +171,7 @@ class WrongEntries(LinearOperator):
 
 def test_entries_outside_the_matrix_reach_no_kernel():
     with pytest.raises((RuntimeError, IndexError), match=r"size|bounds"):
-        (WrongEntries() + ScaledIdentity(-1.0)).symmetric()
+        (WrongEntries() + WrongEntries()).symmetric()
     for dense in (True, False):
         with pytest.raises((RuntimeError, IndexError, ValueError), match=r"bounds|exceeds|index"):
             Direct(dense).invert(Shifted(WrongEntries(), 0.1)).solve(torch.ones(2))
@@ -224,6 +226,13 @@ def test_what_is_not_symmetric_or_not_definite_is_not_said_to_be():
     assert not (there + 0.5 * back).symmetric()
     assert isinstance(default(there + back, 100.0), GMRES)
     assert isinstance(default(there + back + Diagonal(-0.4 * degree.unsqueeze(1)), 100.0), GMRES)
+
+
+def test_bounds_do_not_cancel():
+    matrix = torch.tensor([[1e8, 3.0], [3.0, 1e8]])
+    J = Dense(matrix) + Diagonal(torch.full((2,), -1e8))
+    assert J.largest_eigenvalue() >= 3.0
+    assert not Shifted(J, 1.0).positive_definite()
 
 
 def test_the_parts_and_the_whole_take_as_many_iterations():

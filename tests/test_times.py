@@ -141,6 +141,34 @@ def test_times_converted_from_float32_take_as_many_steps_but_are_not_moved():
     assert_exact(t.tolist(), landing(t.tolist(), 0.1, EPS32, EPS64))
 
 
+@pytest.mark.parametrize("options", [
+    {"step_size": 0.1 / 16}, {"step_size": 0.1 / 16, "dense": True}, {"rtol": 1e-9, "atol": 1e-11},
+    {"step_size": 0.1 / 64, "method": "sbdf4"}], ids=str)  # fmt: skip
+def test_the_times_that_g_sees_lie_on_the_grid_too(options):
+    def run(t):
+        return imex_odeint(lambda t, u: 50 * torch.cos(50 * t) * torch.ones_like(u), None,
+                           double([0.0]), t, **{"method": "ark548l2sa", **options})
+
+    t, exact = torch.linspace(0, 10, 101), torch.linspace(0, 10, 101, dtype=torch.float64)
+    torch.testing.assert_close(run(t), run(exact), rtol=0.0, atol=1e-9)
+
+
+def test_a_callback_sees_the_times_that_were_given():
+    t = torch.linspace(0, 1, 11)
+    for options in ({"step_size": 0.05}, {"rtol": 1e-3}):
+        seen = []
+        rotate(t, callback=lambda t, u: seen.append(t), **options)  # noqa: B023
+        assert set(t.tolist()[1:]) <= set(seen)
+
+
+def test_an_interval_of_one_rounding_is_one_step():
+    t = double([1.0, 1.0 + 2.0**-52])
+    for options in STEPPING.values():
+        u, stats = rotate(t, **options)
+        assert stats.steps_accepted == 1
+        assert u.isfinite().all()
+
+
 # How many steps
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..transforms import forward_mode_error, has_tangent
 from .base import LinearOperator, Scaled
 from .checks import as_float, broadcasts, check_real, check_tensors, foreign_leaf
 
@@ -130,6 +131,8 @@ class Affine:
     def product(self, t: float, u: Tensor) -> Tensor:
         """The value a(t) J u + f(t), differentiable in u and in :attr:`tensors`."""
         product, scale, forcing = self.operator.mv(u), self.scale(t, u), self.forcing(t, u)
+        if self.operator.is_foreign():  # the next product may be written over this one
+            product = product.clone()
         if isinstance(scale, Tensor) or scale != 1.0:
             product = product * scale
         return product if forcing is None else product + forcing
@@ -202,13 +205,15 @@ class _Part:
         return other
 
     def __call__(self, t: float, u: Tensor) -> Any:
-        if not self.what:
-            return self._value(t, u)
-        with torch.enable_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() or bool(self.what)):
             value = self._value(t, u)
-        if isinstance(value, Tensor) and value.requires_grad:
+        if not isinstance(value, Tensor):
+            return value
+        if has_tangent(value):
+            raise forward_mode_error("a forcing or scale")
+        if self.what and value.requires_grad:
             self.check_named(value, self.what)
-        return value.detach() if isinstance(value, Tensor) else value
+        return value.detach() if self.what else value
 
     def _value(self, t: float, u: Tensor) -> Any:
         if isinstance(self.source, Tensor):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..precision import without_autocast
+from ..transforms import forward_mode_error, has_tangent
 from .checks import as_float, check_number, check_real, check_tensors, detached, foreign_leaf
 from .results import Entries, LinearSolveError, Solution, equals_transpose
 
@@ -38,6 +39,7 @@ class LinearOperator:
         """The product J u, differentiable in u and in :attr:`tensors`."""
         raise NotImplementedError
 
+    @without_autocast
     def vjp(self, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of <w, J u> with respect to those of :attr:`tensors` that are wanted."""
         own = [p.detach().requires_grad_(want)
@@ -78,14 +80,25 @@ class LinearOperator:
         Raises:
             ValueError: naming the remedy.
         """
-        if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
-            return  # the package's own operators name what they use; MatrixFree asks its function
-        self._check_product(u)
+        if self.is_foreign():  # the package's own name what they use; MatrixFree overrides this
+            self._check_product(u)
+
+    def is_foreign(self) -> bool:
+        """Whether this is an operator of a user's own, of which little can be taken for granted."""
+        return type(self).__module__.partition(".")[0] != __name__.partition(".")[0]
 
     def _check_product(self, u: Tensor) -> None:
         own = [p.detach().requires_grad_(p.requires_grad) for p in self.tensors]
+        try:
+            copied = self.with_tensors(own)
+        except AttributeError as error:
+            raise TypeError(f"Expected {type(self).__name__} to put other tensors in place of its "
+                            f"own (got: {error}); give it the method with_tensors.") from error
         with torch.enable_grad():
-            refuse_foreign(self, self.with_tensors(own).mv(u.detach()), own)
+            product = copied.mv(u.detach())
+        refuse_foreign(self, product, own)
+        if has_tangent(product):
+            raise forward_mode_error(f"the product of {type(self).__name__}")
 
     def symmetric(self) -> bool:
         """Whether J is known, or was checked, to equal its transpose."""
@@ -176,10 +189,23 @@ def largest_of(bounds: tuple[Tensor | float, Tensor | float] | None) -> float:
     """The largest end of Gershgorin's discs; infinite where they are not known."""
     if bounds is None:
         return math.inf
-    ends = bounds[0] + bounds[1]
+    d, others = bounds
+    ends = d + others
     if not isinstance(ends, Tensor):
         return float(ends)
-    return float(ends.max()) if ends.numel() else 0.0
+    if not ends.numel():
+        return 0.0
+    if not isinstance(others, Tensor) and others == 0.0:
+        return float(ends.max())
+    # An upper bound, though the sum be rounded down.
+    return float((ends + rounding_of(d) + rounding_of(others)).max())
+
+
+def rounding_of(x: Tensor | float) -> Tensor | float:
+    """What the rounding of numbers amounts to."""
+    if isinstance(x, Tensor):
+        return torch.finfo(x.dtype).eps * x.abs()
+    return 2.3e-16 * abs(x)
 
 
 class Transposed(LinearOperator):
@@ -377,9 +403,9 @@ class Sum(LinearOperator):
             term.check_named(u)
 
     def symmetric(self) -> bool:
-        if all(term.symmetric() for term in self.terms):
-            return True
-        # Terms that are not may add up to a matrix that is.
+        others = sum(not term.symmetric() for term in self.terms)
+        if others < 2:  # one that is not cannot be made up for by those that are
+            return others == 0
         size = self.size_along(self.dims[0]) if len(self.dims) == 1 else None
         entries = None if size is None else self.entries(self.dims[0], size)
         return entries is not None and size is not None and equals_transpose(entries, size)
@@ -396,7 +422,8 @@ class Sum(LinearOperator):
             bounds = term.gershgorin()
             if bounds is None:
                 return None
-            diagonal, others = diagonal + bounds[0], others + bounds[1]
+            # Diagonals may cancel: what their rounding amounts to is left to the others.
+            diagonal, others = diagonal + bounds[0], others + bounds[1] + rounding_of(bounds[0])
         return diagonal, others
 
     def size_along(self, dim: int) -> int | None:

@@ -59,7 +59,7 @@ class Dense(LinearOperator):
     def gershgorin(self) -> tuple[Tensor, Tensor]:
         matrix = self.tensors[0].detach()
         d = matrix.diagonal()
-        others = matrix.abs().sum(dim=1) - d.abs()
+        others = matrix.abs().fill_diagonal_(0.0).sum(dim=1)
         return along(d, self.dims[0]), along(others, self.dims[0])
 
     def size_along(self, dim: int) -> int | None:

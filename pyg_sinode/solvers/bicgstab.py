@@ -18,8 +18,8 @@ class BiCGStab(Krylov):
     Saad, `"Iterative Methods for Sparse Linear Systems" <https://doi.org/10.1137/1.9780898718003>`_
     (2nd ed., 2003), Algorithm 7.7. Its memory does not grow with the iterations; each makes two
     products. A column whose recurrence breaks down (:math:`(Ap, r_0^*) = 0`, :math:`\omega = 0` or
-    :math:`(r, r_0^*) = 0`) keeps the half step that it could make, and is started again from the
-    iterate of the least residual. A column is solved when that is
+    :math:`(r, r_0^*) = 0`) keeps the half step that it could make, and is started again from its
+    true residual; a failure carries the iterate of the least one. A column is solved when that is
 
     .. math::
         \Vert b - Ax \Vert_2 \leq \max(rtol \, \Vert b \Vert_2,\ atol).
@@ -47,6 +47,7 @@ class BiCGStab(Krylov):
         target, eps = system.target.square(), torch.finfo(r.dtype).eps
         shadow, p = self._shadow(system, r, norm), r.clone()            # 1.-2.
         rr, rho = norm.square(), dot(r, shadow)
+        system.remember(rr)
         # (a, r0*) is zero to rounding where (a, r0*)^2 <= tiny |a|^2.
         tiny = eps**2 * dot(shadow, shadow)
         while system.advance(active):                                   # 3.

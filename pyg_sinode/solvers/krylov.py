@@ -161,7 +161,8 @@ class System:
         self.target = self.bound.clamp_min(1e-3 * eps * self.norm_b)
         self.limit = self.solver.max_iter or 10 * max(1, self.size)
         self.spent = 0
-        self._least, self._lowest = self.norm_b, self.b  # set at the start of a cycle
+        self._least = self.norm_b
+        self._lowest: Tensor | None = None  # see `remember`
         self.iterations = torch.zeros_like(self.norm_b, dtype=torch.long)
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
@@ -181,8 +182,11 @@ class System:
     def remember(self, rr: Tensor) -> None:
         """Keeps the solution where its squared residual is the least since the cycle began.
 
-        For methods whose residual may rise again: what they reached is not lost by a breakdown.
+        For methods whose residual may rise again: what they reached is what a failure carries.
         """
+        if self._lowest is None:
+            self._least, self._lowest = rr, self.x.clone()
+            return
         better = rr < self._least
         self._least = torch.where(better, rr, self._least)
         self._lowest = torch.where(better, self.x, self._lowest)
@@ -202,19 +206,17 @@ class System:
         parted, stalled = torch.zeros_like(self.iterations), torch.zeros_like(self.iterations)
         unsolved = bool(active.any())
         while unsolved:
-            self._least, self._lowest = norm.square(), self.x
+            self._lowest = None
             own = self.solver.cycle(self, r, norm, active.clone())
-            before, (r, norm) = norm, self._residual()
+            before, (r, norm) = norm, self._residual(self.x)
             active &= ~(norm <= self.bound)
             unsolved = bool(active.any())
-            if unsolved and self._lowest is not self.x:
-                r, norm = self._back_to_the_lowest(r, norm)
-                active &= ~(norm <= self.bound)
-                unsolved = bool(active.any())
             if unsolved:
                 if not bool((own + norm).isfinite().all()):
                     raise self.not_finite()
-                self._keep_best(norm)
+                self._keep_best(self.x, norm)
+                if self._lowest is not None:
+                    self._keep_best(self._lowest, self._residual(self._lowest)[1])
                 claimed = own <= self.target
                 floating = (norm > 2 * own) & (norm > 0.5 * before)
                 still = (norm - before).abs() <= _root_eps(r) * before
@@ -236,21 +238,13 @@ class System:
         self.best, self.best_norm = self.x.clone(), norm
         return r, norm
 
-    def _residual(self) -> tuple[Tensor, Tensor]:
-        r = self.b - self.operator.mv(self.x)
+    def _residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r = self.b - self.operator.mv(x)
         return r, self.norm(r)
 
-    def _back_to_the_lowest(self, r: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes the iterate that was remembered where its true residual is smaller."""
-        last, self.x = self.x, self._lowest
-        of_lowest, norm_of_lowest = self._residual()
-        better = norm_of_lowest < norm
-        self.x = torch.where(better, self._lowest, last)
-        return torch.where(better, of_lowest, r), torch.where(better, norm_of_lowest, norm)
-
-    def _keep_best(self, norm: Tensor) -> None:
+    def _keep_best(self, x: Tensor, norm: Tensor) -> None:
         better = norm < self.best_norm
-        self.best = torch.where(better, self.x, self.best)
+        self.best = torch.where(better, x, self.best)
         self.best_norm = torch.where(better, norm, self.best_norm)
 
     def _give_up(self, parted: Tensor, stalled: Tensor) -> None:
