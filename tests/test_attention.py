@@ -246,12 +246,13 @@ def test_a_weight_of_zero_removes_an_edge_even_of_the_largest_score(
     weight = torch.tensor([1.0, 2.0, 1.0, 1.0, 0.0], dtype=dtype)
     y = layer(x, edges, weight)
     expected = layer(x, edges[:, :4], weight[:4])
-    tolerance = 10 * torch.finfo(dtype).eps
-    torch.testing.assert_close(y, expected, rtol=0, atol=tolerance)
+    # A few roundings of scores, normalisers and sums.
+    rounding = 50 * torch.finfo(dtype).eps
+    torch.testing.assert_close(y, expected, rtol=rounding, atol=rounding)
     assert y[:, 0].abs().max() > 0.1
     (got,) = torch.autograd.grad(y.sum(), x)
     (wanted,) = torch.autograd.grad(expected.sum(), x)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance)
+    torch.testing.assert_close(got, wanted, rtol=rounding, atol=rounding)
 
 
 @fused_or_not

@@ -9,7 +9,8 @@ against the wall time, in float64, on three periodic problems du/dt = G(u) + J u
 - ks: Kuramoto-Sivashinsky, spectral, 64 points, from a state on the attractor.
 
 All solvers get the same G + J u, written in PyTorch or NumPy, and the same initial state; rtol and
-atol are equal. SciPy's BDF and Radau also get the Jacobian: a constant sparse matrix for advection,
+atol are equal, and the error of a step is measured by its root mean square, as torchdiffeq and
+SciPy do. SciPy's BDF and Radau also get the Jacobian: a constant sparse matrix for advection,
 a function that gives a sparse one for allen-cahn and a dense one for ks. The inverses of this
 package are made anew in each run. torchdiffeq's implicit_adams solves its equations by functional
 iteration, here to 1e-10 in at most 20 iterations; it runs with its default order, 12, and with
@@ -56,7 +57,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from tqdm import tqdm
 
-from pyg_sinode import imex_odeint
+from pyg_sinode import imex_odeint, norms
 from pyg_sinode.grid import Advection, PeriodicGrid, kuramoto_sivashinsky
 from pyg_sinode.operators import Circulant
 
@@ -366,7 +367,8 @@ def imex(problem: Problem, limit: float, options: dict[str, Any]
 
 def adaptive_imex(method: str, problem: Problem, tolerance: float, limit: float
                   ) -> tuple[Counted, Callable[[], Outcome]]:
-    return imex(problem, limit, {"method": method, "rtol": tolerance, "atol": tolerance})
+    return imex(problem, limit, {"method": method, "rtol": tolerance, "atol": tolerance,
+                                 "norm": norms.rms})
 
 
 def equal_imex(method: str, problem: Problem, step: float, limit: float
