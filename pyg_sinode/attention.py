@@ -29,6 +29,9 @@ from .transforms import refuse_transforms
 SCORES = ("scaled_dot", "cosine", "pearson", "exp_kernel")
 NORMALIZERS = ("softmax", "squareplus")
 STOCHASTIC = ("row", "column")
+MESSAGE_HOOKS = [  # where MessagePassing registers them
+    f"_{what}_forward{when}_hooks" for when in ("_pre", "")
+    for what in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")]
 
 
 class GRANDAttention(MessagePassing):
@@ -265,9 +268,8 @@ class _SquarePlus(torch.autograd.Function):
 
 def message_hooks(module: MessagePassing) -> list[dict[int, Any]]:
     """The hooks that are registered to act while messages are passed, where there are some."""
-    return [value for name, value in vars(module).items()
-            if name.endswith(("_forward_hooks", "_forward_pre_hooks"))
-            and name not in ("_forward_hooks", "_forward_pre_hooks") and value]
+    own = vars(module)
+    return [own[name] for name in MESSAGE_HOOKS if own.get(name)]
 
 
 def with_dimension(state_dict: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:

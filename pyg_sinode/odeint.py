@@ -180,7 +180,7 @@ def imex_odeint(
     if not (callback is None or callable(callback)):
         raise TypeError(f"Expected callback as a function of (t, u) (got "
                         f"{type(callback).__name__}).")
-    eps, grid_eps = _rounding_units(t, scheme)
+    eps, grid_eps = _rounding_units(t, times, scheme)
     steps = Steps(times[-1]) if step_size is None else (covering if dense else landing)(
         times, _positive("step_size", step_size), eps, grid_eps)
     if isinstance(scheme, IMEXMultistep):
@@ -231,7 +231,8 @@ def _read_times(t: Any) -> list[float]:
     return times
 
 
-def _rounding_units(t: Tensor, scheme: IMEXTableau | IMEXMultistep) -> tuple[float, float]:
+def _rounding_units(t: Tensor, times: list[float], scheme: IMEXTableau | IMEXMultistep
+                    ) -> tuple[float, float]:
     """The rounding unit of the times for the number of steps, and that for steps of one size.
 
     Times that were converted from float32 (numbers of 21 to 24 bits among them) get the steps that
@@ -239,9 +240,9 @@ def _rounding_units(t: Tensor, scheme: IMEXTableau | IMEXMultistep) -> tuple[flo
     for a grid where float32 would: their outputs may move by its rounding.
     """
     own = torch.finfo(t.dtype).eps
-    bits = torch.frexp(t.double()).mantissa * 2**20
-    if t.dtype != torch.float64 or not torch.equal(t.float().double(), t) or torch.equal(
-            bits, bits.round()):
+    if t.dtype != torch.float64 or all((math.frexp(x)[0] * 2**20).is_integer() for x in times):
+        return own, own
+    if not torch.equal(t.float().double(), t):
         return own, own
     narrow = torch.finfo(torch.float32).eps
     return narrow, narrow if isinstance(scheme, IMEXMultistep) else own
