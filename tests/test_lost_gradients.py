@@ -203,6 +203,29 @@ def test_an_operator_on_a_parameter_that_was_replaced_is_refused(make, hidden):
     assert module(U0).isfinite()
 
 
+def test_an_operator_built_in_forward_on_a_step_from_the_old_parameter_is_right():
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(MATRIX.clone())
+
+        def forward(self, u0):
+            J = Dense(self.weight) + Dense(self.weight.tanh())
+            return solve(None, J, u0=u0)[-1].sum()
+
+    module = Inside()
+    fast = {"weight": module.weight - 0.1}
+    torch.func.functional_call(module, fast, (U0,)).backward()
+    moved = Inside()
+    moved.weight.data.sub_(0.1)
+    moved(U0).backward()
+    torch.testing.assert_close(module.weight.grad, moved.weight.grad)
+    stale = Built(lambda m: Dense(m.weight))
+    fast = {name: p - 0.1 for name, p in stale.named_parameters()}
+    with pytest.raises(ValueError, match="build the operator in forward"):
+        torch.func.functional_call(stale, fast, (U0,))
+
+
 def test_a_frozen_parameter_that_was_replaced_is_refused_as_well():
     module = Built(lambda m: Dense(m.weight)).requires_grad_(False)
     new = {name: 5.0 * p.detach() for name, p in module.named_parameters()}

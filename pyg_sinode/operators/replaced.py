@@ -28,9 +28,10 @@ def refuse_replaced(tensors: Sequence[Tensor]) -> None:
     if not calls:
         return
     present = {id(p) for call in calls for p in call["module"].parameters()}
-    replaced = {(x.shape, x.dtype) for call in calls
-                for x in call["parameters_and_buffers"].values() if isinstance(x, Tensor)}
-    for p in _parameters(tensors):
+    new = [x for call in calls for x in call["parameters_and_buffers"].values()
+           if isinstance(x, Tensor)]
+    replaced = {(x.shape, x.dtype) for x in new}
+    for p in _parameters(tensors, new):
         if id(p) not in present and (p.shape, p.dtype) in replaced:
             raise ValueError(
                 f"Expected an operator on the parameters in force (got one on a parameter of shape "
@@ -38,11 +39,15 @@ def refuse_replaced(tensors: Sequence[Tensor]) -> None:
                 "place); build the operator in forward, not in __init__.")
 
 
-def _parameters(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The parameters that some tensors are or were made from."""
+def _parameters(tensors: Sequence[Tensor], new: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The parameters that some tensors are, or were made from but not by way of new ones."""
+    known = {id(leaf) for x in new for leaf in leaves(x)}
     for tensor in tensors:
-        ends = (tensor,) if isinstance(tensor, Parameter) else leaves(tensor)
-        yield from (p for p in ends if isinstance(p, Parameter))
+        if isinstance(tensor, Parameter):
+            yield tensor
+        else:
+            yield from (p for p in leaves(tensor) if isinstance(p, Parameter)
+                        and id(p) not in known)
 
 
 def _functional_calls() -> Iterator[FrameType]:
