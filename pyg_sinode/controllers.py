@@ -6,7 +6,8 @@ With the error estimate e of each component, a step is accepted where
     E = \left\Vert \frac{e_i}{\mathrm{atol}_i + \mathrm{rtol}_i
     \max(|u_{n,i}|, |u_{n+1,i}|)} \right\Vert
 
-in a norm of :mod:`pyg_sinode.norms` is at most 1. One step size serves the whole state, batch
+in a norm of :mod:`pyg_sinode.norms` is at most 1, where the second magnitude counts up to twice the
+largest entry of :math:`u_n`. One step size serves the whole state, batch
 included.
 """
 
@@ -141,7 +142,11 @@ class Adaptive:
 
     def norm(self, error: Tensor, u: Tensor, following: Tensor) -> float:
         """The norm E of an error in a step from u; NaN or infinite if anything in it is."""
-        scale = self.atol + self.rtol * torch.maximum(u.detach().abs(), following.detach().abs())
+        size = u.detach().abs()
+        # A step that blows up is not to be measured by what it blew up to.
+        most = 2.0 * size.amax() if size.numel() else 0.0
+        grown = torch.minimum(following.detach().abs(), torch.as_tensor(most).to(size))
+        scale = self.atol + self.rtol * torch.maximum(size, grown)
         return self._norm(error.detach() / scale)
 
     def _norm(self, x: Tensor) -> float:

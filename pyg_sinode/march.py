@@ -171,7 +171,9 @@ def _try(method: RungeKutta, control: Adaptive, number: int, t: float, h: float,
         with torch.no_grad():
             error = control.norm(method.error(t, h, made), state[0], made.state[0])
     except LinearSolveError as cause:
-        return _Trial(None, math.inf, located(cause, t, number, state[0]))
+        # Without its frames, which would hold the trial, and it them.
+        fault = located(cause, t, number, state[0]).with_traceback(None)
+        return _Trial(None, math.inf, fault)
     except ExplicitTermError as cause:
         raise located(cause, t, number, state[0]) from cause.__cause__
     return _Trial(made, error, None)

@@ -28,9 +28,10 @@ class Setups:
                  key: object, stats: Stats) -> None:
         self.operator, self.invert, self.key, self.stats = operator, invert, key, stats
         self.made: dict[float, LinearOperator] = {}
-        # An iteration has no factors, and follows whatever is changed in the operator.
-        iterates = isinstance(key, Krylov) or (key is None and not operator.has_closed_inverse())
-        self.kept = not iterates and not any(t.requires_grad for t in operator.tensors)
+        self.kept = not any(t.requires_grad for t in operator.tensors)
+        # An iteration has no factors, and follows whatever is changed in the operator itself.
+        self.iterates = isinstance(key, Krylov) or (
+            key is None and not operator.has_closed_inverse())
 
     def inverse(self, c: float, scale: Tensor | float = 1.0) -> LinearOperator:
         """The inverse of I - c scale J."""
@@ -45,6 +46,9 @@ class Setups:
 
     def _new(self, operator: LinearOperator, c: float) -> LinearOperator:
         self.stats.setups += 1
+        return self._invert(operator, c)
+
+    def _invert(self, operator: LinearOperator, c: float) -> LinearOperator:
         with torch.no_grad():
             return self.invert(Shifted(operator, c))
 
@@ -55,16 +59,16 @@ class Setups:
         if key in factors:
             own, inverse = factors[key]
             if _all_same(own.tensors, tensors):
-                found: LinearOperator = inverse
-                return found
+                found: LinearOperator | None = inverse
+                return self._invert(self.operator, c) if found is None else found
         # Set-ups of the same tensors share one copy of them.
         own = next((x for x, _ in factors.values() if _all_same(x.tensors, tensors)), None)
         if own is None:
             own = self.operator.with_tensors([t.detach().clone() for t in tensors])
-        inverse = self._new(own, c)
+        inverse = self._new(self.operator if self.iterates else own, c)
         if len(factors) >= KEPT:
             factors.pop(next(iter(factors)))  # the oldest
-        factors[key] = own, inverse
+        factors[key] = own, None if self.iterates else inverse
         return inverse
 
 

@@ -195,14 +195,22 @@ def whole_steps(interval: float, h: float, rounding: float = 0.0) -> int:
 def _grid(times: Sequence[float], numbers: Sequence[int], eps: float) -> list[float] | None:
     """The times t0 + k D for these k, if the given ones are those to one rounding, else None.
 
-    The rounding is that of the largest number in t0 + k D: a clock through zero, too, is as regular
-    as its dtype and ``torch.linspace`` make it.
+    A D has to exist with which each t0 + k D is rounded to its time; the product k D may be rounded
+    twice before, as ``torch.linspace`` does. The one that is taken ends at the last time.
     """
     if len(times) < 2:
         return None
     first, last = times[0], times[-1]
     D = (last - first) / numbers[-1]
-    grid = [*(first + k * D for k in numbers[:-1]), last]
-    off = (abs(a - b) <= eps * max(abs(a), abs(first), abs(k * D))
-           for a, b, k in zip(times, grid, numbers, strict=True))
-    return grid if all(off) else None
+    low, high = -math.inf, math.inf
+    for time, k in zip(times[1:], numbers[1:], strict=True):
+        slack = _rounding(time, eps) + 2.0 * _rounding(k * D, eps)
+        low, high = max(low, (time - first - slack) / k), min(high, (time - first + slack) / k)
+        if low > high:
+            return None
+    return [*(first + k * D for k in numbers[:-1]), last]
+
+
+def _rounding(x: float, eps: float) -> float:
+    """The largest error of a number that is rounded to x: half the distance to the next one."""
+    return math.ldexp(eps, math.frexp(x)[1] - 2)

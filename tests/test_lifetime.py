@@ -8,7 +8,7 @@ import torch
 from cases import OPERATORS, SOLVERS, fits, numbers
 from torch import nn
 
-from pyg_sinode import SINODE, GRANDAttention, SINODEConv, imex_odeint
+from pyg_sinode import SINODE, GRANDAttention, SINODEConv, StepSizeError, imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, viscous_burgers
 from pyg_sinode.operators import Affine, ScaledIdentity, Shifted
 from pyg_sinode.schemes import SCHEMES
@@ -101,8 +101,15 @@ def test_a_forcing_and_a_failure_leave_nothing():
         u0 = torch.ones(2, dtype=torch.float64)
         train(Affine(ScaledIdentity(-1e3), torch.cos), u0, rtol=1e-9, first_step=0.1)
 
+    def unsolvable():
+        case = OPERATORS["graph"]
+        with pytest.raises(StepSizeError, match="a linear solve failed"):
+            train(case.operator(), case.state(), rtol=1e-3, min_step=1e-3,
+                  solver=GMRES(max_iter=1, rtol=1e-14))
+
     twice(fail)
     twice(rejected)
+    twice(unsolvable)
 
 
 LAYERS = {

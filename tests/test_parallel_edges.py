@@ -219,6 +219,15 @@ def test_a_graph_laplacian_in_parts_is_known_to_be_definite(name):
     assert J.largest_eigenvalue() <= 1e-12
 
 
+def test_bounds_of_terms_that_are_not_symmetric_say_nothing_of_their_sum():
+    star = Graph(torch.stack([torch.zeros(100).long(), torch.arange(1, 101)]),
+                 torch.ones(100).double(), 101)
+    J = star + star.T
+    assert J.symmetric()
+    assert J.largest_eigenvalue() >= 10.0
+    assert isinstance(default(J, 0.2), GMRES)
+
+
 def test_what_is_not_symmetric_or_not_definite_is_not_said_to_be():
     n, edges, weight, degree = undirected()
     there, back = Graph(edges, weight, n), Graph(edges.flip(0), weight, n)

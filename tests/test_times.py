@@ -102,6 +102,30 @@ def test_equally_spaced_times_are_one_step_size_to_the_rounding_of_their_dtype(d
     assert all(steps[n].outputs == (1.0,) for n in range(100))
 
 
+def integral(t, method):
+    """Of 1 up to each time, in one step each."""
+    return imex_odeint(lambda t, u: torch.ones_like(u), None, double([0.0]), t, method=method,
+                       step_size=10.0)[:, 0]
+
+
+@pytest.mark.parametrize("rest", [(1.0, 4.0), (1.0, 4.0, 5.0, 9.0), (0.5, 1.0, 1.625)])
+@pytest.mark.parametrize("offset", [1e6, 2.0**23, 1e7])
+@pytest.mark.parametrize("method", ["imex_rk2", "sbdf2"])
+def test_what_no_clock_is_rounded_to_is_taken_for_no_grid(rest, offset, method):
+    t = torch.tensor([offset, *(offset + x for x in rest)])
+    if len(set(t.tolist())) == len(t):
+        for dtype in (torch.float32, torch.float64):
+            if method == "sbdf2":
+                with pytest.raises(ValueError, match="whole multiples"):
+                    integral(t.to(dtype), method)
+                continue
+            u = integral(t.to(dtype), method)
+            moved = (u - (t.double() - t.double()[0])).abs().max()
+            spacing = 2.0 ** (torch.frexp(torch.tensor(offset)).exponent - 24)
+            assert float(moved) <= (1e-9 if dtype == torch.float64 and method == "imex_rk2"
+                                    else 0.75 * spacing)
+
+
 def test_missing_outputs_of_a_grid_leave_its_steps_equal():
     t = torch.linspace(0, 1, 11)[torch.tensor([0, 1, 3, 4, 10])]
     steps = landing(t.tolist(), 0.1, EPS32)

@@ -411,7 +411,11 @@ class Sum(LinearOperator):
         return entries is not None and size is not None and equals_transpose(entries, size)
 
     def largest_eigenvalue(self) -> float:
-        own = sum(term.largest_eigenvalue() for term in self.terms)
+        # A sum that is symmetric may have terms that are not, whose bounds say nothing.
+        mixing = [term for term in self.terms if term.pointwise() is None]
+        own = math.inf
+        if len(mixing) < 2 or all(term.symmetric() for term in mixing):
+            own = sum(term.largest_eigenvalue() for term in self.terms)
         # Their rows together may give a sharper bound; below zero no solver asks for one.
         return own if own <= 0.0 else min(own, largest_of(self.gershgorin()))
 
