@@ -498,8 +498,14 @@ def _torch_sparse_entries(adjacency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     else:
         raise TypeError(f"Expected a torch.sparse tensor in COO, CSR or CSC layout (got "
                         f"{adjacency.layout}); convert it with adjacency.to_sparse_csr().")
+    rises = outer.diff()
+    if outer.numel() != adjacency.size(0) + 1 or int(outer[0]) != 0 or int(
+            outer[-1]) != inner.numel() or bool((rises < 0).any()):
+        raise ValueError("Expected compressed indices that rise from 0 to the number of entries in "
+                         f"a torch.sparse tensor (got {outer[:8].tolist()}...); build it with "
+                         "check_invariants=True.")
     count = torch.arange(outer.numel() - 1, device=outer.device)
-    long = count.repeat_interleave(outer.diff(), output_size=inner.numel())
+    long = count.repeat_interleave(rises, output_size=inner.numel())
     inner = inner.long()
     row, col = (long, inner) if adjacency.layout == torch.sparse_csr else (inner, long)
     return row, col, adjacency.values()

@@ -150,6 +150,17 @@ def test_a_pattern_refuses_indices_outside_it(wrong):
             Pattern(torch.tensor(row), torch.tensor(col), 2)
 
 
+@pytest.mark.parametrize("pointer", [[0, 50, 2, 3], [1, 1, 2, 3], [0, 1, 2, 2], [0, 2, 1, 3]])
+@pytest.mark.parametrize("layout", ["csr", "csc"])
+def test_compressed_indices_that_are_wrong_are_refused(pointer, layout):
+    make = torch.sparse_csr_tensor if layout == "csr" else torch.sparse_csc_tensor
+    bad = make(torch.tensor(pointer), torch.tensor([0, 1, 2]), torch.ones(3), (3, 3),
+               check_invariants=False)
+    for run in (lambda: SINODEConv(4, 4)(torch.randn(3, 4), bad), lambda: Graph(bad)):
+        with pytest.raises(ValueError, match="compressed indices that rise from 0"):
+            run()
+
+
 class WrongEntries(LinearOperator):
     """An operator whose entries lie outside its matrix."""
 
