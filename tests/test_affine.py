@@ -38,12 +38,12 @@ TENTHS = torch.linspace(0, 10, 101, dtype=torch.float64)
 
 def damping_at_infinity(scheme):
     """What is left of the stiffest component after a step: 0 for an L-stable implicit part."""
-    A, b, z = scheme.a_implicit, scheme.b_implicit, -1e12
+    A, b, z = scheme.a_implicit, scheme.b_implicit, -1e7
     return abs(1 + z * b @ np.linalg.solve(np.eye(len(b)) - z * A, np.ones(len(b))))
 
 
-# Rounding amplified by z leaves up to 3e-4 where it should be 1e-12.
-L_STABLE = {name: s for name, s in SCHEMES.items() if damping_at_infinity(s) < 1e-3}
+# It falls with 1/z, up to 1e-6 here; rounding amplified by z leaves about 1e-8.
+L_STABLE = {name: s for name, s in SCHEMES.items() if damping_at_infinity(s) < 1e-5}
 
 
 def test_all_schemes_but_ars122_are_l_stable():

@@ -218,4 +218,4 @@ def test_a_sum_with_python_numbers_has_entries_in_the_dtype_of_its_tensors(make)
     for dense in (True, False):
         x = Direct(dense).invert(Shifted(J, 0.5)).solve(torch.eye(4)).x
         assert x.dtype == torch.float32
-        torch.testing.assert_close(Shifted(J, 0.5).mv(x), torch.eye(4), rtol=0.0, atol=1e-6)
+        torch.testing.assert_close(Shifted(J, 0.5).mv(x), torch.eye(4), rtol=0.0, atol=4e-6)

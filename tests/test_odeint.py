@@ -113,13 +113,13 @@ def test_the_error_on_the_stiff_problem_is_that_of_an_independent_computation(me
 def damping_at_infinity(scheme):
     """What is left of the stiffest component after a step: 0 for an L-stable implicit part."""
     A, b = scheme.a_implicit, scheme.b_implicit
-    z = -1e9
+    z = -1e7  # further out, rounding is amplified to more than what is left
     return abs(1 + z * b @ np.linalg.solve(np.eye(len(b)) - z * A, np.ones(len(b))))
 
 
 @every_scheme
 def test_l_stable_schemes_of_order_two_and_up_solve_the_stiff_problem_to_0_004(scheme):
-    l_stable = damping_at_infinity(scheme) < 1e-6
+    l_stable = damping_at_infinity(scheme) < 1e-5
     assert l_stable == (scheme.name != "ars122")
     if l_stable and scheme.order >= 2:
         assert stiff_error(scheme) <= 0.004

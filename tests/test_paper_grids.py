@@ -170,7 +170,7 @@ def command(table2, tmp_path_factory):
     def run(out, *more):
         table2.main(["--problems", "burgers-512", "--points", "32", "--batch-size", "4",
                      "--trajectories", "5", "--duration", "0.3", "--turn", "1", "--epochs", "1",
-                     "--budget", "0.2", "--root", str(root), "--out", str(out), *more])
+                     "--budget", "1000", "--root", str(root), "--out", str(out), *more])
         first, *lines = map(json.loads, (out / "table2.jsonl").read_text().splitlines())
         return first["environment"], {x["system"]: x for x in lines if "system" in x}
 

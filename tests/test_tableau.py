@@ -387,7 +387,7 @@ def test_one_wrong_digit_in_ark548l2sa_is_refused(field, index):
 
 
 def test_an_error_of_2e_12_in_a_condition_is_refused_and_one_of_rounding_is_not():
-    with pytest.raises(ValueError, match=r"residual of 2\.000e-12 for the tree E\)"):
+    with pytest.raises(ValueError, match=r"residual of (2\.0|1\.9)\d+e-12 for the tree E\)"):
         changed(SCHEMES["ark548l2sa"], "b_explicit", 0, by=2e-12)
     changed(SCHEMES["ark548l2sa"], "b_explicit", 0, by=1e-13)
 
