@@ -15,7 +15,7 @@ from torch.autograd import Function, grad
 from pyg_sinode.explicit import ExplicitTerm, check_ends
 from pyg_sinode.operators import LinearOperator, LinearSolveError, MatrixFree, ScaledIdentity
 from pyg_sinode.solvers import GMRES
-from pyg_sinode.steps import plan
+from pyg_sinode.steps import Clock, plan
 
 
 @dataclass
@@ -136,7 +136,7 @@ def crank_nicolson_odeint(
         raise ValueError(f"Expected step_size > 0 and no time twice (got {step_size}, {t}).")
     problem = Problem(explicit, implicit, u0, args, dim, rtol, atol, max_newton, restart)
     u, b, outputs, n, last = u0, u0, [u0], 0, 0.0
-    for start, h, steps in plan(t.tolist(), step_size, torch.finfo(t.dtype).eps):
+    for start, h, steps in plan(t.tolist(), step_size, Clock(torch.finfo(t.dtype).eps)):
         for k in range(steps):
             if abs(h) > 2 * abs(last):  # at the start, or else b's residual would grow with h
                 problem.stats.explicit_evaluations += 1

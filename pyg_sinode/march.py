@@ -15,7 +15,7 @@ from .controllers import Adaptive
 from .operators import LinearSolveError
 from .report import ExplicitTermError, NonFiniteStateError, Stats, StepSizeError
 from .stepper import Gradients, Made, Reverse, RungeKutta, State
-from .steps import EPS, Step, Steps, on_grid, take_outputs, whole_steps
+from .steps import EPS, Clock, Step, Steps, on_grid, take_outputs, whole_steps
 
 LOOK_EVERY = 64  # steps between two looks at the flags of an accelerator
 Callback = Callable[[float, Tensor], object]
@@ -109,7 +109,7 @@ def march(method: Method, steps: Steps, u: Tensor, watch: Watch | None = None
     flags.raise_for_any()
 
 
-def adaptive_march(method: RungeKutta, control: Adaptive, times: Sequence[float], eps: float,
+def adaptive_march(method: RungeKutta, control: Adaptive, times: Sequence[float], clock: Clock,
                    u: Tensor, *, dense: bool, steps: Steps, discard: Callable[[int], None],
                    watch: Watch) -> Iterator[Marched]:
     """Makes steps of the size that the error allows, and notes the accepted ones.
@@ -118,7 +118,7 @@ def adaptive_march(method: RungeKutta, control: Adaptive, times: Sequence[float]
         method (RungeKutta): The scheme, with its embedded weights.
         control (Adaptive): Tolerances and limits.
         times (sequence of float): The output times.
-        eps (float): The rounding unit of their dtype.
+        clock (Clock): To what they are rounded.
         u (Tensor): The initial state.
         dense (bool): Whether outputs fall into steps, or end them.
         steps (Steps): The accepted steps, filled on the way.
@@ -127,7 +127,7 @@ def adaptive_march(method: RungeKutta, control: Adaptive, times: Sequence[float]
     """
     state: State = (u,)
     rest = list(times[1:])
-    sizes = _Sizes(method, control, times, eps, u, dense=dense)
+    sizes = _Sizes(method, control, times, clock, u, dense=dense)
     discard(0)
     while rest:
         number, t, h = len(steps), sizes.t, sizes.h
@@ -185,12 +185,12 @@ class _Sizes:
     The sum of the steps is kept exactly, so that rounding moves no time, however many there are.
     """
 
-    def __init__(self, method: RungeKutta, control: Adaptive, times: Sequence[float], eps: float,
+    def __init__(self, method: RungeKutta, control: Adaptive, times: Sequence[float], clock: Clock,
                  u: Tensor, *, dense: bool) -> None:
         self.control, self.stats = control, method.stats
         self.order = method.scheme.embedded_order
         self.targets = list(times[-1:] if dense else times[1:])
-        self.ends = self.targets if dense else on_grid(times, eps)[1:]  # where exactly they lie
+        self.ends = self.targets if dense else on_grid(times, clock)[1:]  # where exactly they lie
         self.t, self.h, self.wanted = times[0], 0.0, 0.0
         self.exact, self.end = Fraction(self.t), self.t
         self.landed, self.after_rejection, self.tried = False, False, 0

@@ -26,7 +26,7 @@ from .report import Stats
 from .schemes import SCHEMES
 from .setups import Setups
 from .solvers import default
-from .steps import Steps, covering, landing
+from .steps import Clock, Steps, covering, landing
 from .tableau import IMEXTableau
 from .transforms import WITHOUT_IMPLICIT, refuse_transforms
 
@@ -180,16 +180,16 @@ def imex_odeint(
     if not (callback is None or callable(callback)):
         raise TypeError(f"Expected callback as a function of (t, u) (got "
                         f"{type(callback).__name__}).")
-    eps, grid_eps = _rounding_units(t, times, scheme)
+    clock = _clock(t, times, scheme)
     steps = Steps(times[-1]) if step_size is None else (covering if dense else landing)(
-        times, _positive("step_size", step_size), eps, grid_eps)
+        times, _positive("step_size", step_size), clock)
     if isinstance(scheme, IMEXMultistep):
         _check_equal(steps, scheme)
     term = _checked_term(explicit, args, scheme, tangents=plain)
     invert, part = _inverter(solver), _part(implicit, u0, times[0])
     tensors = [u0, *(() if term is None else term.tensors), *(() if part is None else part.tensors)]
     setups = None if part is None else Setups(part.operator, invert, solver, stats)
-    problem = Problem(scheme, term, part, setups, times, grid_eps, steps, control, dense,
+    problem = Problem(scheme, term, part, setups, times, clock, steps, control, dense,
                       checkpoints, device, callback, progress, stats)
     with full_precision(u0.device):
         result = _run(problem, u0, gradient, tensors)
@@ -231,9 +231,8 @@ def _read_times(t: Any) -> list[float]:
     return times
 
 
-def _rounding_units(t: Tensor, times: list[float], scheme: IMEXTableau | IMEXMultistep
-                    ) -> tuple[float, float]:
-    """The rounding unit of the times for the number of steps, and that for steps of one size.
+def _clock(t: Tensor, times: list[float], scheme: IMEXTableau | IMEXMultistep) -> Clock:
+    """To what the times are rounded, for the number of steps and for steps of one size.
 
     Times that were converted from float32 (numbers of 21 to 24 bits among them) get the steps that
     they would have had there. Multistep schemes know no steps but equal ones, and take such times
@@ -241,11 +240,12 @@ def _rounding_units(t: Tensor, times: list[float], scheme: IMEXTableau | IMEXMul
     """
     own = torch.finfo(t.dtype).eps
     if t.dtype != torch.float64 or all((math.frexp(x)[0] * 2**20).is_integer() for x in times):
-        return own, own
+        return Clock(own)
     if not torch.equal(t.float().double(), t):
-        return own, own
+        return Clock(own)
     narrow = torch.finfo(torch.float32).eps
-    return narrow, narrow if isinstance(scheme, IMEXMultistep) else own
+    converted = isinstance(scheme, IMEXMultistep)
+    return Clock(narrow if converted else own, narrow, converted)
 
 
 def _positive(name: str, value: Any) -> float:

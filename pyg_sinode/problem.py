@@ -17,7 +17,7 @@ from .operators import Affine, LinearOperator
 from .report import Stats
 from .setups import Setups
 from .stepper import Explicit, Inverses, RungeKutta, Solves
-from .steps import Steps
+from .steps import Clock, Steps
 from .tableau import IMEXTableau
 
 
@@ -31,7 +31,7 @@ class Problem:
         implicit: The implicit part, or None.
         setups: The inverses of I - cJ, or None.
         times: The output times.
-        eps: The rounding unit of their dtype, to which they may be a grid.
+        clock: To what they are rounded.
         steps: The steps, for an adaptive integration filled on the way.
         control: The tolerances of an adaptive integration, else None.
         dense: Whether outputs are interpolated.
@@ -46,7 +46,7 @@ class Problem:
     implicit: Affine | None
     setups: Setups | None
     times: list[float]
-    eps: float
+    clock: Clock
     steps: Steps
     control: Adaptive | None
     dense: bool
@@ -103,7 +103,7 @@ class Problem:
             if forget is not None:
                 forget(scheme.evaluations_before(number))
 
-        return adaptive_march(scheme, self.control, self.times, self.eps, u0, dense=self.dense,
+        return adaptive_march(scheme, self.control, self.times, self.clock, u0, dense=self.dense,
                               steps=self.steps, discard=discard, watch=watch)
 
 

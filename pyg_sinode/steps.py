@@ -1,7 +1,7 @@
 """Which steps does an integration make, and which outputs fall into each?
 
 A time is the number it is: every interval between two outputs is integrated exactly. Times that
-equal t0 + k D to one rounding of their own dtype are that grid.
+equal t0 + k D to the rounding of their own dtype are that grid.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 EPS = 2.0**-52  # of a Python float; half of it is one rounding
 EXCESS = 0.01  # by how much a step may exceed the step size for the rounding of times
+ROUNDINGS = (1, 2, 4)  # how often a time of a grid may be rounded; torch.linspace rounds thrice
 
 
 class Step(NamedTuple):
@@ -67,6 +68,22 @@ class Steps:
         return Step(self.t[number], self.h[number], self.outputs.get(number, ()))
 
 
+class Clock(NamedTuple):
+    """To what a clock's times are rounded.
+
+    Attributes:
+        grid: The rounding unit to which the times may be multiples of one step.
+        counts: The rounding unit of the times for the number of steps between two of them, if that
+            is a larger one.
+        converted: Whether the first is the unit of a dtype that they were converted from: then what
+            is no small part of a step is no rounding.
+    """
+
+    grid: float
+    counts: float = 0.0
+    converted: bool = False
+
+
 class Interval(NamedTuple):
     """Equal steps between two times."""
 
@@ -75,19 +92,19 @@ class Interval(NamedTuple):
     steps: int
 
 
-def on_grid(times: Sequence[float], eps: float) -> list[float]:
-    """The times t0 + k D, if that is what all of them are to one rounding; else the times.
+def on_grid(times: Sequence[float], clock: Clock) -> list[float]:
+    """The times t0 + k D, if that is what all of them are to rounding; else the times.
 
     Args:
         times (sequence of float): The output times.
-        eps (float): The rounding unit of their dtype.
+        clock (Clock): To what they are rounded.
     """
-    grid = _grid(times, range(len(times)), eps)
-    return list(times) if grid is None else grid
+    numbers = range(len(times))
+    spacing = _spacing(times, numbers, clock)
+    return list(times) if spacing is None else [times[0] + k * spacing for k in numbers]
 
 
-def plan(times: Sequence[float], step_size: float, eps: float, grid_eps: float | None = None
-         ) -> list[Interval]:
+def plan(times: Sequence[float], step_size: float, clock: Clock) -> list[Interval]:
     """Equal steps that land on every time, with as few different step sizes as there can be.
 
     Times that are multiples of one step to rounding have steps of one size. A step size used before
@@ -95,24 +112,21 @@ def plan(times: Sequence[float], step_size: float, eps: float, grid_eps: float |
 
     Args:
         times (sequence of float): The output times.
-        step_size (float): The largest step, in magnitude.
-        eps (float): The rounding unit of the times: steps may exceed the step size by what that
-            amounts to.
-        grid_eps (float, optional): That to which multiples of one step have to be exact; ``eps`` if
-            None. (default: :obj:`None`)
+        step_size (float): The largest step, in magnitude; steps may exceed it by what the rounding
+            of the times amounts to.
+        clock (Clock): To what they are rounded.
 
     Returns:
         The intervals; on a grid they start where it lies, not where rounding put the times.
     """
-    grid_eps = eps if grid_eps is None else grid_eps
-    exact = on_grid(times, grid_eps)
-    rounding = 2.0 * eps * max(map(abs, times))
+    exact = on_grid(times, clock)
+    rounding = 2.0 * max(clock.counts, clock.grid) * max(map(abs, times))
     counts = [whole_steps(b - a, step_size, rounding) for a, b in itertools.pairwise(exact)]
     numbers = list(itertools.accumulate(counts, initial=0))
-    grid = _grid(exact, numbers, grid_eps)
-    if grid is not None:
-        h = (times[-1] - times[0]) / numbers[-1]
-        return [Interval(start, h, count) for start, count in zip(grid, counts, strict=False)]
+    h = _spacing(exact, numbers, clock)
+    if h is not None:
+        return [Interval(times[0] + k * h, h, count)
+                for k, count in zip(numbers, counts, strict=False)]
     sizes, result = _Sizes(), []
     for (start, end), count in zip(itertools.pairwise(times), counts, strict=True):
         result.append(Interval(start, sizes.step(start, end, count), count))
@@ -141,24 +155,21 @@ class _Sizes:
         return k
 
 
-def landing(times: Sequence[float], step_size: float, eps: float, grid_eps: float | None = None
-            ) -> Steps:
+def landing(times: Sequence[float], step_size: float, clock: Clock) -> Steps:
     """The steps of :func:`plan`, which land on every output."""
     steps = Steps(times[-1])
-    for end, (start, h, count) in zip(times[1:], plan(times, step_size, eps, grid_eps),
-                                      strict=True):
+    for end, (start, h, count) in zip(times[1:], plan(times, step_size, clock), strict=True):
         for k in range(count):
             steps.append(Step(start + k * h, h, (1.0,) if k == count - 1 else ()))
         steps.ends[len(steps) - 1] = end
     return steps
 
 
-def covering(times: Sequence[float], step_size: float, eps: float, grid_eps: float | None = None
-             ) -> Steps:
+def covering(times: Sequence[float], step_size: float, clock: Clock) -> Steps:
     """Equal steps from the first to the last output, which the others fall into."""
-    times = on_grid(times, eps if grid_eps is None else grid_eps)
-    steps, rest = Steps(times[-1]), list(times[1:])
-    for start, h, count in plan([times[0], times[-1]] if rest else times, step_size, eps):
+    exact = on_grid(times, clock)
+    steps, rest = Steps(times[-1]), exact[1:]
+    for start, h, count in plan([exact[0], exact[-1]] if rest else exact, step_size, clock):
         for k in range(count):
             t = start + k * h
             steps.append(Step(t, h, take_outputs(rest, t, h, last=k == count - 1)))
@@ -192,23 +203,29 @@ def whole_steps(interval: float, h: float, rounding: float = 0.0) -> int:
     return max(1, math.ceil(max(exact - rounding / h, exact / (1.0 + EXCESS))))
 
 
-def _grid(times: Sequence[float], numbers: Sequence[int], eps: float) -> list[float] | None:
-    """The times t0 + k D for these k, if the given ones are those to one rounding, else None.
+def _spacing(times: Sequence[float], numbers: Sequence[int], clock: Clock) -> float | None:
+    """A D for which the times are t0 + k D for these k, to as few roundings as there can be."""
+    return next((D for D in (_fitting(times, numbers, n, clock) for n in ROUNDINGS)
+                 if D is not None), None) if len(times) > 1 else None
 
-    A D has to exist with which each t0 + k D is rounded to its time; the product k D may be rounded
-    twice before, as ``torch.linspace`` does. The one that is taken ends at the last time.
+
+def _fitting(times: Sequence[float], numbers: Sequence[int], roundings: int, clock: Clock
+             ) -> float | None:
+    """The D nearest to the mean with which each t0 + k D is its time to that many roundings.
+
+    The products and sums of which a clock is made are rounded too, so that where more than one
+    rounding is needed, or the dtype is not the times' own, they have to be small beside D.
     """
-    if len(times) < 2:
-        return None
-    first, last = times[0], times[-1]
-    D = (last - first) / numbers[-1]
+    first, D = times[0], (times[-1] - times[0]) / numbers[-1]
     low, high = -math.inf, math.inf
     for time, k in zip(times[1:], numbers[1:], strict=True):
-        slack = _rounding(time, eps) + 2.0 * _rounding(k * D, eps)
-        low, high = max(low, (time - first - slack) / k), min(high, (time - first + slack) / k)
-        if low > high:
+        largest = time if roundings == 1 else max(abs(first), abs(time), abs(k * D))
+        slack = roundings * _rounding(largest, clock.grid)
+        if (roundings > 1 or clock.converted) and slack > EXCESS * abs(D):
             return None
-    return [*(first + k * D for k in numbers[:-1]), last]
+        slack += 2 * _rounding(largest, EPS)  # of this arithmetic
+        low, high = max(low, (time - first - slack) / k), min(high, (time - first + slack) / k)
+    return min(max(D, low), high) if low <= high else None
 
 
 def _rounding(x: float, eps: float) -> float:

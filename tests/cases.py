@@ -31,7 +31,7 @@ from pyg_sinode.operators import (
 )
 from pyg_sinode.solvers import CG, GMRES, BiCGStab, Direct
 from pyg_sinode.stepper import RungeKutta, Solves
-from pyg_sinode.steps import landing
+from pyg_sinode.steps import Clock, landing
 
 # Directed, with a duplicate edge (0 -> 1), a self-loop (2 -> 2) and an isolated node (5).
 EDGES = torch.tensor([[0, 0, 2, 1, 3, 4, 3, 1, 4], [1, 1, 2, 3, 0, 1, 4, 0, 3]])
@@ -292,7 +292,7 @@ def stepper_by(scheme, explicit, operator, inverse, stats):
 
 def states(stepper, times, step_size, u):
     """The states after every step."""
-    return [m.made.state[0] for m in march(stepper, landing(times, step_size, 2.2e-16), u)]
+    return [m.made.state[0] for m in march(stepper, landing(times, step_size, Clock(2.2e-16)), u)]
 
 
 def double(values) -> Tensor:

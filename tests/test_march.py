@@ -20,7 +20,7 @@ from pyg_sinode import (
 from pyg_sinode.march import LOOK_EVERY, march
 from pyg_sinode.operators import Shifted
 from pyg_sinode.schemes import SCHEMES
-from pyg_sinode.steps import landing
+from pyg_sinode.steps import Clock, landing
 
 EMBEDDED = [name for name, scheme in SCHEMES.items() if scheme.embedded_order > 0]
 STIFFLY_ACCURATE = ["ark324l2sa", "ark436l2sa", "ark548l2sa"]
@@ -481,7 +481,7 @@ def test_times_are_not_accumulated():
 
 def test_a_march_says_where_each_step_began_and_which_ones_land_on_an_output():
     stepper = stepper_of(SCHEMES["ssp222"], None, MATRIX)
-    steps = list(march(stepper, landing([0.0, 0.2, 0.3], 0.1, 2.2e-16), torch.as_tensor(U0)))
+    steps = list(march(stepper, landing([0.0, 0.2, 0.3], 0.1, Clock(2.2e-16)), torch.as_tensor(U0)))
     assert [s.step.t for s in steps] == pytest.approx([0.0, 0.1, 0.2])
     assert [s.step.outputs for s in steps] == [(), (1.0,), (1.0,)]
     assert stepper.stats.steps_accepted == 3
@@ -503,7 +503,7 @@ def test_a_state_that_stops_being_finite_stops_the_march_with_time_step_and_last
 
 def test_a_march_that_fails_says_so_before_it_hands_out_the_state():
     stepper = stepper_of(SCHEMES["imex_euler"], becomes_nan(0.15), None)
-    steps = march(stepper, landing([0.0, 1.0], 0.1, 2.2e-16), double([3.0]))
+    steps = march(stepper, landing([0.0, 1.0], 0.1, Clock(2.2e-16)), double([3.0]))
     assert next(steps).made.state[0].isfinite()
     assert next(steps).made.state[0].isfinite()
     with pytest.raises(NonFiniteStateError):

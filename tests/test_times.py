@@ -8,7 +8,7 @@ from cases import double
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.operators import ScaledIdentity
-from pyg_sinode.steps import EXCESS, covering, landing, plan, whole_steps
+from pyg_sinode.steps import EXCESS, Clock, covering, landing, plan, whole_steps
 
 EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 ROTATION = double([[0.0, 1.0], [-1.0, 0.0]])
@@ -75,7 +75,7 @@ def test_every_interval_is_integrated_exactly(dtype, offset):
         times = (offset + rises.cumsum(0)).to(dtype).tolist()
         for sign in (1.0, -1.0):
             signed = [sign * t for t in times]
-            assert_exact(signed, landing(signed, 0.03, torch.finfo(dtype).eps, EPS64))
+            assert_exact(signed, landing(signed, 0.03, Clock(EPS64, torch.finfo(dtype).eps)))
 
 
 def test_a_slip_of_many_intervals_does_not_add_up():
@@ -83,7 +83,7 @@ def test_a_slip_of_many_intervals_does_not_add_up():
     times = [0.0, 1.0]
     while len(times) < 2000:
         times.append(times[-1] + 1.0 + 4e-16 * times[-1])
-    assert_exact(times, landing(times, 0.5, EPS64))
+    assert_exact(times, landing(times, 0.5, Clock(EPS64)))
 
 
 # Grids
@@ -96,7 +96,7 @@ def test_equally_spaced_times_are_one_step_size_to_the_rounding_of_their_dtype(d
     eps = torch.finfo(dtype).eps
     step = abs(ends[1] - ends[0]) / 100
     for step_size, count in ((step, 1), (step / 4, 4), (0.3 * step, 4), (7 * step, 1)):
-        steps = landing(t.tolist(), step_size, eps)
+        steps = landing(t.tolist(), step_size, Clock(eps))
         assert len(set(steps.h)) == 1
         assert len(steps) == 100 * count
     assert all(steps[n].outputs == (1.0,) for n in range(100))
@@ -106,6 +106,40 @@ def integral(t, method):
     """Of 1 up to each time, in one step each."""
     return imex_odeint(lambda t, u: torch.ones_like(u), None, double([0.0]), t, method=method,
                        step_size=10.0)[:, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("clock", [
+    lambda e, n, dtype: torch.linspace(0.0, e, n, dtype=dtype),
+    lambda e, n, dtype: torch.linspace(-0.37 * e, e, n, dtype=dtype),
+    lambda e, n, dtype: torch.linspace(e, 0.1 * e, n, dtype=dtype),
+    lambda e, n, dtype: torch.arange(0.3 * e, e, e / n, dtype=dtype),
+    lambda e, n, dtype: torch.tensor(e, dtype=dtype) + (e / n) * torch.arange(n).to(dtype),
+])
+def test_what_torch_makes_as_a_grid_is_one(clock, dtype):
+    for n in (3, 10, 77, 130):
+        for e in (0.1 + 10 * torch.rand(40, dtype=torch.float64)).tolist():
+            t = clock(e, n, dtype)
+            steps = landing(t.tolist(), 1e3, Clock(torch.finfo(dtype).eps))
+            assert len(set(steps.h)) == 1
+            moved = max(abs(float(found) - time) for found, time in zip(
+                integrated_times(steps), t.tolist()[1:], strict=True))
+            assert moved <= 2.01 * torch.finfo(dtype).eps * float(t.abs().max())
+
+
+def test_a_grid_is_moved_by_no_more_than_its_acceptance_allows():
+    t = torch.tensor([0.0, 1.0, 2.0 + 2**-21])  # two units of the last place more than a grid
+    for dense in (False, True):
+        u = imex_odeint(lambda t, u: torch.ones_like(u), None, double([0.0]), t, step_size=1.0,
+                        dense=dense, method="ark324l2sa")[:, 0]
+        assert float((u - t.double()).abs().max()) <= 2.0**-22
+
+
+def test_whole_numbers_far_from_zero_are_no_rounded_grid():
+    t = double([1e7 + k for k in (0, 1, 3, 4, 6)])  # 1.5 apart if they were of float32
+    with pytest.raises(ValueError, match="whole multiples"):
+        integral(t, "sbdf2")
+    assert float((integral(t, "imex_rk2") - (t - 1e7)).abs().max()) <= 1e-8
 
 
 @pytest.mark.parametrize("rest", [(1.0, 4.0), (1.0, 4.0, 5.0, 9.0), (0.5, 1.0, 1.625)])
@@ -128,7 +162,7 @@ def test_what_no_clock_is_rounded_to_is_taken_for_no_grid(rest, offset, method):
 
 def test_missing_outputs_of_a_grid_leave_its_steps_equal():
     t = torch.linspace(0, 1, 11)[torch.tensor([0, 1, 3, 4, 10])]
-    steps = landing(t.tolist(), 0.1, EPS32)
+    steps = landing(t.tolist(), 0.1, Clock(EPS32))
     assert len(set(steps.h)) == 1
     assert [n for n in range(10) if steps[n].outputs] == [0, 2, 3, 9]
 
@@ -162,7 +196,7 @@ def test_times_converted_from_float32_take_as_many_steps_but_are_not_moved():
         _, short = rotate(t, step_size=step_size)
         _, exact = rotate(t.double(), step_size=step_size)
         assert short.steps_accepted == exact.steps_accepted == round(10 / step_size)
-    assert_exact(t.tolist(), landing(t.tolist(), 0.1, EPS32, EPS64))
+    assert_exact(t.tolist(), landing(t.tolist(), 0.1, Clock(EPS64, EPS32)))
 
 
 @pytest.mark.parametrize("options", [
@@ -213,7 +247,7 @@ def test_a_step_exceeds_the_step_size_by_rounding_only():
 def test_equal_intervals_have_equal_counts():
     for offset in (0.0, 7.7, 1e4):
         t = (offset + 0.1 * torch.arange(50, dtype=torch.float64)).float()
-        counts = {interval.steps for interval in plan(t.tolist(), 0.05, EPS32)}
+        counts = {interval.steps for interval in plan(t.tolist(), 0.05, Clock(EPS32))}
         assert counts == {2}
 
 
@@ -267,10 +301,10 @@ def test_a_stiff_problem_far_from_zero_comes_to_its_end(state, options):
 def test_an_output_is_moved_to_the_end_of_a_step_by_rounding_only():
     for off in (1e-7, 1e-10, -1e-10):
         times = [0.0, 0.2 + off, 1.0]
-        steps = covering(times, 0.1, EPS64)
+        steps = covering(times, 0.1, Clock(EPS64))
         (theta,) = next(s.outputs for s in (steps[n] for n in range(10)) if s.outputs)
         assert theta != 1.0
-    assert covering([0.0, 0.1 + 0.2, 1.0], 0.1, EPS64)[2].outputs == (1.0,)
+    assert covering([0.0, 0.1 + 0.2, 1.0], 0.1, Clock(EPS64))[2].outputs == (1.0,)
 
 
 def test_adaptive_outputs_close_to_a_step_are_interpolated_where_they_are():

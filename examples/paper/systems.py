@@ -21,7 +21,7 @@ from torchdiffeq import odeint, odeint_adjoint
 from pyg_sinode import imex_odeint
 from pyg_sinode.operators import LinearOperator, LinearSolveError, ScaledIdentity
 from pyg_sinode.report import ExplicitTermError, NonFiniteStateError
-from pyg_sinode.steps import plan
+from pyg_sinode.steps import Clock, plan
 
 sys.path.append(str(Path(__file__).parents[1]))
 from crank_nicolson import NewtonError, crank_nicolson_odeint
@@ -253,7 +253,7 @@ def right_hand_side(equation: Equation, work: Work, kept: float, watched: bool =
 def grid(t: Tensor, step_size: float) -> Tensor:
     """The ends of the equal steps that pyg_sinode takes over the times t."""
     starts = [start + k * h for start, h, steps in plan(t.tolist(), step_size,
-              torch.finfo(t.dtype).eps) for k in range(steps)]
+              Clock(torch.finfo(t.dtype).eps)) for k in range(steps)]
     return torch.tensor([*starts, float(t[-1])], dtype=t.dtype)
 
 
