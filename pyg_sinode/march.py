@@ -110,7 +110,7 @@ def march(method: Method, steps: Steps, u: Tensor, watch: Watch | None = None
 
 
 def adaptive_march(method: RungeKutta, control: Adaptive, times: Sequence[float], clock: Clock,
-                   u: Tensor, *, dense: bool, steps: Steps, discard: Callable[[int], None],
+                   u: Tensor, *, dense: bool, steps: Steps, discard: Callable[[int, int], None],
                    watch: Watch) -> Iterator[Marched]:
     """Makes steps of the size that the error allows, and notes the accepted ones.
 
@@ -122,18 +122,19 @@ def adaptive_march(method: RungeKutta, control: Adaptive, times: Sequence[float]
         u (Tensor): The initial state.
         dense (bool): Whether outputs fall into steps, or end them.
         steps (Steps): The accepted steps, filled on the way.
-        discard (callable): Called with a step's number when what it evaluated is not to be kept.
+        discard (callable): Called with a step's number when what it evaluated is not to be kept,
+            but for the first so many evaluations.
         watch (Watch): Shows progress, and may stop the march.
     """
     state: State = (u,)
     rest = list(times[1:])
     sizes = _Sizes(method, control, times, clock, u, dense=dense)
-    discard(0)
+    discard(0, 0)
     while rest:
         number, t, h = len(steps), sizes.t, sizes.h
-        trial = _try(method, control, number, t, h, state)
+        trial = _try(method, control, number, sizes, state)
         if not sizes.accepts(trial.error):
-            discard(number)
+            discard(number, len(state) - 1)
             method.stats.steps_rejected += 1
             sizes.shrink(trial, number, state[0])
             continue
@@ -163,13 +164,19 @@ class _Trial(NamedTuple):
     cause: Exception | None
 
 
-def _try(method: RungeKutta, control: Adaptive, number: int, t: float, h: float, state: State
+def _try(method: RungeKutta, control: Adaptive, number: int, sizes: _Sizes, state: State
          ) -> _Trial:
     """A step and the norm of its error; infinite where a linear solve failed."""
+    t, h = sizes.t, sizes.h
     try:
         made = method.step(number, t, h, state)
         with torch.no_grad():
             error = control.norm(method.error(t, h, made), state[0], made.state[0])
+        if error <= 1.0 and method.has_second:
+            made = method.with_end(float(sizes.exact + Fraction(h)), made)
+            with torch.no_grad():
+                second = control.norm(method.second_error(h, made), state[0], made.state[0])
+            error = second if math.isnan(second) else max(error, second)
     except LinearSolveError as cause:
         # Without its frames, which would hold the trial, and it them.
         fault = located(cause, t, number, state[0]).with_traceback(None)

@@ -99,9 +99,9 @@ class Problem:
         assert isinstance(method, RungeKutta)
         scheme = method
 
-        def discard(number: int) -> None:
+        def discard(number: int, known: int) -> None:
             if forget is not None:
-                forget(scheme.evaluations_before(number))
+                forget(scheme.evaluations_before(number) + known)
 
         return adaptive_march(scheme, self.control, self.times, self.clock, u0, dense=self.dense,
                               steps=self.steps, discard=discard, watch=watch)

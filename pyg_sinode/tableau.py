@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
@@ -39,6 +40,10 @@ class IMEXTableau:
             to estimate the error; the latter is by default the former.
         dense_output (array_like, optional): Entry :obj:`[j, k]` is the coefficient of
             :math:`\theta^{k+1}` in both weights of stage :obj:`j` at :math:`t_n + \theta h`.
+        d_second (array_like, optional): The weights of a second estimate of the error,
+            :math:`h \sum_{i \le s+1} d_i G_i` with G at the step's end as :math:`G_{s+1}`, of shape
+            :obj:`(s + 1,)`; of the order of the embedded weights, for the rates of G at which
+            the difference of these from b vanishes though the step is unstable.
         reference (str): Where the coefficients were published.
 
     Raises:
@@ -54,6 +59,7 @@ class IMEXTableau:
     b_embedded: Coefficients = None
     b_embedded_implicit: Coefficients = None
     dense_output: Coefficients = None
+    d_second: Coefficients = None
     reference: str = ""
 
     def __post_init__(self) -> None:
@@ -62,7 +68,7 @@ class IMEXTableau:
             object.__setattr__(self, "b_embedded_implicit", self.b_embedded)
         for field in fields(self):
             values = getattr(self, field.name)
-            if field.name.startswith(("a_", "b_", "dense_")) and values is not None:
+            if field.name.startswith(("a_", "b_", "d_", "dense_")) and values is not None:
                 object.__setattr__(self, field.name, _to_array(self.name, field.name, values))
         _check_form(self)
         residuals = order_conditions(self, self.order)
@@ -71,6 +77,8 @@ class IMEXTableau:
             expected = f"all coupled conditions up to order {self.order} to hold to {TOLERANCE}"
             got = f"a residual of {residuals[worst]:.3e} for the tree {worst}"
             raise _error(self.name, expected, got, "correct a coefficient or state a lower order")
+        if self.d_second is not None:
+            _check_second(self)
 
     def __reduce__(self) -> tuple[type[IMEXTableau], tuple[object, ...]]:
         """Makes copies anew: numpy would bring the arrays back writeable from a pickle."""
@@ -146,6 +154,11 @@ class IMEXTableau:
             default=0)
 
     @cached_property
+    def starts_with_state(self) -> bool:
+        """Whether the first stage is the state itself."""
+        return not (self.a_explicit[0].any() or self.a_implicit[0].any())
+
+    @cached_property
     def interpolant(self) -> tuple[Array, Array] | None:
         r"""The coefficients of :math:`\theta^{k+1}` in the weights of G_j and of J U_j.
 
@@ -155,8 +168,8 @@ class IMEXTableau:
         """
         if self.dense_output is not None:
             return self.dense_output, self.dense_output
-        starts = not (self.a_explicit[0].any() or self.a_implicit[0].any())
-        if not (self.globally_stiffly_accurate and starts and _same(self.c_explicit[-1], 1)):
+        if not (self.globally_stiffly_accurate and self.starts_with_state
+                and _same(self.c_explicit[-1], 1)):
             return None
         ends = np.zeros((self.stages, 3))
         ends[0] += 1, -2, 1  # theta - 2 theta^2 + theta^3, of the slope at the start
@@ -196,15 +209,19 @@ def order_conditions(tableau: IMEXTableau, order: int, embedded: bool = False) -
         if tableau.b_embedded is None:
             raise _error(tableau.name, "embedded weights", None, "give it b_embedded")
     matrices = {"E": tableau.a_explicit, "I": tableau.a_implicit}
+    return {tree: float(weights[tree[0]] @ phi) - 1 / density
+            for tree, phi, density in _elementary(matrices, order)}
+
+
+def _elementary(matrices: dict[str, Array], order: int) -> Iterator[tuple[str, Array, int]]:
+    r"""Every coloured tree up to a size, its :math:`\Phi_i` at each stage and its density."""
     below: dict[str, Array] = {}  # the sum over j, for a tree that hangs below stage i
-    residuals: dict[str, float] = {}
     for tree, children, density in _rooted_trees(order):
-        phi = np.ones(tableau.stages)
+        phi = np.ones(len(matrices["E"]))
         for child in children:
             phi = phi * below[child]
         below[tree] = matrices[tree[0]] @ phi
-        residuals[tree] = float(weights[tree[0]] @ phi) - 1 / density
-    return residuals
+        yield tree, phi, density
 
 
 @lru_cache
@@ -251,7 +268,7 @@ def _to_array(name: str, field: str, values: ArrayLike) -> Array:
 def _check_form(tableau: IMEXTableau) -> None:
     s = np.size(tableau.b_explicit)
     shapes = {"a_explicit": (s, s), "a_implicit": (s, s), "b_explicit": (s,), "b_implicit": (s,)}
-    shapes |= {"b_embedded": (s,), "b_embedded_implicit": (s,)}
+    shapes |= {"b_embedded": (s,), "b_embedded_implicit": (s,), "d_second": (s + 1,)}
     shapes["dense_output"] = (s, (*np.shape(tableau.dense_output), 1, 1)[1])
     for field, shape in shapes.items():
         array = getattr(tableau, field)
@@ -263,3 +280,20 @@ def _check_form(tableau: IMEXTableau) -> None:
         for i, j in np.argwhere(outside).tolist():
             got, remedy = f"{outside[i, j]} at [{i}, {j}]", "order the stages by what they use"
             raise _error(tableau.name, f"{field} to be {kind} triangular", got, remedy)
+
+
+def _check_second(tableau: IMEXTableau) -> None:
+    """Refuses a second estimate that is not zero to the order of the embedded weights."""
+    if not (tableau.starts_with_state and tableau.embedded_order):
+        got = f"embedded order {tableau.embedded_order}, {tableau}"
+        raise _error(tableau.name, "embedded weights and a first stage that is the state itself "
+                     "with d_second", got, "leave it out")
+    zeros = np.zeros((tableau.stages + 1, 1))
+    matrices = {"E": np.hstack([np.vstack([tableau.a_explicit, tableau.b_explicit]), zeros]),
+                "I": np.hstack([np.vstack([tableau.a_implicit, tableau.b_implicit]), zeros])}
+    for tree, phi, _ in _elementary(matrices, tableau.embedded_order):
+        residual = float(tableau.d_second @ phi)
+        if tree[0] == "E" and not abs(residual) <= TOLERANCE:
+            raise _error(tableau.name, f"d_second to be zero for trees up to size "
+                         f"{tableau.embedded_order}", f"{residual:.3e} for {tree}",
+                         "correct a coefficient")

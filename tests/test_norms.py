@@ -12,22 +12,20 @@ from pyg_sinode.schemes import SCHEMES
 
 ADAPTIVE = [name for name, scheme in SCHEMES.items()
             if scheme.embedded_order > 0 and scheme.stiffly_accurate]
-RATE = 50.0
 
 
-def stiff_rate(where):
-    """G = -50 (u - cos t) in the given places, 0 elsewhere."""
+def stiff_rate(where, k=50.0):
+    """G = -k (u - cos t) in the given places, 0 elsewhere."""
     def G(t, u):
         rate = torch.zeros_like(u)
-        rate[where] = -RATE * (u[where] - torch.cos(t))
+        rate[where] = -k * (u[where] - torch.cos(t))
         return rate
 
     return G
 
 
-def exact(t):
+def exact(t, k=50.0):
     """The solution of u' = -k (u - cos t) from u(0) = 1."""
-    k = RATE
     c = k**2 / (k**2 + 1)
     return c * (math.cos(t) + math.sin(t) / k) + (1 - c) * math.exp(-k * t)
 
@@ -41,6 +39,17 @@ def test_one_stiff_entry_among_quiet_ones_keeps_its_tolerance(method, quiet):
     tolerance = 1e-6 + 1e-3 * abs(exact(1.0))
     assert abs(float(u[-1, 0]) - exact(1.0)) < 10 * tolerance
     assert not u[-1, 1:].any()
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_at_no_rate_do_unstable_steps_pass_for_exact_ones(method):
+    # 120: the two results of ark436l2sa agree where both grow 14-fold; 170.88: of ark324l2sa.
+    for k in (120.0, 170.88, *torch.linspace(20.0, 900.0, 12).tolist()):
+        for other in ([], [1.0]):  # one that is quiet, and as large
+            u = imex_odeint(stiff_rate(0, k), None, double([1.0, *other]), double([0.0, 1.0]),
+                            method=method)
+            tolerance = 1e-6 + 1e-3 * abs(exact(1.0, k))
+            assert abs(float(u[-1, 0]) - exact(1.0, k)) < 10 * tolerance
 
 
 def test_a_step_that_blows_up_where_the_estimate_vanishes_is_not_accepted_again_and_again():

@@ -450,3 +450,49 @@ def test_order_conditions_refuse_an_order_beyond_five_and_weights_that_are_not_t
         order_conditions(SCHEMES["ars222"], 6)
     with pytest.raises(ValueError, match=r"'ars222' expects embedded weights \(got None\)"):
         order_conditions(SCHEMES["ars222"], 1, embedded=True)
+
+
+# The second estimate of the error
+
+
+def stage_values(scheme, z):
+    """The stages and the result for u' = z u from 1, all of it explicit."""
+    stages = np.linalg.solve(np.eye(scheme.stages) - z * scheme.a_explicit, np.ones(scheme.stages))
+    return np.append(stages, 1 + z * scheme.b_explicit @ stages)
+
+
+@pytest.mark.parametrize("name", [n for n, s in SCHEMES.items() if s.d_second is not None])
+def test_where_a_step_is_unstable_one_of_two_estimates_says_so(name):
+    scheme = SCHEMES[name]
+    d = np.append(scheme.b_explicit - scheme.b_embedded, 0.0)
+    blind = 0
+    for x in np.linspace(-12.0, 0.0, 61):
+        for y in np.linspace(0.0, 14.0, 57):
+            z = complex(x, y)
+            values = stage_values(scheme, z)
+            growth = abs(values[-1])
+            if growth > 1.5:
+                estimates = abs(z * (d @ values)), abs(z * (scheme.d_second @ values))
+                blind += estimates[0] < 0.05 * growth
+                assert max(estimates) > 0.2 * growth
+    assert blind > 0  # what the second is for
+
+
+@pytest.mark.parametrize("name", [n for n, s in SCHEMES.items() if s.d_second is not None])
+def test_the_second_estimate_falls_like_the_first_where_steps_are_small(name):
+    scheme = SCHEMES[name]
+    d = np.append(scheme.b_explicit - scheme.b_embedded, 0.0)
+    for z in (-1.0, 1j, 0.5 - 1j, -0.1, 0.1j, -0.01):
+        values = stage_values(scheme, z)
+        assert abs(scheme.d_second @ values) < 1.5 * abs(d @ values)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"d_second": (1.0, -1.0)}, r"d_second of shape \(5,\)"),
+    ({"d_second": (1.0, 0, 0, 0, -0.5)}, "d_second to be zero for trees up to size 2"),
+    ({"d_second": (1.0, 0, 0, 0, -1.0)}, r"for E\[E\]"),
+    ({"b_embedded": None, "b_embedded_implicit": None}, "embedded weights and a first stage"),
+])
+def test_a_second_estimate_that_is_none_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SCHEMES["ark324l2sa"], **changes)
