@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -41,10 +42,12 @@ def discrete_adjoint(problem: Problem, u0: Tensor) -> Tensor:
 class _Discrete(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Problem, u0: Tensor, *tensors: Tensor) -> Tensor:
+        before = [x._version for x in (u0, *tensors) if not x.is_inference()]
         recorder = None if problem.term is None else Recorder(problem.term, tensors)
         kept = _Kept(problem)
         result = problem.run(problem.method(recorder, problem.implicit), u0, kept.note,
                              None if recorder is None else recorder.keep)
+        _check_unchanged((u0, *tensors), before)
         ctx.problem, ctx.records = problem, [] if recorder is None else recorder.records
         ctx.kept, ctx.there, ctx.count = kept, [x is not None for x in kept.tape], len(tensors)
         ctx.save_for_backward(u0, *tensors, *(x for x in kept.tape if x is not None))
@@ -57,13 +60,27 @@ class _Discrete(torch.autograd.Function):
         tensors, rest = saved[:ctx.count], iter(saved[ctx.count:])
         tape = [next(rest) if there else None for there in ctx.there]
         reverse = _Reverse(ctx.problem, ctx.records, tensors, ctx.needs_input_grad[2:])
-        with torch.no_grad(), full_precision(u0.device):
+        modes = nullcontext() if ctx.problem.term is None else ctx.problem.term.in_its_modes()
+        with torch.no_grad(), full_precision(u0.device), modes:
             lam = reverse.run(grads[0], reverse.tapes(ctx.kept, tape, u0))
         found = [lam if ctx.needs_input_grad[1] else None, *reverse.gradients]
         if torch.is_grad_enabled():
             once: Callable[..., Tensor] = _Once.apply
             found = [g if g is None else once(g, grads[0], u0, *tensors) for g in found]
         return (None, *found)
+
+
+def _check_unchanged(tensors: Sequence[Tensor], before: list[int]) -> None:
+    """Refuses tensors that changed in place on the way: their gradient would be of the new values.
+    """
+    counting = [x for x in tensors if not x.is_inference()]
+    for x, version in zip(counting, before, strict=True):
+        if x._version != version:
+            raise RuntimeError(
+                "Expected u0, args, parameters and the tensors of the implicit part to stay as "
+                f"they are during an integration (got one of shape {tuple(x.shape)} that was "
+                "changed in place, by the explicit term or the callback); change a clone, or keep "
+                "what changes in a buffer of the module.")
 
 
 class _Once(torch.autograd.Function):

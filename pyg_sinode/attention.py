@@ -126,8 +126,8 @@ class GRANDAttention(MessagePassing):
             return self._sum(x, row, col, weight)
 
     def _sum(self, x: Tensor, row: Tensor, col: Tensor, weight: Tensor | None) -> Tensor:
-        # Hooks and edge masks act on messages, and only the plain path sends some.
-        if self.fused and not self.explain and not message_hooks(self):
+        # Hooks, masks and methods of a subclass act on messages: only the plain path sends some.
+        if self.fused and not (self.explain or message_hooks(self) or has_own_messages(self)):
             pattern = Pattern(row, col, x.size(0), checked=True)
             if weight is not None:
                 weight = weight.index_select(0, pattern.perm)
@@ -270,6 +270,13 @@ def message_hooks(module: MessagePassing) -> list[dict[int, Any]]:
     """The hooks that are registered to act while messages are passed, where there are some."""
     own = vars(module)
     return [own[name] for name in MESSAGE_HOOKS if own.get(name)]
+
+
+def has_own_messages(module: GRANDAttention) -> bool:
+    """Whether a subclass passes messages in its own way."""
+    return any(getattr(type(module), name) is not getattr(GRANDAttention, name) for name in (
+        "propagate", "message", "aggregate", "update", "message_and_aggregate", "edge_update",
+        "edge_updater"))
 
 
 def with_dimension(state_dict: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ from .attention import (
 from .multistep import IMEXMultistep, get_method
 from .odeint import LinearSolver, imex_odeint
 from .operators import Graph, LinearOperator, ScaledIdentity
-from .operators.checks import check_real
+from .operators.checks import check_real, leaves
 from .precision import check_full, full_precision, widened
 from .report import Stats
 from .sparse import Pattern, as_edges, check_range, gather_rows, segment_sum, sparse_product
@@ -133,6 +133,7 @@ class SINODEConv(MessagePassing):
                            normalizer=normalizer, stochastic=stochastic),
             source=source, separate_alpha=separate_alpha)
         if isinstance(implicit, LinearOperator):
+            _check_leaves(implicit)
             own = [p for p in implicit.tensors if isinstance(p, Parameter)]
             self.implicit_parameters = ParameterList(own)
         self.reset_parameters()
@@ -362,6 +363,17 @@ def _drop_explainers(hooks: list[dict[int, Any]]) -> None:
         for key, hook in list(registered.items()):
             if getattr(hook, "__module__", "").startswith("torch_geometric.explain"):
                 del registered[key]
+
+
+def _check_leaves(operator: LinearOperator) -> None:
+    """Refuses what was computed from a parameter: it would not follow when that is trained."""
+    made = next((x for x in operator.tensors if not x.is_leaf
+                 and any(isinstance(p, Parameter) for p in leaves(x))), None)
+    if made is not None:
+        raise ValueError(
+            "Expected an implicit operator on parameters themselves (got one on a tensor of shape "
+            f"{tuple(made.shape)} computed from one, which training would not change); pass a "
+            "function implicit(edge_index, edge_weight, num_nodes) that makes the operator anew.")
 
 
 def _check_channels(in_channels: Any) -> None:

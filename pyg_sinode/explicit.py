@@ -35,7 +35,9 @@ class ExplicitTerm:
         self.places = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
         self.names: list[str] = []
         self.parameters: list[Tensor] = []
+        self.modes: list[tuple[torch.nn.Module, bool]] = []
         if isinstance(fn, torch.nn.Module):
+            self.modes = [(module, module.training) for module in fn.modules()]
             named = list(fn.named_parameters())
             self.names, self.parameters = [n for n, _ in named], [p for _, p in named]
 
@@ -44,12 +46,25 @@ class ExplicitTerm:
         """The tensors that G depends on: those among the arguments, then the parameters."""
         return [self.args[i] for i in self.places] + self.parameters
 
+    @contextmanager
+    def in_its_modes(self) -> Iterator[None]:
+        """Training or evaluation as it was at the call, for the backward pass."""
+        changed = [(m, mode, m.training) for m, mode in self.modes if m.training != mode]
+        for module, mode, _ in changed:
+            module.training = mode
+        try:
+            yield
+        finally:
+            for module, _, present in changed:
+                module.training = present
+
     def buffers(self) -> dict[str, Tensor]:
         """The buffers of the module, by name."""
         return dict(self.fn.named_buffers()) if isinstance(self.fn, torch.nn.Module) else {}
 
     def __call__(self, t: float, u: Tensor) -> Tensor:
         """G as it is, for a forward pass."""
+        u = u if torch.is_grad_enabled() else u.detach()  # whose flags G may set
         return self.memory.own(self.with_state(t, u)[0])
 
     def with_state(self, t: float, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +98,7 @@ class ExplicitTerm:
         Gradients are enabled though the value alone is wanted: kernels round differently without,
         and G may take derivatives itself. Parameters that are leaves, still the module's own and
         without hooks (which are for the whole gradient) are used as they are; others, and the given
-        buffers, take the module's place by ``functional_call``.
+        buffers, are put in their places by ``functional_call``.
 
         Returns:
             The value, the copy of u, and for each of ``tensors`` what stood for it.
@@ -95,15 +110,14 @@ class ExplicitTerm:
         args = list(self.args)
         for place, x in zip(self.places, stand, strict=True):
             args[place] = x
-        own = buffers is None and self._owns(parameters)
-        if not own:
+        named = {name: b.clone() for name, b in (buffers or {}).items()}
+        if not self._owns(parameters):
             parameters = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
+            named |= dict(zip(self.names, parameters, strict=True))
         with torch.enable_grad(), seeing_tangents():
-            if own or not isinstance(self.fn, torch.nn.Module):
+            if not (named and isinstance(self.fn, torch.nn.Module)):
                 value = self._evaluate(self.fn, t, u, args)
             else:
-                named = dict(zip(self.names, parameters, strict=True))
-                named |= {name: b.clone() for name, b in (buffers or {}).items()}
                 value = self._evaluate(partial(_call_with, self.fn, named), t, u, args)
         return value, u, stand + parameters
 

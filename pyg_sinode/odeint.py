@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .adjoint import discrete_adjoint, integrate
 from .backprop import backpropagate
@@ -28,7 +30,7 @@ from .setups import Setups
 from .solvers import default
 from .steps import Clock, Steps, covering, landing
 from .tableau import IMEXTableau
-from .transforms import WITHOUT_IMPLICIT, refuse_transforms
+from .transforms import WITHOUT_IMPLICIT, forward_mode_error, has_tangent, refuse_transforms
 
 
 class LinearSolver(Protocol):
@@ -104,7 +106,8 @@ def imex_odeint(
 
     Args:
         explicit (callable or torch.nn.Module, optional): The term G, called as
-            ``explicit(t, u, *args)`` with t a 0-dim tensor; None for a linear equation.
+            ``explicit(t, u, *args)`` with t a 0-dim tensor of u's dtype; None for a linear
+            equation.
         implicit (LinearOperator or Affine, optional): The operator J, or :math:`a(t) J u + f(t)`;
             None for an explicit integration.
         u0 (Tensor): The initial state.
@@ -131,7 +134,10 @@ def imex_odeint(
         solver (optional): A linear solver such as :class:`pyg_sinode.solvers.CG`. If None, the
             closed form where J has one, CG where it is known to be symmetric and I - cJ positive
             definite, else GMRES. (default: :obj:`None`)
-        args (tuple): Further arguments of G; tensors among them receive gradients.
+        args (tuple): Further arguments of G; tensors among them receive gradients. The backward
+            pass evaluates G again with the random state of PyTorch's own generators, with its
+            buffers and modes as they were: G is to draw from no generator of its own, and to keep
+            in buffers what changes.
         gradient (str): :obj:`"discrete"`, the adjoint of the scheme, exact to rounding and to the
             solver's tolerance, at the memory of the stages; or :obj:`"backprop"`, autograd through
             the steps, which allows second derivatives. (default: :obj:`"discrete"`)
@@ -185,7 +191,7 @@ def imex_odeint(
         times, _positive("step_size", step_size), clock)
     if isinstance(scheme, IMEXMultistep):
         _check_equal(steps, scheme)
-    term = _checked_term(explicit, args, scheme, tangents=plain)
+    term = _checked_term(explicit, args, scheme, u0, times[0], tangents=plain)
     invert, part = _inverter(solver), _part(implicit, u0, times[0])
     tensors = [u0, *(() if term is None else term.tensors), *(() if part is None else part.tensors)]
     setups = None if part is None else Setups(part.operator, invert, solver, stats)
@@ -214,6 +220,8 @@ def _tensors_of(u0: Tensor, implicit: Any, args: Any) -> list[Any]:
 
 def _read_times(t: Any) -> list[float]:
     check_real(t, "t")
+    if has_tangent(t):
+        raise forward_mode_error("t", "pass t without one, or scale G and J instead")
     if t.requires_grad:
         raise ValueError("Expected t without requires_grad (got one that requires a gradient): no "
                          "gradient reaches the times; pass t.detach(), or scale G and J instead.")
@@ -249,12 +257,13 @@ def _clock(t: Tensor, times: list[float], scheme: IMEXTableau | IMEXMultistep) -
 
 
 def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Expected {name} as a number (got {type(value).__name__}).")
-    if not (math.isfinite(value) and value > 0):
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(f"Expected a positive, finite {name} (got {value}); the direction of time "
                          "is that of t.")
-    return float(value)
+    return number
 
 
 def _control(u0: Tensor, step_size: Any, rtol: Any, atol: Any, norm: Any, controller: Any,
@@ -342,8 +351,8 @@ def _check_equal(steps: Steps, scheme: IMEXMultistep) -> None:
             "spaced times, or a step_size that divides every interval, or a Runge-Kutta scheme.")
 
 
-def _checked_term(explicit: Any, args: Any, scheme: IMEXTableau | IMEXMultistep, *,
-                  tangents: bool) -> ExplicitTerm | None:
+def _checked_term(explicit: Any, args: Any, scheme: IMEXTableau | IMEXMultistep, u0: Tensor,
+                  t: float, *, tangents: bool) -> ExplicitTerm | None:
     if not isinstance(args, tuple):
         raise TypeError(f"Expected args as a tuple (got {type(args).__name__}); write args=(x,).")
     if explicit is None:
@@ -353,8 +362,12 @@ def _checked_term(explicit: Any, args: Any, scheme: IMEXTableau | IMEXMultistep,
     if not callable(explicit):
         raise TypeError("Expected the explicit term as a function or module of (t, u, *args) (got "
                         f"{type(explicit).__name__}).")
+    args = tuple(map(widened, args))
+    if isinstance(explicit, torch.nn.Module) and any(map(is_lazy, explicit.parameters())):
+        with torch.no_grad():
+            explicit(u0.new_full((), t), u0.detach(), *args)  # gives its parameters their shapes
     live = scheme.stages if isinstance(scheme, IMEXTableau) else scheme.start.stages + scheme.steps
-    return ExplicitTerm(explicit, tuple(map(widened, args)), live, tangents=tangents)
+    return ExplicitTerm(explicit, args, live, tangents=tangents)
 
 
 def _part(implicit: Any, u0: Tensor, t: float) -> Affine | None:

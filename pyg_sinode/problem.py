@@ -79,7 +79,7 @@ class Problem:
             forget (callable, optional): Called with the number of evaluations of G that count,
                 when those after them do not.
         """
-        outputs = [u0]
+        outputs = [u0.clone()]  # a callback may know u0 itself
         watch = Watch(self.callback, self.progress, self.times, self.stats)
         try:
             for marched in self._march(method, u0, watch, forget):

@@ -28,7 +28,7 @@ class Setups:
                  key: object, stats: Stats) -> None:
         self.operator, self.invert, self.key, self.stats = operator, invert, key, stats
         self.made: dict[float, LinearOperator] = {}
-        self.kept = not any(t.requires_grad for t in operator.tensors)
+        self.kept = not any(t.requires_grad for t in operator.tensors) and _is_hashable(key)
         # An iteration has no factors, and follows whatever is changed in the operator itself.
         self.iterates = isinstance(key, Krylov) or (
             key is None and not operator.has_closed_inverse())
@@ -62,7 +62,8 @@ class Setups:
                 found: LinearOperator | None = inverse
                 return self._invert(self.operator, c) if found is None else found
         # Set-ups of the same tensors share one copy of them.
-        own = next((x for x, _ in factors.values() if _all_same(x.tensors, tensors)), None)
+        own = next((x for (*_, inference), (x, _) in factors.items()
+                    if inference == key[-1] and _all_same(x.tensors, tensors)), None)
         if own is None:
             own = self.operator.with_tensors([t.detach().clone() for t in tensors])
         inverse = self._new(self.operator if self.iterates else own, c)
@@ -70,6 +71,14 @@ class Setups:
             factors.pop(next(iter(factors)))  # the oldest
         factors[key] = own, None if self.iterates else inverse
         return inverse
+
+
+def _is_hashable(key: object) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 def _all_same(copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:

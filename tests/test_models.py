@@ -74,11 +74,11 @@ def test_input_dropout_zeroes_features_and_dropout_what_the_decoder_reads():
 
 
 def test_batch_normalisation_is_of_the_encoded_features():
-    model = SINODE(5, 8, 3, batch_norm=True)
+    model, x = SINODE(5, 8, 3, batch_norm=True).double(), X.double()
     seen = []
     model.conv.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].detach()))
-    model(X, EDGES)
-    encoded = model.encoder(X).detach()
+    model(x, EDGES)
+    encoded = model.encoder(x).detach()
     expected = (encoded - encoded.mean(dim=0)) / (encoded.var(dim=0, unbiased=False) + 1e-5).sqrt()
     torch.testing.assert_close(seen[0], expected)
     # Its statistics are updated once a pass, however often the integrator evaluates.
@@ -86,7 +86,7 @@ def test_batch_normalisation_is_of_the_encoded_features():
     model.eval()
     # Then a node's result does not depend on the other graphs of its batch.
     none = EDGES[:, :0]
-    torch.testing.assert_close(model(X[:1], none), model(X, none)[:1])
+    torch.testing.assert_close(model(x[:1], none), model(x, none)[:1])
 
 
 def test_reset_parameters_starts_anew():

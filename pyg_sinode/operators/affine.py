@@ -13,6 +13,7 @@ from torch import Tensor
 from ..transforms import forward_mode_error, has_tangent
 from .base import LinearOperator, Scaled
 from .checks import as_float, broadcasts, check_real, check_tensors, foreign_leaf
+from .matrix_free import MatrixFree
 
 Function = Callable[[Tensor], Any]
 
@@ -131,8 +132,8 @@ class Affine:
     def product(self, t: float, u: Tensor) -> Tensor:
         """The value a(t) J u + f(t), differentiable in u and in :attr:`tensors`."""
         product, scale, forcing = self.operator.mv(u), self.scale(t, u), self.forcing(t, u)
-        if self.operator.is_foreign():  # the next product may be written over this one
-            product = product.clone()
+        if self.operator.is_foreign() or isinstance(self.operator, MatrixFree):
+            product = product.clone()  # the next one may be written over it
         if isinstance(scale, Tensor) or scale != 1.0:
             product = product * scale
         return product if forcing is None else product + forcing

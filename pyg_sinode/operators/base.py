@@ -94,6 +94,10 @@ class LinearOperator:
         except AttributeError as error:
             raise TypeError(f"Expected {type(self).__name__} to put other tensors in place of its "
                             f"own (got: {error}); give it the method with_tensors.") from error
+        if type(copied) is not type(self):
+            raise TypeError(f"Expected {type(self).__name__}.with_tensors to give another "
+                            f"{type(self).__name__} (got {type(copied).__name__}: it is inherited);"
+                            " give it a with_tensors of its own.")
         with torch.enable_grad():
             product = copied.mv(u.detach())
         refuse_foreign(self, product, own)

@@ -117,8 +117,8 @@ class MatrixFree(LinearOperator):
             raise ValueError("Expected a function that leaves its argument as it is in MatrixFree "
                              "(got one that changes it in place); return a new tensor.")
         kept, fy = fx.clone(), self.mv(y)
-        # A function may write each product into the memory of the one before: copies are used then.
-        self._copies = shares_memory(fx, fy)
+        # A function may write each product into the memory of one before: copies are used then.
+        self._copies = shares_memory(fx, fy) or any(shares_memory(zero, f) for f in (fx, fy))
         fx, fy, fxy = kept, fy.clone(), self.mv(2.0 * x - 3.0 * y)
         error = (fxy - (2.0 * fx - 3.0 * fy)).abs().amax() if x.numel() else x.new_zeros(())
         scale = (fx.abs().amax() + fy.abs().amax()) if x.numel() else x.new_ones(())

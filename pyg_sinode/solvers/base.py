@@ -31,6 +31,17 @@ class Inverse(LinearOperator):
         """The solution x of A x = u."""
         return self.solve(u).x
 
+    def check_named(self, u: Tensor) -> None:
+        """Refuses an inverse of what is trained as an operator J.
+
+        Raises:
+            ValueError: naming the remedy.
+        """
+        if any(x.requires_grad for x in self.operator.tensors):
+            raise ValueError(f"Expected an operator through which gradients flow (got {self!r}, an "
+                             "inverse of tensors that require one, which would be lost); detach "
+                             "them, or write the product with torch.linalg.solve in MatrixFree.")
+
     def transpose(self) -> Inverse:
         """The inverse of the transposed operator, from the same set-up."""
         raise NotImplementedError
