@@ -73,7 +73,7 @@ def main() -> None:
     run = train(args, name, model, linear, draw, relative_square, test_loss)
     print(f"{run.seconds:.0f} s, {run.epoch} epochs; in the last epoch {run.work['evaluations']} "
           f"evaluations of G, {run.work['vjps']} vector-Jacobian products, "
-          f"{run.work['solves']} linear solves; set-ups: {run.setups} in all")
+          f"{run.work['solves']} linear solves; factorizations: {run.factorizations} in all")
     found = rollout(args, model, linear, test[:, 0].float(), test.size(1) - 1)
     error = print_errors("test trajectories", found, test, args.interval)
     for n in args.resolutions:

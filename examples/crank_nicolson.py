@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, grad
 
-from pyg_sinode.explicit import ExplicitTerm, check_ends
+from pyg_sinode.integrate.clock import Clock, plan
+from pyg_sinode.integrate.explicit import ExplicitTerm, check_ends
 from pyg_sinode.operators import LinearOperator, LinearSolveError, MatrixFree, ScaledIdentity
 from pyg_sinode.solvers import GMRES
-from pyg_sinode.steps import Clock, plan
 
 
 @dataclass
@@ -57,7 +57,8 @@ class Problem:
         """z(u) = u - c f(t, u), and the copies of u and of the tensors where its graph ends."""
         self.stats.explicit_evaluations += 1
         split = len(self.term.tensors)
-        f, u, copies = self.term.detached(t, u, tensors[:split], None)
+        copies = self.term.stand_ins(tensors[:split])
+        f, u = self.term.with_graph(self.term.function.on(copies), t, u)
         own = [p.detach().requires_grad_(p.requires_grad) for p in tensors[split:]]
         with torch.enable_grad():
             return [u - c * (f + self.implicit.with_tensors(own).mv(u)), u, *copies, *own]
@@ -140,7 +141,8 @@ def crank_nicolson_odeint(
         for k in range(steps):
             if abs(h) > 2 * abs(last):  # at the start, or else b's residual would grow with h
                 problem.stats.explicit_evaluations += 1
-                b = u + h / 2 * (problem.term(start + k * h, u) + problem.implicit.mv(u))
+                f = problem.term.plain(start + k * h, u).value + problem.implicit.mv(u)
+                b = u + h / 2 * f
             else:  # u - b is h/2 f of the step before
                 b = u + h / last * (u - b)
             u = Implicit.apply(problem, (n, start + k * h, h), u.detach(), b, *problem.tensors)

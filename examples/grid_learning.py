@@ -22,10 +22,9 @@ from torch_geometric.nn import MessagePassing
 from torchdiffeq import odeint
 from tqdm import tqdm
 
-from pyg_sinode import imex_odeint
+from pyg_sinode import ExplicitTermError, NonFiniteStateError, imex_odeint
 from pyg_sinode.grid import PeriodicGrid
 from pyg_sinode.operators import Circulant, LinearSolveError
-from pyg_sinode.report import ExplicitTermError, NonFiniteStateError
 
 IMEX = ("imex_euler", "ars222", "ars443", "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
 # How an integration says that it has diverged.
@@ -130,7 +129,7 @@ class Work:
 
     def totals(self) -> dict[str, int]:
         """The sums so far: evaluations of G, its vector-Jacobian products, set-ups and solves."""
-        names = {"evaluations": "explicit_evaluations", "setups": "setups",
+        names = {"evaluations": "explicit_evaluations", "factorizations": "factorizations",
                  "solves": "linear_solves"}
         found = {ours: sum(getattr(part, theirs, 0) for part in self.parts)
                  for ours, theirs in names.items()}
@@ -189,7 +188,7 @@ class Run:
     seconds: float = 0.0
     curve: list[list[float]] = field(default_factory=list)  # seconds, training loss, test loss
     work: dict[str, int] = field(default_factory=dict)  # of the last epoch
-    setups: int = 0  # of all epochs
+    factorizations: int = 0  # of all epochs
 
 
 class DivergedError(RuntimeError):
@@ -232,7 +231,7 @@ def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circula
         run.seconds += time.perf_counter() - start
         run.curve.append([run.seconds, value, test_loss(model)])
         run.epoch, run.work = epoch + 1, work.totals()
-        run.setups += run.work["setups"]
+        run.factorizations += run.work["factorizations"]
         bar.set_postfix(loss=f"{value:.2e}", test=f"{run.curve[-1][2]:.2e}")
         _write_checkpoint(path, args, model, optimizer, schedule, run, window)
     return run

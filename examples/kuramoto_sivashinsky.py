@@ -74,7 +74,8 @@ def main() -> None:
     print(f"one-step mean squared error on later times {run.curve[-1][2]:.2e} after "
           f"{run.seconds:.0f} s and {run.epoch} epochs; in the last epoch "
           f"{run.work['evaluations']} evaluations of G, {run.work['vjps']} vector-Jacobian "
-          f"products, {run.work['solves']} linear solves; set-ups: {run.setups} in all")
+          f"products, {run.work['solves']} linear solves; "
+          f"factorizations: {run.factorizations} in all")
     result = examine(args, model, linear, test)
     print_result(result)
     for n in args.resolutions:

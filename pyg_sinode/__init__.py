@@ -1,17 +1,17 @@
 """Semi-implicit neural ordinary differential equations on graphs, for PyTorch Geometric."""
 
-from . import controllers, norms, operators, solvers
+from . import controllers, norms, operators, schemes, solvers, terms
 from .attention import GRANDAttention
 from .conv import SINODEConv
+from .integrate.report import ExplicitTermError, NonFiniteStateError, Stats, StepSizeError
 from .models import SINODE
 from .odeint import imex_odeint
 from .operators import LinearSolveError
-from .report import NonFiniteStateError, Stats, StepSizeError
-from .tableau import IMEXTableau
+from .schemes import IMEXMultistep, IMEXTableau
 
 __all__ = [
-    "SINODE", "GRANDAttention", "IMEXTableau", "LinearSolveError", "NonFiniteStateError",
-    "SINODEConv", "Stats", "StepSizeError", "controllers", "imex_odeint", "norms",
-    "operators", "solvers",
+    "SINODE", "ExplicitTermError", "GRANDAttention", "IMEXMultistep", "IMEXTableau",
+    "LinearSolveError", "NonFiniteStateError", "SINODEConv", "Stats", "StepSizeError",
+    "controllers", "imex_odeint", "norms", "operators", "schemes", "solvers", "terms",
 ]
 __version__ = "0.1.0"

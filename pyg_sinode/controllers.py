@@ -14,8 +14,9 @@ included.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -35,17 +36,18 @@ class Controller:
         \left( \frac{s^k}{E_{n-1}} \right)^{\beta_2 / k}
         \left( \frac{s^k}{E_{n-2}} \right)^{\beta_3 / k}
 
-    with s the safety factor and k the order of the error estimate plus one. The gain of a step is
-    kept in a range, is at most 1 after a rejected one (where only its own error counts), and is 1
-    where it lies between 1 and :obj:`keep`: an unchanged step size needs no new set-up of the
-    linear solver.
+    with s the safety factor and k the order of the error estimate plus one. The factor is clipped
+    to [:obj:`min_factor`, :obj:`max_factor`], and at most 1 after a rejection, where only the error
+    of the rejected step counts. In [1, :obj:`deadband`) it becomes 1, so that the factorization is
+    reused.
 
     Args:
         beta (tuple of float): The exponents :math:`\beta_1, \beta_2, \beta_3`.
         safety (float): The factor s, in (0, 1]. (default: :obj:`0.9`)
         min_factor (float): The smallest factor, in (0, 1). (default: :obj:`0.2`)
         max_factor (float): The largest factor, above 1. (default: :obj:`5.0`)
-        keep (float): The gain below which the step size stays, at least 1. (default: :obj:`1.2`)
+        deadband (float): The factor below which the step size stays, at least 1.
+            (default: :obj:`1.2`)
 
     Raises:
         ValueError: if a number is out of its range.
@@ -55,10 +57,15 @@ class Controller:
     safety: float = 0.9
     min_factor: float = 0.2
     max_factor: float = 5.0
-    keep: float = 1.2
+    deadband: float = 1.2
+    keep: InitVar[float | None] = None  # the old name of deadband, for one release
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, keep: float | None) -> None:
         """Refuses numbers out of their range."""
+        if keep is not None:
+            warnings.warn("keep= of a controller is now deadband=.", DeprecationWarning,
+                          stacklevel=3)
+            object.__setattr__(self, "deadband", keep)
         if len(self.beta) != 3 or not all(map(math.isfinite, self.beta)) or self.beta[0] <= 0:
             raise ValueError(f"Expected three finite exponents beta, the first positive (got "
                              f"{self.beta}); fill with zeros.")
@@ -66,7 +73,7 @@ class Controller:
                 ("safety in (0, 1]", self.safety, 0 < self.safety <= 1),
                 ("min_factor in (0, 1)", self.min_factor, 0 < self.min_factor < 1),
                 ("max_factor above 1", self.max_factor, 1 < self.max_factor < math.inf),
-                ("keep of at least 1", self.keep, 1 <= self.keep < math.inf)):
+                ("deadband of at least 1", self.deadband, 1 <= self.deadband < math.inf)):
             if not fits:
                 raise ValueError(f"Expected {name} (got {value}).")
 
@@ -80,12 +87,13 @@ class Controller:
         """
         if not math.isfinite(errors[-1]):
             return self.min_factor
-        gains = [self.safety * math.pow(max(error, SLACK), -1.0 / (order + 1)) for error in errors]
+        power = -1.0 / (order + 1)
+        factors = [self.safety * math.pow(max(error, SLACK), power) for error in errors]
         if errors[-1] > 1.0:
-            return min(max(gains[-1], self.min_factor), 1.0)
+            return min(max(factors[-1], self.min_factor), 1.0)
         factor = 1.0
-        for gain, beta in zip(reversed(gains), self.beta, strict=False):
-            factor *= math.pow(gain, beta)
+        for each, beta in zip(reversed(factors), self.beta, strict=False):
+            factor *= math.pow(each, beta)
         return min(max(factor, self.min_factor), self.max_factor)
 
 

@@ -22,17 +22,16 @@ from .attention import (
     message_hooks,
     with_dimension,
 )
-from .multistep import IMEXMultistep, get_method
-from .odeint import LinearSolver, imex_odeint
+from .controllers import Controller
+from .integrate.report import Stats
+from .odeint import Checkpoints, LinearSolver, imex_odeint
 from .operators import Graph, LinearOperator, ScaledIdentity
 from .operators.checks import check_real, leaves
 from .precision import check_full, full_precision, widened
-from .report import Stats
+from .schemes import IMEXMultistep, IMEXTableau, get_scheme
 from .sparse import Pattern, as_edges, check_range, gather_rows, segment_sum, sparse_product
-from .tableau import IMEXTableau
 from .transforms import refuse_transforms
 
-SPLITS = ("decay", "laplacian", "attention")
 Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearOperator]
 
 
@@ -50,8 +49,9 @@ class SINODEConv(MessagePassing):
     (0, 1) and :math:`\beta` learned numbers. The linear part J is integrated implicitly and the
     rest G explicitly; every choice of J integrates the same equation.
 
-    :obj:`time`, :obj:`step_size`, :obj:`method`, :obj:`solver` and :obj:`gradient` may be changed
-    after training; :obj:`stats` holds what the last forward and its backward pass did.
+    How it is integrated may be changed after training: :obj:`time`, :obj:`step_size`,
+    :obj:`method`, :obj:`solver` and what else goes to the integrator. :obj:`stats` holds what the
+    last forward and its backward pass did.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive it from the first
@@ -69,12 +69,19 @@ class SINODEConv(MessagePassing):
             :math:`\alpha (\mathbf{A}(\mathbf{X}_0) - I)`; an operator; or a function
             ``(edge_index, edge_weight, num_nodes) -> LinearOperator``. (default: :obj:`"decay"`)
         time (float): The terminal time T. (default: :obj:`1.0`)
-        step_size (float): The largest step. (default: :obj:`1.0`)
+        step_size (float, optional): The largest step; adaptive steps if None, for which a stiffly
+            accurate method such as :obj:`"imex_rk4"` suits. (default: :obj:`1.0`)
         method (str, IMEXTableau or IMEXMultistep): The scheme. (default: :obj:`"imex_rk2"`)
         solver (optional): The linear solver, chosen by the operator if None.
             (default: :obj:`None`)
         gradient (str): :obj:`"discrete"` or :obj:`"backprop"`, see
             :func:`pyg_sinode.imex_odeint`. (default: :obj:`"discrete"`)
+        graph_memory (int): The bytes that graphs of this layer may hold for the backward pass, see
+            :func:`pyg_sinode.imex_odeint`. (default: 1 GiB)
+        checkpoints (int or str, optional): How many states to keep for it instead of all stages.
+            (default: :obj:`None`)
+        rtol, atol, controller, max_steps (optional): Of adaptive steps, only with
+            :obj:`step_size=None`. (default: :obj:`None`)
         source (bool): Whether to add :math:`\beta \mathbf{X}_0`. (default: :obj:`True`)
         separate_alpha (bool): Whether the terms :math:`\mathbf{A}(\mathbf{X}) \mathbf{X}` and
             :math:`-\mathbf{X}` have an :math:`\alpha` each, as in the paper's code.
@@ -102,9 +109,12 @@ class SINODEConv(MessagePassing):
         self, in_channels: int, out_channels: int, heads: int = 1, *,
         attention: str = "scaled_dot", attention_channels: int | None = None,
         normalizer: str = "softmax", stochastic: str = "row", implicit: Implicit = "decay",
-        time: float = 1.0, step_size: float = 1.0,
+        time: float = 1.0, step_size: float | None = 1.0,
         method: str | IMEXTableau | IMEXMultistep = "imex_rk2",
-        solver: LinearSolver | None = None, gradient: str = "discrete", source: bool = True,
+        solver: LinearSolver | None = None, gradient: str = "discrete",
+        graph_memory: int = 2**30, checkpoints: Checkpoints | None = None,
+        rtol: float | None = None, atol: float | None = None,
+        controller: Controller | None = None, max_steps: int | None = None, source: bool = True,
         separate_alpha: bool = False, add_self_loops: bool = True, fill_value: float = 1.0,
         **kwargs: Any,
     ) -> None:
@@ -113,11 +123,11 @@ class SINODEConv(MessagePassing):
         super().__init__(**kwargs)
         check_flow(self.flow)
         if isinstance(implicit, str):
-            check_choice("implicit", implicit, SPLITS)
+            check_choice("implicit", implicit, tuple(SPLITS))
         elif not (isinstance(implicit, LinearOperator) or callable(implicit)):
             raise TypeError(f"Expected implicit as one of {', '.join(SPLITS)}, a LinearOperator or "
                             f"a function that makes one (got {type(implicit).__name__}).")
-        get_method(method)
+        get_scheme(method)
         time, step_size = _checked_time(time, step_size)
         _check_channels(in_channels)
         if not (math.isfinite(fill_value) and fill_value >= 0):
@@ -125,6 +135,8 @@ class SINODEConv(MessagePassing):
         self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
         self.implicit, self.time, self.step_size, self.method = implicit, time, step_size, method
         self.solver, self.gradient = solver, gradient
+        self.graph_memory, self.checkpoints = graph_memory, checkpoints
+        self.rtol, self.atol, self.controller, self.max_steps = rtol, atol, controller, max_steps
         self.add_self_loops, self.fill_value = add_self_loops, fill_value
         self.stats: Stats | None = None
         self.lin = None if in_channels == out_channels else Linear(in_channels, out_channels)
@@ -172,14 +184,14 @@ class SINODEConv(MessagePassing):
         if self.lin is not None:
             x = self.lin(x)
         graph = self._graph(x, edge_index, edge_weight)
-        operator, base = self._split(x, graph)
-        own = () if isinstance(self.implicit, str) else operator.tensors
-        given = None if isinstance(self.implicit, str) else operator
+        split = self._split(x, graph)
         times = torch.tensor([0.0, time], dtype=torch.float64)
         out, self.stats = imex_odeint(
-            self.term, operator, x, times, method=self.method, step_size=step_size,
-            solver=self.solver, gradient=self.gradient, return_stats=True,
-            args=(x, graph.pattern, graph.weight, base, given, *own))
+            self.term, split.operator, x, times, method=self.method, step_size=step_size,
+            rtol=self.rtol, atol=self.atol, controller=self.controller, max_steps=self.max_steps,
+            solver=self.solver, gradient=self.gradient, graph_memory=self.graph_memory,
+            checkpoints=self.checkpoints, return_stats=True,
+            args=(x, graph.pattern, graph.weight, split.left_out))
         if return_attention_weights:
             p = graph.pattern
             alpha = self.term.attention.coefficients_per_head(out[-1], p, graph.weight)
@@ -223,20 +235,11 @@ class SINODEConv(MessagePassing):
         pattern = Pattern(row, col, n, checked=True)
         return _SortedGraph(pattern, weight if weight is None else weight[pattern.perm])
 
-    def _split(self, x: Tensor, graph: _SortedGraph) -> tuple[LinearOperator, Tensor | None]:
-        """The operator J, and the coefficients that it takes out of the explicit term."""
-        alpha, pattern = self.term.decay_rate(), graph.pattern
-        if self.implicit == "decay":
-            return ScaledIdentity(-alpha), None
-        if self.implicit == "laplacian":
-            base, largest = _symmetric_normalized(graph, x), float(alpha.detach())
-        elif self.implicit == "attention":
-            base = self.term.attention.coefficients(x, pattern, graph.weight)
-            largest = math.inf
-        else:
-            return self._given_operator(graph), None
-        linear = Graph.of_pattern(pattern, alpha * base, largest=largest)
-        return linear + ScaledIdentity(-alpha), base
+    def _split(self, x: Tensor, graph: _SortedGraph) -> _Split:
+        if isinstance(self.implicit, str):
+            return SPLITS[self.implicit](self.term, x, graph)
+        operator = self._given_operator(graph)
+        return _Split(operator, operator)
 
     def _given_operator(self, graph: _SortedGraph) -> LinearOperator:
         if isinstance(self.implicit, LinearOperator):
@@ -298,20 +301,46 @@ class DiffusionTerm(torch.nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, t: Tensor, u: Tensor, x0: Tensor, pattern: Pattern, weight: Tensor | None,
-                base: Tensor | None, operator: LinearOperator | None, *tensors: Tensor) -> Tensor:
-        """The term at features u; base and operator are the linear part that it leaves out."""
+                left_out: Tensor | LinearOperator | None) -> Tensor:
+        """The term at features u, without a linear part: coefficients of the edges, or all of J."""
         value = torch.sigmoid(self.alpha) * self.attention.coefficients(u, pattern, weight)
-        if base is not None:
-            value = value - self.decay_rate() * base
+        if isinstance(left_out, Tensor):
+            value = value - self.decay_rate() * left_out
         out = sparse_product(pattern, value, u)
-        if operator is not None:
-            out = out - self.decay_rate() * u - operator.with_tensors(tensors).mv(u)
+        if isinstance(left_out, LinearOperator):
+            out = out - self.decay_rate() * u - left_out.mv(u)
         return out if self.beta is None else torch.addcmul(out, self.beta, x0)
 
 
 class _SortedGraph(NamedTuple):
     pattern: Pattern
     weight: Tensor | None
+
+
+class _Split(NamedTuple):
+    """The operator J, and what of it the explicit term has to leave out besides the decay."""
+
+    operator: LinearOperator
+    left_out: Tensor | LinearOperator | None
+
+
+def _decay(term: DiffusionTerm, x: Tensor, graph: _SortedGraph) -> _Split:
+    return _Split(ScaledIdentity(-term.decay_rate()), None)
+
+
+def _laplacian(term: DiffusionTerm, x: Tensor, graph: _SortedGraph) -> _Split:
+    base, alpha = _symmetric_normalized(graph, x), term.decay_rate()
+    linear = Graph.of_pattern(graph.pattern, alpha * base, largest=float(alpha.detach()))
+    return _Split(linear + ScaledIdentity(-alpha), base)
+
+
+def _attention(term: DiffusionTerm, x: Tensor, graph: _SortedGraph) -> _Split:
+    base, alpha = term.attention.coefficients(x, graph.pattern, graph.weight), term.decay_rate()
+    linear = Graph.of_pattern(graph.pattern, alpha * base, largest=math.inf)
+    return _Split(linear + ScaledIdentity(-alpha), base)
+
+
+SPLITS = {"decay": _decay, "laplacian": _laplacian, "attention": _attention}
 
 
 def _with_loops(row: Tensor, col: Tensor, weight: Tensor | None, n: int, fill_value: float,
@@ -382,21 +411,23 @@ def _check_channels(in_channels: Any) -> None:
                         "set of nodes, bipartite graphs are not supported.")
 
 
-def _checked_time(time: Any, step_size: Any) -> tuple[float, float]:
+def _checked_time(time: Any, step_size: Any) -> tuple[float, float | None]:
     """The time and the step size as numbers; refuses what is none, or not positive and finite."""
-    found = []
-    for name, value in (("time", time), ("step_size", step_size)):
-        if isinstance(value, Tensor) and value.requires_grad:
-            raise ValueError(f"Expected {name} without requires_grad (got one that requires a "
-                             "gradient): no gradient reaches it; pass a number.")
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, Real):
-            got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
-            raise TypeError(f"Expected {name} as one number (got {got}); the layer integrates from "
-                            "0 to time in equal steps.")
-        number = float(value)
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(f"Expected a positive, finite {name} (got {number}).")
-        found.append(number)
-    return found[0], found[1]
+    return (_checked("time", time, "the layer integrates from 0 to time"),
+            None if step_size is None else _checked(
+                "step_size", step_size, "None makes the steps adaptive"))
+
+
+def _checked(name: str, value: Any, why: str) -> float:
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"Expected {name} without requires_grad (got one that requires a "
+                         "gradient): no gradient reaches it; pass a number.")
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"Expected {name} as one number (got {got}); {why}.")
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"Expected a positive, finite {name} (got {number}).")
+    return number

@@ -5,31 +5,30 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from .adjoint import discrete_adjoint, integrate
-from .backprop import backpropagate
 from .controllers import Adaptive, Controller, I
-from .explicit import ExplicitTerm
-from .march import Callback
-from .multistep import IMEXMultistep, get_method
+from .integrate.adjoint import discrete_adjoint, integrate
+from .integrate.backprop import backpropagate
+from .integrate.clock import Clock, steps_across_outputs, steps_to_outputs
+from .integrate.explicit import ExplicitTerm
+from .integrate.implicit import Factorizations
+from .integrate.integration import Integration
+from .integrate.loop import Callback
+from .integrate.report import Stats
+from .integrate.steps import Steps
 from .norms import maximum
-from .operators import Affine, LinearOperator, Shifted
+from .operators import LinearOperator
 from .operators.checks import broadcasts, check_real
 from .operators.replaced import refuse_replaced
 from .precision import SHORT, check_full, full_precision, is_autocast, widened
-from .problem import Problem
-from .report import Stats
-from .schemes import SCHEMES
-from .setups import Setups
-from .solvers import default
-from .steps import Clock, Steps, covering, landing
-from .tableau import IMEXTableau
+from .schemes import SCHEMES, Scheme, get_scheme
+from .terms import Affine
 from .transforms import WITHOUT_IMPLICIT, forward_mode_error, has_tangent, refuse_transforms
 
 
@@ -44,7 +43,7 @@ class LinearSolver(Protocol):
 Term = Callable[..., Tensor]
 Norm = Callable[[Tensor], Tensor]
 Implicit = LinearOperator | Affine
-Method = str | IMEXTableau | IMEXMultistep
+Method = str | Scheme
 Checkpoints = int | Literal["auto"]
 Gradient = Literal["discrete", "backprop"]
 
@@ -57,7 +56,7 @@ def imex_odeint(
     controller: Controller | None = ...,
     first_step: float | None = ..., min_step: float | None = ..., max_steps: int | None = ...,
     solver: LinearSolver | None = ..., args: tuple[Any, ...] = ..., gradient: str = ...,
-    dense: bool = ..., checkpoints: Checkpoints | None = ...,
+    dense: bool = ..., graph_memory: int = ..., checkpoints: Checkpoints | None = ...,
     checkpoint_device: torch.device | str | None = ..., callback: Callback | None = ...,
     progress: bool = ..., return_stats: Literal[False] = ...,
 ) -> Tensor: ...
@@ -71,7 +70,7 @@ def imex_odeint(
     controller: Controller | None = ...,
     first_step: float | None = ..., min_step: float | None = ..., max_steps: int | None = ...,
     solver: LinearSolver | None = ..., args: tuple[Any, ...] = ..., gradient: str = ...,
-    dense: bool = ..., checkpoints: Checkpoints | None = ...,
+    dense: bool = ..., graph_memory: int = ..., checkpoints: Checkpoints | None = ...,
     checkpoint_device: torch.device | str | None = ..., callback: Callback | None = ...,
     progress: bool = ..., return_stats: Literal[True],
 ) -> tuple[Tensor, Stats]: ...
@@ -84,7 +83,7 @@ def imex_odeint(
     norm: Norm | None = None, controller: Controller | None = None, first_step: float | None = None,
     min_step: float | None = None, max_steps: int | None = None,
     solver: LinearSolver | None = None, args: tuple[Any, ...] = (), gradient: str = "discrete",
-    dense: bool = False, checkpoints: Checkpoints | None = None,
+    dense: bool = False, graph_memory: int = 2**30, checkpoints: Checkpoints | None = None,
     checkpoint_device: torch.device | str | None = None, callback: Callback | None = None,
     progress: bool = False, return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Stats]:
@@ -96,7 +95,7 @@ def imex_odeint(
     from the `"Semi-Implicit Neural Ordinary Differential Equations"
     <https://arxiv.org/abs/2412.11301>`_ paper: G is evaluated explicitly, and each implicit stage
     is one linear solve with :math:`I - h \tilde{A}_{ii} J`. Stiffness belongs in J, a stiff forcing
-    in :class:`pyg_sinode.operators.Affine`: left in G it destroys the accuracy of any scheme.
+    in :class:`pyg_sinode.terms.Affine`: left in G it destroys the accuracy of any scheme.
 
     With :obj:`step_size` the steps are equal. Without it they adapt to :obj:`rtol` and
     :obj:`atol`, by the scheme's embedded pair; ssp222 and ars122 have one too, but are not for
@@ -114,7 +113,7 @@ def imex_odeint(
         t (Tensor): The output times, strictly monotone; the first is where :obj:`u0` holds.
         method (str, IMEXTableau or IMEXMultistep, optional): A scheme's name, an alias, or a scheme
             of your own. Multistep schemes (sbdf2, sbdf3, sbdf4, cnab2) evaluate G once in a step,
-            and are less stable, see :class:`pyg_sinode.multistep.IMEXMultistep`. If None,
+            and are less stable, see :class:`pyg_sinode.schemes.IMEXMultistep`. If None,
             ark324l2sa for equal steps, ark436l2sa for adaptive ones. (default: :obj:`None`)
         step_size (float, optional): The largest step; steps are equal between output times and land
             on them. If None, steps are adaptive. (default: :obj:`None`)
@@ -134,7 +133,8 @@ def imex_odeint(
         solver (optional): A linear solver such as :class:`pyg_sinode.solvers.CG`. If None, the
             closed form where J has one, CG where it is known to be symmetric and I - cJ positive
             definite, else GMRES. (default: :obj:`None`)
-        args (tuple): Further arguments of G; tensors among them receive gradients. The backward
+        args (tuple): Further arguments of G; tensors and operators among them receive gradients,
+            tensors inside of other objects do not. The backward
             pass evaluates G again with the random state of PyTorch's own generators, with its
             buffers and modes as they were: G is to draw from no generator of its own, and to keep
             in buffers what changes.
@@ -143,10 +143,15 @@ def imex_odeint(
             the steps, which allows second derivatives. (default: :obj:`"discrete"`)
         dense (bool): Whether steps pass over the output times, which are then interpolated with the
             scheme's own polynomial, of an order that may be lower. (default: :obj:`False`)
+        graph_memory (int): The bytes that autograd graphs of G may hold until the backward pass of
+            this call, counted without the stages, parameters and args: each that is kept saves an
+            evaluation of G there. 0 keeps none. Ten calls in one model may hold ten times as much.
+            (default: 1 GiB)
         checkpoints (int or str, optional): How many states to keep for the backward pass, the
             initial one included, instead of all stages; the others are computed again, in the
-            fewest steps. :obj:`"auto"` keeps about the square root of the number of steps. The
-            gradient is the same to the last bit. (default: :obj:`None`)
+            fewest steps, each with its graphs before it is reversed. :obj:`"auto"` keeps about the
+            square root of the number of steps. The gradient is the same to the last bit.
+            (default: :obj:`None`)
         checkpoint_device (torch.device or str, optional): Where to keep them, the host's memory
             say. (default: :obj:`None`)
         callback (callable, optional): Called as ``callback(t, u)`` after every accepted step. A
@@ -180,34 +185,37 @@ def imex_odeint(
         raise ValueError(f'Expected gradient="discrete" or "backprop" (got {gradient!r}).')
     if method is None:
         method = "ark324l2sa" if control is None else "ark436l2sa"
-    scheme, stats = get_method(method), Stats()
+    scheme, stats = get_scheme(method), Stats()
     _check_scheme(scheme, adaptive=control is not None, dense=dense)
     device = _check_checkpoints(checkpoints, checkpoint_device, gradient)
+    _check_graph_memory(graph_memory)
     if not (callback is None or callable(callback)):
         raise TypeError(f"Expected callback as a function of (t, u) (got "
                         f"{type(callback).__name__}).")
     clock = _clock(t, times, scheme)
-    steps = Steps(times[-1]) if step_size is None else (covering if dense else landing)(
+    steps = Steps(times[-1]) if step_size is None else (
+        steps_across_outputs if dense else steps_to_outputs)(
         times, _positive("step_size", step_size), clock)
-    if isinstance(scheme, IMEXMultistep):
+    if scheme.equal_steps:
         _check_equal(steps, scheme)
     term = _checked_term(explicit, args, scheme, u0, times[0], tangents=plain)
-    invert, part = _inverter(solver), _part(implicit, u0, times[0])
+    _check_solver(solver)
+    part = _part(implicit, u0, times[0])
     tensors = [u0, *(() if term is None else term.tensors), *(() if part is None else part.tensors)]
-    setups = None if part is None else Setups(part.operator, invert, solver, stats)
-    problem = Problem(scheme, term, part, setups, times, clock, steps, control, dense,
+    known = None if part is None else Factorizations(part.operator, solver, stats)
+    run = Integration(scheme, term, part, known, times, clock, steps, control, dense, graph_memory,
                       checkpoints, device, callback, progress, stats)
     with full_precision(u0.device):
-        result = _run(problem, u0, gradient, tensors)
+        result = _run(run, u0, gradient, tensors)
     return (result, stats) if return_stats else result
 
 
-def _run(problem: Problem, u0: Tensor, gradient: str, tensors: list[Tensor]) -> Tensor:
+def _run(run: Integration, u0: Tensor, gradient: str, tensors: list[Tensor]) -> Tensor:
     if gradient == "backprop":
-        return backpropagate(problem, u0)
+        return backpropagate(run, u0)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return discrete_adjoint(problem, u0)
-    return integrate(problem, u0)
+        return discrete_adjoint(run, u0)
+    return integrate(run, u0)
 
 
 def _tensors_of(u0: Tensor, implicit: Any, args: Any) -> list[Any]:
@@ -239,7 +247,7 @@ def _read_times(t: Any) -> list[float]:
     return times
 
 
-def _clock(t: Tensor, times: list[float], scheme: IMEXTableau | IMEXMultistep) -> Clock:
+def _clock(t: Tensor, times: list[float], scheme: Scheme) -> Clock:
     """To what the times are rounded, for the number of steps and for steps of one size.
 
     Times that were converted from float32 (numbers of 21 to 24 bits among them) get the steps that
@@ -252,7 +260,7 @@ def _clock(t: Tensor, times: list[float], scheme: IMEXTableau | IMEXMultistep) -
     if not torch.equal(t.float().double(), t):
         return Clock(own)
     narrow = torch.finfo(torch.float32).eps
-    converted = isinstance(scheme, IMEXMultistep)
+    converted = scheme.equal_steps
     return Clock(narrow if converted else own, narrow, converted)
 
 
@@ -312,14 +320,13 @@ def _tolerance(name: str, value: Any, default: float, u0: Tensor) -> float | Ten
     return value.detach().to(u0.dtype)
 
 
-def _check_scheme(scheme: IMEXTableau | IMEXMultistep, *, adaptive: bool, dense: bool) -> None:
+def _check_scheme(scheme: Scheme, *, adaptive: bool, dense: bool) -> None:
     """Refuses adaptive steps and interpolation of a scheme that has no coefficients for them."""
-    tableau = scheme if isinstance(scheme, IMEXTableau) else None
-    if adaptive and (tableau is None or tableau.embedded_order == 0):
+    if adaptive and scheme.embedded_order == 0:
         having = [name for name, s in SCHEMES.items() if s.embedded_order > 0]
         raise ValueError(f"Expected a step_size, or a scheme with an embedded pair for adaptive "
                          f"steps (got {scheme.name}); these have one: {', '.join(having)}.")
-    if dense and (tableau is None or tableau.interpolant is None):
+    if dense and scheme.interpolant is None:
         having = [name for name, s in SCHEMES.items() if s.interpolant is not None]
         raise ValueError(f"Expected a scheme with an interpolant for dense=True (got "
                          f"{scheme.name}); these have one: {', '.join(having)}.")
@@ -341,7 +348,12 @@ def _check_checkpoints(checkpoints: Any, device: Any, gradient: str) -> torch.de
     return None if device is None else torch.device(device)
 
 
-def _check_equal(steps: Steps, scheme: IMEXMultistep) -> None:
+def _check_graph_memory(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise ValueError(f"Expected graph_memory as a number of bytes from 0 up (got {value!r}).")
+
+
+def _check_equal(steps: Steps, scheme: Scheme) -> None:
     """Refuses steps of several sizes for a multistep scheme."""
     sizes = sorted(set(steps.h))
     if len(sizes) > 1:
@@ -351,7 +363,7 @@ def _check_equal(steps: Steps, scheme: IMEXMultistep) -> None:
             "spaced times, or a step_size that divides every interval, or a Runge-Kutta scheme.")
 
 
-def _checked_term(explicit: Any, args: Any, scheme: IMEXTableau | IMEXMultistep, u0: Tensor,
+def _checked_term(explicit: Any, args: Any, scheme: Scheme, u0: Tensor,
                   t: float, *, tangents: bool) -> ExplicitTerm | None:
     if not isinstance(args, tuple):
         raise TypeError(f"Expected args as a tuple (got {type(args).__name__}); write args=(x,).")
@@ -366,8 +378,7 @@ def _checked_term(explicit: Any, args: Any, scheme: IMEXTableau | IMEXMultistep,
     if isinstance(explicit, torch.nn.Module) and any(map(is_lazy, explicit.parameters())):
         with torch.no_grad():
             explicit(u0.new_full((), t), u0.detach(), *args)  # gives its parameters their shapes
-    live = scheme.stages if isinstance(scheme, IMEXTableau) else scheme.start.stages + scheme.steps
-    return ExplicitTerm(explicit, args, live, tangents=tangents)
+    return ExplicitTerm(explicit, args, scheme.live_values, tangents=tangents)
 
 
 def _part(implicit: Any, u0: Tensor, t: float) -> Affine | None:
@@ -386,10 +397,7 @@ def _part(implicit: Any, u0: Tensor, t: float) -> Affine | None:
     return part
 
 
-def _inverter(solver: LinearSolver | None) -> Callable[[Shifted], LinearOperator]:
-    if solver is None:
-        return lambda shifted: default(shifted.operator, shifted.c).invert(shifted)
-    if isinstance(solver, type) or not hasattr(solver, "invert"):
+def _check_solver(solver: Any) -> None:
+    if solver is not None and (isinstance(solver, type) or not hasattr(solver, "invert")):
         raise TypeError("Expected a linear solver such as pyg_sinode.solvers.CG() (got "
                         f"{solver!r}).")
-    return solver.invert

@@ -15,9 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyg_sinode import Stats
-from pyg_sinode.march import march
+from pyg_sinode.integrate.clock import Clock, steps_to_outputs
+from pyg_sinode.integrate.explicit import Evaluated
+from pyg_sinode.integrate.implicit import LinearPart, NoPart
+from pyg_sinode.integrate.loop import loop
+from pyg_sinode.integrate.runge_kutta import RungeKutta
+from pyg_sinode.integrate.step_sizes import EqualSteps
 from pyg_sinode.operators import (
-    Affine,
     Banded,
     Circulant,
     Dense,
@@ -30,8 +34,7 @@ from pyg_sinode.operators import (
     Shifted,
 )
 from pyg_sinode.solvers import CG, GMRES, BiCGStab, Direct
-from pyg_sinode.stepper import RungeKutta, Solves
-from pyg_sinode.steps import Clock, landing
+from pyg_sinode.terms import Affine
 
 # Directed, with a duplicate edge (0 -> 1), a self-loop (2 -> 2) and an isolated node (5).
 EDGES = torch.tensor([[0, 0, 2, 1, 3, 4, 3, 1, 4], [1, 1, 2, 3, 0, 1, 4, 0, 3]])
@@ -286,13 +289,21 @@ def stepper_of(scheme, explicit, matrix, inverse=None, stats=None):
 
 def stepper_by(scheme, explicit, operator, inverse, stats):
     """The Runge-Kutta method of a scheme with its own way to solve."""
-    part = None if operator is None else Affine(operator)
-    return RungeKutta(scheme, explicit, Solves(part, inverse, stats), stats)
+    def evaluate(t, u):
+        return Evaluated(explicit(t, u), None)
+
+    part = NoPart() if operator is None else LinearPart(Affine(operator), inverse, stats)
+    return RungeKutta(scheme, None if explicit is None else evaluate, part, stats)
+
+
+def accepted(stepper, times, step_size, u):
+    """The equal steps from one output time to the next."""
+    return loop(stepper, EqualSteps(steps_to_outputs(times, step_size, Clock(2.2e-16))), u)
 
 
 def states(stepper, times, step_size, u):
     """The states after every step."""
-    return [m.made.state[0] for m in march(stepper, landing(times, step_size, Clock(2.2e-16)), u)]
+    return [step.result.state.u for step in accepted(stepper, times, step_size, u)]
 
 
 def double(values) -> Tensor:

@@ -11,9 +11,9 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from pyg_sinode import imex_odeint, operators, solvers
-from pyg_sinode.schemes import SCHEMES
+from pyg_sinode.schemes import RUNGE_KUTTA
 
-every_scheme = pytest.mark.parametrize("method", SCHEMES)
+every_scheme = pytest.mark.parametrize("method", RUNGE_KUTTA)
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 every_pair = pytest.mark.parametrize(("name", "solver"), fitting_pairs())
 every_gradient = pytest.mark.parametrize("gradient", ["discrete", "backprop"])
@@ -94,7 +94,7 @@ def expected_of(name, method, steps):
     """Result and gradients by plain autograd, for all solvers."""
     s = Setting(name)
     M = dense_matrix(s.operator, s.case.shape)
-    result = plain_steps(SCHEMES[method], lambda t, u: s.rate(t, u, s.scale), M, s.u0,
+    result = plain_steps(RUNGE_KUTTA[method], lambda t, u: s.rate(t, u, s.scale), M, s.u0,
                          TIMES[:steps + 1])
     return result.detach(), s.gradients(result)
 
@@ -114,7 +114,7 @@ def schemes_of_pairs():
         solvers_of = [solver for other, solver in pairs if other == name]
         for place, solver in enumerate(solvers_of):
             first, step = (place + number) % len(solvers_of), len(solvers_of)
-            result.append((name, solver, list(SCHEMES)[first::step]))
+            result.append((name, solver, list(RUNGE_KUTTA)[first::step]))
     return result
 
 
@@ -124,7 +124,7 @@ def test_every_scheme_is_tested_with_every_operator_and_with_every_solver():
         met = {}
         for *pair, methods in schemes_of_pairs():
             met.setdefault(pair[column], set()).update(methods)
-        assert all(m == set(SCHEMES) for m in met.values())
+        assert all(m == set(RUNGE_KUTTA) for m in met.values())
 
 
 @pytest.mark.parametrize(("name", "solver", "methods"), schemes_of_pairs())
@@ -523,7 +523,7 @@ class Dropout(nn.Module):
 @pytest.mark.parametrize("operator", [None, operators.ScaledIdentity(-1.0)])
 def test_the_masks_of_dropout_are_the_same_in_the_backward_pass(operator):
     module, u0 = Dropout(), random(4, 2)
-    for method in SCHEMES:
+    for method in RUNGE_KUTTA:
         found, expected = gradients_in_both_modes(module, u0, method=method, operator=operator)
         assert_equal(found, expected, 1e-12, method)
     other, _ = gradients_in_both_modes(module, u0, seed=6, method=method, operator=operator)
@@ -698,8 +698,9 @@ def test_a_buffer_set_to_something_else_between_the_passes_changes_nothing(chang
 # Memory
 
 
-@pytest.mark.parametrize(("gradient", "kept"), [("discrete", False), ("backprop", True)])
-def test_the_discrete_mode_keeps_no_graph_of_the_explicit_term(gradient, kept):
+@pytest.mark.parametrize(("gradient", "memory", "kept"), [
+    ("discrete", 0, False), ("discrete", 2**30, True), ("backprop", 0, True)])
+def test_the_discrete_mode_keeps_graphs_of_the_explicit_term_if_it_may(gradient, memory, kept):
     made = []
 
     def explicit(t, u):
@@ -708,11 +709,8 @@ def test_the_discrete_mode_keeps_no_graph_of_the_explicit_term(gradient, kept):
         return torch.sin(inner)  # saves its argument for the backward pass
 
     u0 = random(3).requires_grad_()
-    result = imex_odeint(explicit, None, u0, TIMES, method="ars222", step_size=0.05)
-    if gradient == "backprop":
-        made.clear()
-        result = imex_odeint(explicit, None, u0, TIMES, method="ars222", step_size=0.05,
-                             gradient=gradient)
+    result = imex_odeint(explicit, None, u0, TIMES, method="ars222", step_size=0.05,
+                         gradient=gradient, graph_memory=memory)
     assert len(made) == 12
     assert all((ref() is not None) == kept for ref in made)
     result.sum().backward()

@@ -12,15 +12,15 @@ from scipy.integrate import solve_ivp
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyg_sinode import imex_odeint, operators, solvers
-from pyg_sinode.multistep import MULTISTEP
-from pyg_sinode.operators import Affine, Circulant, Dense, Diagonal, ScaledIdentity
+from pyg_sinode import imex_odeint, operators, solvers, terms
+from pyg_sinode.operators import Circulant, Dense, Diagonal, ScaledIdentity
 from pyg_sinode.operators.checks import foreign_leaf
-from pyg_sinode.schemes import SCHEMES
+from pyg_sinode.schemes import MULTISTEP, RUNGE_KUTTA
+from pyg_sinode.terms import Affine
 
-ALL = {**SCHEMES, **MULTISTEP}
+ALL = {**RUNGE_KUTTA, **MULTISTEP}
 every_scheme = pytest.mark.parametrize("scheme", ALL.values(), ids=ALL)
-every_runge_kutta = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+every_runge_kutta = pytest.mark.parametrize("scheme", RUNGE_KUTTA.values(), ids=RUNGE_KUTTA)
 every_method = pytest.mark.parametrize("method", ALL)
 every_gradient = pytest.mark.parametrize("gradient", ["discrete", "backprop"])
 both_directions = pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def damping_at_infinity(scheme):
 
 
 # It falls with 1/z, up to 1e-6 here; rounding amplified by z leaves about 1e-8.
-L_STABLE = {name: s for name, s in SCHEMES.items() if damping_at_infinity(s) < 1e-5}
+L_STABLE = {name: s for name, s in RUNGE_KUTTA.items() if damping_at_infinity(s) < 1e-5}
 
 
 def test_all_schemes_but_ars122_are_l_stable():
-    assert set(SCHEMES) - set(L_STABLE) == {"ars122"}
+    assert set(RUNGE_KUTTA) - set(L_STABLE) == {"ars122"}
 
 
 def off_cos(method, explicit, implicit, **kwargs):
@@ -185,7 +185,7 @@ def test_a_constant_scale_is_a_multiple_of_the_operator_and_one_set_up(method, v
     (found, stats), (expected, plain) = (
         run(Affine(Dense(Manufactured.J), scale=lambda t: value)), run(2.0 * Dense(Manufactured.J)))
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
-    assert stats.setups == plain.setups == (2 if method in MULTISTEP else 1)
+    assert stats.factorizations == plain.factorizations == (2 if method in MULTISTEP else 1)
     assert stats.linear_solves == plain.linear_solves
 
 
@@ -201,14 +201,14 @@ def test_every_other_value_of_the_scale_is_a_set_up_of_its_own():
     part = Affine(Dense(Manufactured.J), scale=lambda t: 1 + t)
     _, stats = imex_odeint(None, part, double([1.0, 2.0, 3.0]), times(0, 1), method="imex_euler",
                            step_size=0.1, return_stats=True)
-    assert (stats.setups, stats.linear_solves) == (10, 10)
+    assert (stats.factorizations, stats.linear_solves) == (10, 10)
 
 
 def test_values_that_come_again_share_their_set_up():
     part = Affine(Dense(Manufactured.J), scale=lambda t: 1.0 if t < 0.55 else 2.0)
     _, stats = imex_odeint(None, part, double([1.0, 2.0, 3.0]), times(0, 1), method="imex_euler",
                            step_size=0.1, return_stats=True)
-    assert (stats.setups, stats.linear_solves) == (2, 10)
+    assert (stats.factorizations, stats.linear_solves) == (2, 10)
 
 
 @every_gradient
@@ -217,7 +217,7 @@ def test_a_scale_of_zero_at_one_stage_needs_no_solve_there(gradient):
     result, stats = imex_odeint(None, part, double([1.0, 2.0, 3.0]), times(0, 0.5, 1),
                                 method="imex_euler", step_size=0.25, return_stats=True,
                                 gradient=gradient)
-    assert (stats.steps_accepted, stats.linear_solves, stats.setups) == (4, 3, 3)
+    assert (stats.steps_accepted, stats.linear_solves, stats.factorizations) == (4, 3, 3)
     M, identity, u = Manufactured.J, torch.eye(3, dtype=torch.float64), double([1.0, 2.0, 3.0])
     for a in (0.25, 0.0, -0.25, -0.5):
         u = torch.linalg.solve(identity - 0.25 * a * M, u)
@@ -230,7 +230,7 @@ def test_a_scale_that_is_zero_throughout_leaves_the_forcing_alone(scheme):
     u0 = double([1.0, 2.0, 3.0])
     result, stats = imex_odeint(None, part, u0, times(0, 1), method=scheme, step_size=0.01,
                                 return_stats=True)
-    assert (stats.linear_solves, stats.setups) == (0, 0)
+    assert (stats.linear_solves, stats.factorizations) == (0, 0)
     expected = u0 + math.sin(1)
     torch.testing.assert_close(result[-1], expected, rtol=0.0,
                                atol=1e-2 if scheme.order == 1 else 1e-4)
@@ -337,8 +337,8 @@ def test_time_is_a_tensor_like_the_state_without_dimensions():
 
 # Adaptive steps and dense output
 
-ADAPTIVE = [name for name, s in SCHEMES.items() if s.embedded_order > 0]
-DENSE = [name for name, s in SCHEMES.items() if s.interpolant is not None]
+ADAPTIVE = [name for name, s in RUNGE_KUTTA.items() if s.embedded_order > 0]
+DENSE = [name for name, s in RUNGE_KUTTA.items() if s.interpolant is not None]
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
@@ -365,7 +365,7 @@ def test_dense_output_of_a_part_that_depends_on_time_converges(method):
         result = problem.run(method, t, step_size=1 / n, dense=True)
         errors.append(float((result - problem.solution(t)).abs().max()))
     # Where the outputs fall into their steps differs from n to n.
-    assert slope([10, 20, 40], errors) > min(SCHEMES[method].order, 3) - 0.6, errors
+    assert slope([10, 20, 40], errors) > min(RUNGE_KUTTA[method].order, 3) - 0.6, errors
 
 
 # Gradients
@@ -970,28 +970,28 @@ class Stateful(nn.Module):
 def test_a_part_that_is_not_a_function_of_time_alone_is_refused(kind, what):
     torch.manual_seed(0)
     f = Stateful(kind)
-    part = (operators.Affine(operators.ScaledIdentity(-1.0), f) if what == "forcing f" else
-            operators.Affine(operators.ScaledIdentity(-1.0), scale=lambda t: f(t).sum()))
+    part = (terms.Affine(operators.ScaledIdentity(-1.0), f) if what == "forcing f" else
+            terms.Affine(operators.ScaledIdentity(-1.0), scale=lambda t: f(t).sum()))
     with pytest.raises(ValueError, match=f"the {what} to be a function of time alone"):
         imex_odeint(None, part, torch.ones(64).double(), times(0, 1), step_size=0.5)
 
 
 def test_dropout_that_is_switched_off_is_fine():
-    part = operators.Affine(operators.ScaledIdentity(-1.0), Stateful("dropout").eval())
+    part = terms.Affine(operators.ScaledIdentity(-1.0), Stateful("dropout").eval())
     u = imex_odeint(None, part, torch.ones(64).double(), times(0, 1), step_size=0.5)
     torch.testing.assert_close(u[-1], torch.ones(64).double())
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "backprop"])
 def test_an_integer_tensor_is_a_scale(gradient):
-    part = operators.Affine(operators.ScaledIdentity(-1.0), scale=lambda t: torch.tensor(2))
+    part = terms.Affine(operators.ScaledIdentity(-1.0), scale=lambda t: torch.tensor(2))
     u0 = torch.ones(2).double().requires_grad_()
     u = imex_odeint(None, part, u0, times(0, 1), step_size=0.01, gradient=gradient)
     assert float(u[-1, 0].detach()) == pytest.approx(math.exp(-2.0), rel=1e-6)
 
 
 def test_a_scale_that_becomes_nan_is_named_with_its_time():
-    part = operators.Affine(operators.ScaledIdentity(-1.0),
+    part = terms.Affine(operators.ScaledIdentity(-1.0),
                             scale=lambda t: math.nan if t > 0.55 else 1.0)
     with pytest.raises(ValueError, match=r"finite scale \(got nan at time 0\.\d+\)"):
         imex_odeint(None, part, torch.ones(2).double(), times(0, 1), step_size=0.1)
@@ -999,7 +999,7 @@ def test_a_scale_that_becomes_nan_is_named_with_its_time():
 
 def test_without_gradients_a_closure_need_not_be_a_module():
     weight = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    part = operators.Affine(operators.ScaledIdentity(-1.0), lambda t: weight * torch.cos(t))
+    part = terms.Affine(operators.ScaledIdentity(-1.0), lambda t: weight * torch.cos(t))
     with torch.no_grad():
         u = imex_odeint(None, part, torch.ones(1).double(), times(0, 1), step_size=0.5)
     assert not u.requires_grad

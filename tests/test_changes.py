@@ -8,7 +8,7 @@ import torch
 from cases import double
 
 from pyg_sinode import GRANDAttention, SINODEConv, imex_odeint, solvers
-from pyg_sinode.operators import Dense, Diagonal, MatrixFree, ScaledIdentity, Shifted
+from pyg_sinode.operators import Dense, Diagonal, MatrixFree, Scaled, ScaledIdentity, Shifted
 
 T = double([0.0, 0.5, 1.0])
 MATRIX = double([[-1.0, 0.3], [0.2, -2.0]])
@@ -152,13 +152,25 @@ def test_an_inverse_of_what_is_trained_is_no_operator(solver):
 
 
 def test_a_subclass_whose_copies_are_of_its_base_is_refused():
-    class Twice(MatrixFree):
+    class Twice(Scaled):
         def mv(self, u):
             return 2.0 * super().mv(u)
 
     W = MATRIX.clone().requires_grad_()
     with pytest.raises(TypeError, match="with_tensors to give another Twice"):
-        solve(None, Twice(lambda u, w: u @ w.T, W))
+        solve(None, Twice(Dense(W), 1.0), solver=solvers.GMRES())
+
+
+def test_a_subclass_whose_copies_are_of_its_own_has_its_gradient():
+    class Twice(MatrixFree):
+        def mv(self, u):
+            return 2.0 * super().mv(u)
+
+    W, found = MATRIX.clone().requires_grad_(), []
+    for J in (Twice(lambda u, w: u @ w.T, W), Dense(2.0 * W)):
+        u = solve(None, J, solver=solvers.GMRES(rtol=1e-13))
+        found.append(torch.autograd.grad(u.sum(), W)[0])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
 # Good input that was refused

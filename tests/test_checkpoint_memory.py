@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyg_sinode.checkpoints import advances
+from pyg_sinode.integrate.checkpoints import advances
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "checkpoint_memory.py"
 

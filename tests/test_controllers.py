@@ -66,7 +66,7 @@ def test_the_exponents_are_those_of_the_literature():
     ({"safety": 1.1}, "safety in"),
     ({"min_factor": 1.0}, "min_factor in"),
     ({"max_factor": 1.0}, "max_factor above 1"),
-    ({"keep": 0.9}, "keep of at least 1"),
+    ({"deadband": 0.9}, "deadband of at least 1"),
 ])
 def test_numbers_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

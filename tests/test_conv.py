@@ -645,12 +645,12 @@ def test_the_second_order_scheme_evaluates_twice_a_step_and_as_often_backwards(s
     out = conv(features(), EDGES, WEIGHT)
     stats = conv.stats
     assert (stats.steps_accepted, stats.explicit_evaluations, stats.explicit_vjps) == (19, 38, 0)
-    assert (stats.linear_solves, stats.setups) == (38, 1)
+    assert (stats.linear_solves, stats.factorizations) == (38, 1)
     assert (stats.linear_iterations > 38) == (split != "decay")
     loss_of(out).backward()
     assert conv.stats is stats
     assert (stats.explicit_evaluations, stats.explicit_vjps) == (38, 38)
-    assert (stats.linear_solves, stats.setups) == (76, 1)
+    assert (stats.linear_solves, stats.factorizations) == (76, 1)
     with torch.no_grad():
         conv(features(), EDGES, WEIGHT)
     assert conv.stats is not stats

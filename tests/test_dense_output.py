@@ -6,9 +6,9 @@ import torch
 from cases import double, slope
 
 from pyg_sinode import imex_odeint, operators
-from pyg_sinode.schemes import SCHEMES
+from pyg_sinode.schemes import RUNGE_KUTTA
 
-INTERPOLATING = {name: s for name, s in SCHEMES.items() if s.interpolant is not None}
+INTERPOLATING = {name: s for name, s in RUNGE_KUTTA.items() if s.interpolant is not None}
 HERMITE = [name for name, s in INTERPOLATING.items() if s.dense_output is None]
 ORDERS = {"imex_euler": 1, "ars222": 2, "ars443": 3, "ark324l2sa": 3, "ark436l2sa": 4,
           "ark548l2sa": 4}
@@ -21,13 +21,13 @@ every_interpolant = pytest.mark.parametrize("name", INTERPOLATING)
 def test_which_schemes_have_an_interpolant():
     assert list(INTERPOLATING) == list(ORDERS)
     assert HERMITE == ["imex_euler", "ars222", "ars443"]
-    for name, scheme in SCHEMES.items():
+    for name, scheme in RUNGE_KUTTA.items():
         assert (name in HERMITE) <= scheme.globally_stiffly_accurate
 
 
 @every_interpolant
 def test_at_the_end_of_a_step_the_interpolant_is_its_result(name):
-    scheme = SCHEMES[name]
+    scheme = RUNGE_KUTTA[name]
     explicit, implicit = scheme.interpolant
     np.testing.assert_allclose(explicit.sum(axis=1), scheme.b_explicit, rtol=0, atol=2e-15)
     np.testing.assert_allclose(implicit.sum(axis=1), scheme.b_implicit, rtol=0, atol=2e-15)
@@ -35,7 +35,7 @@ def test_at_the_end_of_a_step_the_interpolant_is_its_result(name):
 
 @pytest.mark.parametrize("name", HERMITE)
 def test_hermite_polynomials_have_the_slopes_of_both_ends(name):
-    scheme = SCHEMES[name]
+    scheme = RUNGE_KUTTA[name]
     for weights, b in zip(scheme.interpolant, (scheme.b_explicit, scheme.b_implicit), strict=True):
         at_start, at_end = weights[:, 0], weights @ np.array([1.0, 2.0, 3.0])
         first, last = np.eye(scheme.stages)[0], np.eye(scheme.stages)[-1]
@@ -103,7 +103,7 @@ def test_interpolation_on_a_stiff_component_is_bounded_once_it_has_decayed(name,
 
 @every_interpolant
 def test_adaptive_steps_with_interpolation_are_accurate_between_steps(name):
-    if SCHEMES[name].embedded_order == 0:
+    if RUNGE_KUTTA[name].embedded_order == 0:
         with pytest.raises(ValueError, match="embedded pair"):
             imex_odeint(None, None, double([1.0]), double([0.0, 1.0]), method=name, dense=True)
         return

@@ -156,7 +156,7 @@ def test_masks_reach_attention_by_itself():
     ({"time": nn.Parameter(torch.tensor(2.0))}, ValueError, "time without requires_grad"),
     ({"step_size": nn.Parameter(torch.tensor(2.0))}, ValueError, "step_size without requires_grad"),
     ({"time": torch.tensor([1.0, 2.0])}, TypeError, r"time as one number \(got \(2,\)\)"),
-    ({"step_size": None}, TypeError, r"step_size as one number \(got None\)"),
+    ({"step_size": "1"}, TypeError, r"step_size as one number \(got '1'\); None makes"),
     ({"time": "1"}, TypeError, "time as one number"),
     ({"time": True}, TypeError, "time as one number"),
     ({"time": float("nan")}, ValueError, "positive, finite time"),
@@ -175,7 +175,7 @@ def test_a_time_assigned_later_is_checked_too():
     with pytest.raises(ValueError, match="time without requires_grad"):
         conv(X, EDGES)
     other = SINODEConv(4, 4)
-    other.step_size = None
+    other.step_size = "adaptive"
     with pytest.raises(TypeError, match="step_size as one number"):
         other(X, EDGES)
 

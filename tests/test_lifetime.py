@@ -10,9 +10,10 @@ from torch import nn
 
 from pyg_sinode import SINODE, GRANDAttention, SINODEConv, StepSizeError, imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, viscous_burgers
-from pyg_sinode.operators import Affine, ScaledIdentity, Shifted
-from pyg_sinode.schemes import SCHEMES
+from pyg_sinode.operators import ScaledIdentity, Shifted
+from pyg_sinode.schemes import RUNGE_KUTTA
 from pyg_sinode.solvers import CG, GMRES, Jacobi
+from pyg_sinode.terms import Affine
 
 EDGES = torch.tensor([[0, 1, 2, 3, 1], [1, 0, 1, 2, 2]])
 T = torch.tensor([0.0, 0.1, 0.2], dtype=torch.float64)
@@ -80,7 +81,7 @@ def test_an_integration_with_every_solver_leaves_nothing(solver):
 
 
 @pytest.mark.parametrize("options", [
-    *({"method": name, "step_size": 0.1} for name in SCHEMES),
+    *({"method": name, "step_size": 0.1} for name in RUNGE_KUTTA),
     *({"method": name, "step_size": 0.1} for name in ("sbdf2", "sbdf3", "sbdf4", "cnab2")),
     {"rtol": 1e-4}, {"rtol": 1e-4, "dense": True}, {"step_size": 0.05, "checkpoints": 2},
     {"rtol": 1e-4, "checkpoints": "auto"}], ids=str)  # fmt: skip

@@ -13,10 +13,17 @@ from cases import KnownSolution, double, slope, times
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyg_sinode import SINODEConv, imex_odeint, operators, solvers
-from pyg_sinode.multistep import CNAB2, MULTISTEP, SBDF2, SBDF4, IMEXMultistep, get_method
-from pyg_sinode.schemes import ALIASES, ARS222, ARS443, SCHEMES
-from pyg_sinode.tableau import IMEXTableau
+from pyg_sinode import SINODEConv, imex_odeint, operators, solvers, terms
+from pyg_sinode.schemes import (
+    ALIASES,
+    MULTISTEP,
+    RUNGE_KUTTA,
+    IMEXMultistep,
+    IMEXTableau,
+    get_scheme,
+)
+from pyg_sinode.schemes.multistep import CNAB2, SBDF2, SBDF4
+from pyg_sinode.schemes.runge_kutta import ARS222, ARS443
 
 every_scheme = pytest.mark.parametrize("scheme", MULTISTEP.values(), ids=MULTISTEP)
 every_method = pytest.mark.parametrize("method", MULTISTEP)
@@ -55,7 +62,7 @@ class Manufactured(KnownSolution):
     def run(self, method, t, **kwargs):
         explicit = None if self.parts == "implicit" else self
         implicit = {"both": operators.Dense(self.matrix), "explicit": None,
-                    "implicit": operators.Affine(operators.Dense(self.matrix), self.forcing)}
+                    "implicit": terms.Affine(operators.Dense(self.matrix), self.forcing)}
         t = t.to(self.matrix.dtype)
         return imex_odeint(explicit, implicit[self.parts], self.solution(t[0]), t, method=method,
                            **kwargs)
@@ -193,16 +200,16 @@ def test_every_step_evaluates_and_solves_once_but_those_of_the_start(scheme, ste
 def test_there_are_two_set_ups_however_many_outputs(scheme, outputs):
     t = torch.linspace(0, 2, outputs, dtype=torch.float64)
     result, stats = Manufactured().run(scheme, t, step_size=0.1, return_stats=True)
-    assert (stats.steps_accepted, stats.setups) == (20, 2)
+    assert (stats.steps_accepted, stats.factorizations) == (20, 2)
     assert result.shape == (outputs, 3)
 
 
 @every_scheme
 def test_the_start_alone_makes_one_set_up_and_no_operator_makes_none(scheme):
     _, stats = Manufactured().run(scheme, times(0, 0.1), step_size=0.1, return_stats=True)
-    assert stats.setups == 1
+    assert stats.factorizations == 1
     _, stats = Manufactured("explicit").run(scheme, times(0, 1), step_size=0.1, return_stats=True)
-    assert (stats.setups, stats.linear_solves, stats.operator_products) == (0, 0, 0)
+    assert (stats.factorizations, stats.linear_solves, stats.operator_products) == (0, 0, 0)
 
 
 def products_in_a_starting_step(scheme):
@@ -224,10 +231,10 @@ def test_the_backward_pass_counts_one_product_with_the_jacobian_and_one_solve_a_
     result, stats = imex_odeint(Manufactured(), operators.Dense(Manufactured.J), u0, times(0, 2),
                                 method=scheme, step_size=0.1, return_stats=True)
     evaluations, solves = expected_counts(scheme, 20)
-    assert (stats.explicit_vjps, stats.linear_solves, stats.setups) == (0, solves, 2)
+    assert (stats.explicit_vjps, stats.linear_solves, stats.factorizations) == (0, solves, 2)
     result[-1].sum().backward()
     assert (stats.explicit_evaluations, stats.explicit_vjps) == (evaluations, evaluations)
-    assert (stats.linear_solves, stats.setups) == (2 * solves, 2)
+    assert (stats.linear_solves, stats.factorizations) == (2 * solves, 2)
 
 
 # Which steps there may be
@@ -283,10 +290,10 @@ def test_adaptive_steps_and_dense_output_are_refused_with_the_schemes_that_have_
         raise AssertionError
 
     t, u0 = times(0, 1), double([1.0])
-    having = ", ".join(name for name, s in SCHEMES.items() if s.embedded_order > 0)
+    having = ", ".join(name for name, s in RUNGE_KUTTA.items() if s.embedded_order > 0)
     with pytest.raises(ValueError, match=rf"\(got {scheme.name}\); these have one: {having}\."):
         imex_odeint(fails, None, u0, t, method=scheme)
-    having = ", ".join(name for name, s in SCHEMES.items() if s.interpolant is not None)
+    having = ", ".join(name for name, s in RUNGE_KUTTA.items() if s.interpolant is not None)
     with pytest.raises(ValueError, match=rf"dense=True \(got {scheme.name}\); these.*: {having}\."):
         imex_odeint(fails, None, u0, t, method=scheme, step_size=0.1, dense=True)
 
@@ -410,7 +417,7 @@ class Rate(nn.Module):
 
 IMPLICIT = {
     "dense": lambda leaves: operators.Dense(leaves[0]),
-    "affine": lambda leaves: operators.Affine(
+    "affine": lambda leaves: terms.Affine(
         operators.Dense(leaves[0]), leaves[1], scale=leaves[2]),
     "none": lambda leaves: None,
 }
@@ -608,7 +615,7 @@ def test_gradients_in_float32_are_those_of_float64_to_rounding(method):
 
 @every_scheme
 def test_a_stiff_forcing_in_an_affine_part_is_followed(scheme):
-    part = operators.Affine(operators.ScaledIdentity(-1e6), lambda t: 1e6 * torch.cos(t))
+    part = terms.Affine(operators.ScaledIdentity(-1e6), lambda t: 1e6 * torch.cos(t))
     t = torch.linspace(0, 10, 101, dtype=torch.float64)
     result = imex_odeint(None, part, double([1.0]), t, method=scheme, step_size=0.1)
     torch.testing.assert_close(result[:, 0], torch.cos(t), rtol=0.0, atol=1e-2)
@@ -619,9 +626,9 @@ def test_every_value_of_a_scale_is_a_set_up_and_a_constant_one_is_not(scheme):
     J = operators.Dense(Manufactured.J)
     found = []
     for scale in (lambda t: 2.0, lambda t: 1.0 + t):
-        _, stats = imex_odeint(None, operators.Affine(J, scale=scale), double([1.0, 2.0, 3.0]),
+        _, stats = imex_odeint(None, terms.Affine(J, scale=scale), double([1.0, 2.0, 3.0]),
                                times(0, 1), method=scheme, step_size=0.05, return_stats=True)
-        found.append(stats.setups)
+        found.append(stats.factorizations)
     assert found[0] == 2
     assert found[1] > 15
 
@@ -714,25 +721,25 @@ def test_a_name_is_as_good_as_the_scheme(scheme):
     assert torch.equal(Manufactured().run(scheme.name, times(0, 1), step_size=0.1), expected)
 
 
-def test_get_method_finds_names_and_aliases_and_hands_schemes_back():
-    for name, scheme in {**MULTISTEP, **SCHEMES}.items():
-        assert get_method(name) is scheme
-        assert get_method(scheme) is scheme
+def test_get_scheme_finds_names_and_aliases_and_hands_schemes_back():
+    for name, scheme in {**MULTISTEP, **RUNGE_KUTTA}.items():
+        assert get_scheme(name) is scheme
+        assert get_scheme(scheme) is scheme
     for alias, name in ALIASES.items():
-        assert get_method(alias) is SCHEMES[name]
+        assert get_scheme(alias) is RUNGE_KUTTA[name]
 
 
 def test_an_unknown_name_is_refused_with_all_known_ones():
     message = r"scheme's name, an IMEXTableau or an IMEXMultistep \(got 'bdf2'\); use imex_euler"
     with pytest.raises(ValueError, match=message) as raised:
-        get_method("bdf2")
-    assert all(name in str(raised.value) for name in (*SCHEMES, *ALIASES, *MULTISTEP))
+        get_scheme("bdf2")
+    assert all(name in str(raised.value) for name in (*RUNGE_KUTTA, *ALIASES, *MULTISTEP))
 
 
 @pytest.mark.parametrize("method", [4, None, ["sbdf2"], IMEXMultistep])
 def test_something_else_than_a_name_is_refused(method):
     with pytest.raises(TypeError, match="scheme's name, an IMEXTableau or an IMEXMultistep"):
-        get_method(method)
+        get_scheme(method)
 
 
 # What is refused
@@ -771,7 +778,7 @@ def test_the_scheme_that_the_wrong_ones_differ_from_is_right():
     ({"c": (1, math.nan)}, r"order 2 \(got defects of .* and nan for t\^1\)"),
     ({"order": 3, "start": ARS443}, r"order 3 \(got defects of .* for t\^3\)"),
     ({"start": ARS443}, r"a start of order 2 whose first stage is the state itself \(got IMEXTabl"),
-    ({"start": SCHEMES["ssp222"]}, r"a start .* the state itself \(got IMEXTableau\(ssp222"),
+    ({"start": RUNGE_KUTTA["ssp222"]}, r"a start .* the state itself \(got IMEXTableau\(ssp222"),
     ({"start": LATE}, r"a start .* the state itself \(got IMEXTableau\(late"),
     ({"start": IDLE}, r"a start .* the state itself \(got IMEXTableau\(idle"),
 ])
@@ -798,9 +805,9 @@ def test_a_scheme_that_claims_one_order_more_is_refused(scheme):
 
 # BDF2 and CNAB mixed half and half, and a scheme of order 5.
 MIXED = IMEXMultistep("mixed", 2, (5 / 4, -3 / 2, 1 / 4), (7 / 4, -3 / 4), (3 / 4, 1 / 4),
-                      SCHEMES["ark232"])
+                      RUNGE_KUTTA["ark232"])
 SBDF5 = IMEXMultistep("sbdf5", 5, (137 / 60, -5, 5, -10 / 3, 5 / 4, -1 / 5), (5, -10, 10, -5, 1),
-                      (1, 0), SCHEMES["ark548l2sa"])
+                      (1, 0), RUNGE_KUTTA["ark548l2sa"])
 
 
 @pytest.mark.parametrize("scheme", [MIXED, SBDF5], ids=["mixed", "sbdf5"])

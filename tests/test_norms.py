@@ -8,9 +8,9 @@ import torch
 from cases import double
 
 from pyg_sinode import imex_odeint, norms
-from pyg_sinode.schemes import SCHEMES
+from pyg_sinode.schemes import RUNGE_KUTTA
 
-ADAPTIVE = [name for name, scheme in SCHEMES.items()
+ADAPTIVE = [name for name, scheme in RUNGE_KUTTA.items()
             if scheme.embedded_order > 0 and scheme.stiffly_accurate]
 
 

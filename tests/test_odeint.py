@@ -11,9 +11,9 @@ import torch
 from cases import KnownSolution, double, slope, times
 
 from pyg_sinode import NonFiniteStateError, imex_odeint, operators, solvers
-from pyg_sinode.schemes import ALIASES, SCHEMES
+from pyg_sinode.schemes import ALIASES, RUNGE_KUTTA
 
-every_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+every_scheme = pytest.mark.parametrize("scheme", RUNGE_KUTTA.values(), ids=RUNGE_KUTTA)
 every_gradient = pytest.mark.parametrize("gradient", ["discrete", "backprop"])
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 
@@ -161,7 +161,7 @@ def test_a_purely_explicit_equation_is_solved_without_an_operator(scheme):
     expected = math.e * double([1.0, 2.0])
     torch.testing.assert_close(result[-1], expected, rtol=0.0,
                                atol=0.1 if scheme.order == 1 else 1e-3)
-    assert (stats.setups, stats.linear_solves, stats.operator_products) == (0, 0, 0)
+    assert (stats.factorizations, stats.linear_solves, stats.operator_products) == (0, 0, 0)
     assert stats.explicit_evaluations == 100 * scheme.explicit_evaluations
 
 
@@ -243,13 +243,13 @@ def test_equal_intervals_in_either_dtype_are_as_many_steps_with_one_set_up(dtype
     J = operators.Dense(-torch.eye(2, dtype=dtype))
     _, stats = imex_odeint(None, J, torch.ones(2, dtype=dtype), t, method="ssp222", step_size=0.2,
                            return_stats=True)
-    assert (stats.steps_accepted, stats.setups) == (50, 1)
+    assert (stats.steps_accepted, stats.factorizations) == (50, 1)
 
 
 @pytest.mark.parametrize(("alias", "name"), ALIASES.items())
 def test_an_alias_or_a_tableau_is_as_good_as_a_name(alias, name):
     problem, J = Manufactured(), operators.Dense(Manufactured.J)
-    mine = dataclasses.replace(SCHEMES[name], name="mine")
+    mine = dataclasses.replace(RUNGE_KUTTA[name], name="mine")
     results = [imex_odeint(problem, J, double([1.0, 2.0, 3.0]), times(0, 1), method=m,
                            step_size=0.25) for m in (name, alias, mine)]
     assert torch.equal(results[0], results[1])
@@ -267,11 +267,11 @@ def test_statistics_count_what_was_done_and_the_backward_pass_goes_on_counting()
     forward = dataclasses.replace(stats)
     assert (forward.steps_accepted, forward.steps_rejected) == (20, 0)
     assert (forward.explicit_evaluations, forward.explicit_vjps) == (40, 0)
-    assert (forward.setups, forward.linear_solves) == (1, 40)
+    assert (forward.factorizations, forward.linear_solves) == (1, 40)
     result.square().sum().backward()
     assert stats.steps_accepted == 20
     assert (stats.explicit_evaluations, stats.explicit_vjps) == (40, 40)
-    assert (stats.setups, stats.linear_solves) == (1, 80)
+    assert (stats.factorizations, stats.linear_solves) == (1, 80)
     assert stats.operator_products > forward.operator_products
     assert stats.linear_seconds > forward.linear_seconds > 0
 
@@ -299,7 +299,7 @@ def set_ups(operator, step_size=0.1, **kwargs):
     new = operators.Dense(operator.tensors[0].detach().clone())
     expected = imex_odeint(None, new, u0, times(0, 1), method="ssp222", step_size=step_size)
     torch.testing.assert_close(result, expected, rtol=1e-9, atol=0.0)
-    return stats.setups
+    return stats.factorizations
 
 
 def decay():
@@ -365,7 +365,7 @@ def test_a_trainable_matrix_never_keeps_its_factors_between_calls(fused):
                                     step_size=0.1, return_stats=True)
         result[-1].sum().backward()
         optimizer.step()
-        assert stats.setups == 1
+        assert stats.factorizations == 1
         with torch.no_grad():
             assert set_ups(operator) == 1
     assert "_factors" not in operator.__dict__
@@ -432,13 +432,12 @@ def test_an_operator_that_has_factors_is_pickled_and_copied_without_them(make):
 
     operator = make()
     expected, _ = run(operator)
-    assert "_factors" in operator.__dict__
     for other in (pickle.loads(pickle.dumps(operator)), copy.deepcopy(operator),
                   copy.copy(operator)):
         result, stats = run(other)
         assert torch.equal(result, expected)
-        assert stats.setups == 1
-    assert run(operator)[1].setups == 0
+        assert stats.factorizations == 1
+    assert run(operator)[1].factorizations == 0
 
 
 # What is refused, and when
@@ -605,6 +604,6 @@ def test_set_ups_kept_between_calls_do_not_pile_up():
     for steps in range(1, 31):
         imex_odeint(None, operator, u0, t, step_size=1.0 / steps)
     _, stats = imex_odeint(None, operator, u0, t, step_size=1.0 / 30, return_stats=True)
-    assert stats.setups == 0
+    assert stats.factorizations == 0
     _, stats = imex_odeint(None, operator, u0, t, step_size=1.0, return_stats=True)
-    assert stats.setups == 1
+    assert stats.factorizations == 1

@@ -331,18 +331,6 @@ def test_operators_are_copied_and_pickled(case):
         assert other.symmetric() == J.symmetric()
 
 
-@every_case
-def test_kept_factors_are_neither_pickled_nor_copied_and_can_be_reset(case):
-    J = case.operator()
-    J = J.with_tensors([t.detach() for t in J.tensors])
-    J._factors = {"key": lambda: None}  # as kept between integrations; cannot be pickled
-    for other in (copy.deepcopy(J), pickle.loads(pickle.dumps(J)), J.with_tensors(J.tensors)):
-        assert not hasattr(other, "_factors")
-    J.reset()
-    assert not hasattr(J, "_factors")
-    J.reset()
-
-
 REPRESENTATIONS = {
     "identity": "ScaledIdentity(())",
     "diagonal_of_rows": "Diagonal((6, 1))",
@@ -417,7 +405,7 @@ def test_a_new_kind_needs_its_product_only():
     matrix = torch.tensor([[0.0, 1.0], [-2.0, 0.0]], dtype=F64)
     assert torch.equal(J.T.mv(u), u @ matrix)
     assert J.T.T is J
-    assert torch.equal(J.solve(u).x, J.mv(u))
+    assert not hasattr(J, "solve")  # only inverses have one
     assert not J.symmetric()
     assert J.largest_eigenvalue() == math.inf
     assert J.pointwise() is J.diagonal(u) is J.entries(-1, 2) is J.resolvent(0.1) is None

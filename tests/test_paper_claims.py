@@ -40,7 +40,7 @@ def args():
 
 def test_equal_steps_make_one_set_up_and_varied_ones_their_own(part, args):
     finding = part("claims_steps").varied(args)
-    setups = {(r["solver"], r["steps"]): r["setups"] for r in finding.records}
+    setups = {(r["solver"], r["steps"]): r["factorizations"] for r in finding.records}
     # Of 20 the last 8 are still at hand in the backward pass: 12 are made again.
     assert setups == {(name, kind): count
                       for name in ("dense LU", "sparse LU", "FFT", "GMRES", "CG")

@@ -5,8 +5,8 @@ import torch
 from cases import states, stepper_by
 
 from pyg_sinode import Stats, operators, solvers
-from pyg_sinode.schemes import SCHEMES
-from pyg_sinode.setups import KEPT, Setups
+from pyg_sinode.integrate.implicit import KEPT, Factorizations
+from pyg_sinode.schemes import RUNGE_KUTTA
 
 J = np.array([[-3.0, 1.0], [0.5, -40.0]])
 U0 = np.array([0.7, -1.3])
@@ -14,17 +14,17 @@ U0 = np.array([0.7, -1.3])
 
 def test_one_inverse_serves_all_stages_and_steps():
     stats, operator = Stats(), operators.Dense(torch.as_tensor(J))
-    setups = Setups(operator, solvers.Direct().invert, None, stats)
+    setups = Factorizations(operator, solvers.Direct(), stats)
     for name in ("ssp222", "ark436l2sa"):
-        before = stats.setups
-        stepper = stepper_by(SCHEMES[name], None, operator, setups.inverse, stats)
+        before = stats.factorizations
+        stepper = stepper_by(RUNGE_KUTTA[name], None, operator, setups.inverse, stats)
         states(stepper, [0.0, 1.0], 0.1, torch.as_tensor(U0))
-        assert stats.setups == before + 1, name
+        assert stats.factorizations == before + 1, name
 
 
 def setups_of(operator):
     stats = Stats()
-    return Setups(operator, solvers.Direct().invert, None, stats), stats
+    return Factorizations(operator, solvers.Direct(), stats), stats
 
 
 def test_the_inverse_is_that_of_the_scaled_operator():
@@ -33,7 +33,7 @@ def test_the_inverse_is_that_of_the_scaled_operator():
     torch.testing.assert_close(setups.inverse(0.5).mv(u), u / 2)
     torch.testing.assert_close(setups.inverse(0.25, 2.0).mv(u), u / 2)
     torch.testing.assert_close(setups.inverse(0.5, torch.tensor(3.0)).mv(u), u / 4)
-    assert stats.setups == 2
+    assert stats.factorizations == 2
 
 
 def test_of_many_step_sizes_the_last_ones_are_kept_in_a_call():
@@ -43,23 +43,30 @@ def test_of_many_step_sizes_the_last_ones_are_kept_in_a_call():
         setups.inverse(float(c))
         setups.inverse(1.0)  # used again and again, so that it stays
     assert len(setups.made) == KEPT
-    assert stats.setups == 3 * KEPT - 1
+    assert stats.factorizations == 3 * KEPT - 1
     setups.inverse(2.0)
-    assert stats.setups == 3 * KEPT
+    assert stats.factorizations == 3 * KEPT
 
 
-def test_set_ups_kept_on_an_operator_share_one_copy_of_its_tensors():
+def test_factorizations_kept_of_an_operator_are_of_what_it_was():
     matrix = torch.eye(3) * -2
-    operator = operators.Dense(matrix)
-    setups, stats = setups_of(operator)
+    operator, ones = operators.Dense(matrix), torch.ones(3)
+    first, stats = setups_of(operator)
     for c in (1.0, 2.0, 3.0):
-        setups.inverse(c)
-    copies = {id(x) for own, _ in operator._factors.values() for x in own.tensors}
-    assert len(copies) == 1
+        first.inverse(c)
+    again, more = setups_of(operator)
+    torch.testing.assert_close(again.inverse(2.0).mv(ones), ones / 5)
+    assert (stats.factorizations, more.factorizations) == (3, 0)
     matrix *= 2
-    again, _ = setups_of(operator)
-    torch.testing.assert_close(again.inverse(1.0).mv(torch.ones(3)), torch.ones(3) / 5)
-    again.inverse(2.0)
-    copies = {id(x) for own, _ in operator._factors.values() for x in own.tensors}
-    assert len(copies) == 2
-    assert stats.setups == 3
+    again, more = setups_of(operator)
+    torch.testing.assert_close(again.inverse(1.0).mv(ones), ones / 5)
+    assert more.factorizations == 1
+
+
+def test_a_number_of_an_operator_that_was_changed_makes_its_factors_anew():
+    operator = 2.0 * operators.Dense(torch.eye(3) * -1.0) + operators.ScaledIdentity(-1.0)
+    setups_of(operator)[0].inverse(1.0)
+    operator.terms[0].factor = 5.0
+    changed, stats = setups_of(operator)
+    torch.testing.assert_close(changed.inverse(1.0).mv(torch.ones(3)), torch.ones(3) / 7)
+    assert stats.factorizations == 1

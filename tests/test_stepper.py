@@ -8,17 +8,17 @@ import torch
 from cases import double, stepper_of
 
 from pyg_sinode import Stats
-from pyg_sinode.schemes import SCHEMES
-from pyg_sinode.stepper import combine
+from pyg_sinode.integrate.runge_kutta import OneStepState, Scaled, combine
+from pyg_sinode.schemes import RUNGE_KUTTA
 
-every_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+every_scheme = pytest.mark.parametrize("scheme", RUNGE_KUTTA.values(), ids=RUNGE_KUTTA)
 GAMMA = 1 - 1 / math.sqrt(2)
 J = np.array([[-3.0, 1.0], [0.5, -40.0]])
 U0 = np.array([0.7, -1.3])
 
 
 def result_of(stepper, t, h, u):
-    return stepper.step(0, t, h, (u,)).state[0]
+    return stepper.step(t, h, stepper.initial(u)).state.u
 
 
 # A step
@@ -58,7 +58,7 @@ def by_hand_ars222(t, h, u):
 @pytest.mark.parametrize("h", [0.1, -0.05])
 @pytest.mark.parametrize("by_hand", [by_hand_imex_euler, by_hand_ssp222, by_hand_ars222])
 def test_a_step_equals_one_written_out_by_hand(by_hand, h):
-    scheme = SCHEMES[by_hand.__name__.removeprefix("by_hand_")]
+    scheme = RUNGE_KUTTA[by_hand.__name__.removeprefix("by_hand_")]
     result = result_of(stepper_of(scheme, G_of_tensors, J), 0.3, h, torch.as_tensor(U0))
     np.testing.assert_allclose(result.numpy(), by_hand(0.3, h, U0), rtol=1e-14, atol=1e-14)
 
@@ -105,7 +105,7 @@ def test_evaluations_that_nothing_uses_are_not_made(name, count):
         times.append(t)
         return u
 
-    result_of(stepper_of(SCHEMES[name], rate, J, stats=stats), 0.0, 0.1, torch.as_tensor(U0))
+    result_of(stepper_of(RUNGE_KUTTA[name], rate, J, stats=stats), 0.0, 0.1, torch.as_tensor(U0))
     assert len(times) == stats.explicit_evaluations == count
 
 
@@ -124,8 +124,9 @@ def test_stages_are_evaluated_at_the_explicit_abscissae(scheme):
 
 def test_zero_weights_are_skipped_and_neither_the_state_nor_the_terms_are_overwritten():
     u, g, k = double([1.0]), double([2.0]), double([4.0])
-    assert combine(u, 0.5, [0.0], [g], [0.0], [k]) is u
-    assert combine(u, 0.5, [3.0, 1.0], [g, None], [1.0], [k]).item() == 1 + 0.5 * (6 + 4)
+    assert combine(u, 0.5, [0.0], [g], [0.0], [Scaled(k)]) is u
+    found = combine(u, 0.5, [3.0, 1.0], [g, None], [1.0], [Scaled(k, 2.0)])
+    assert found.item() == 1 + 0.5 * (6 + 8)
     assert (u.item(), g.item(), k.item()) == (1.0, 2.0, 4.0)
 
 
@@ -138,16 +139,16 @@ def matrix_of_step(stepper, B, t, h):
 
 
 def matrix_of_transposed_step(stepper, B, t, h):
-    tape = stepper.step(0, t, h, (torch.ones(B.size(0), dtype=B.dtype),)).tape
+    tape = stepper.step(t, h, stepper.initial(torch.ones(B.size(0), dtype=B.dtype))).tape
 
     class Reverse:
-        def explicit(self, place, time, u, v):
+        def explicit(self, evaluation, time, u, v):
             return (1 + time) * (v @ B)
 
         def implicit(self, time, u, w):
             pass
 
-    rows = [stepper.transposed(0, t, h, tape, [e], [], Reverse())[0]
+    rows = [stepper.transposed(t, h, tape, OneStepState(e), [], Reverse()).u
             for e in torch.eye(B.size(0), dtype=B.dtype)]
     return torch.stack(rows, dim=1)
 

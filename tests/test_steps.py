@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pyg_sinode.steps import Clock, Step, Steps, covering, landing, plan, take_outputs
+from pyg_sinode.integrate.clock import Clock, plan, steps_across_outputs, steps_to_outputs
+from pyg_sinode.integrate.steps import Step, Steps, take_outputs
 
 EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
@@ -71,7 +72,7 @@ def test_a_step_within_rounding_of_one_used_before_is_that_step():
 
 
 def test_steps_that_cover_the_outputs_hold_them_as_fractions():
-    steps = covering([0.0, 0.1, 0.25, 0.5, 0.6, 1.0], 0.5, Clock(EPS64))
+    steps = steps_across_outputs([0.0, 0.1, 0.25, 0.5, 0.6, 1.0], 0.5, Clock(EPS64))
     assert len(steps) == 2
     assert steps[0] == Step(0.0, 0.5, (0.2, 0.5, 1.0))
     assert steps[1].t == 0.5
@@ -82,13 +83,13 @@ def test_steps_that_cover_the_outputs_hold_them_as_fractions():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_output_at_the_end_of_a_step_to_rounding_is_that_end(dtype):
     t = torch.linspace(0, 10, 51, dtype=dtype)
-    steps = covering(t.tolist(), 0.2, Clock(torch.finfo(dtype).eps))
+    steps = steps_across_outputs(t.tolist(), 0.2, Clock(torch.finfo(dtype).eps))
     assert len(steps) == 50
     assert all(steps[n].outputs == (1.0,) for n in range(50))
 
 
 def test_decreasing_times_fall_into_steps_as_well():
-    steps = covering([1.0, 0.9, 0.2, 0.0], 0.5, Clock(EPS64))
+    steps = steps_across_outputs([1.0, 0.9, 0.2, 0.0], 0.5, Clock(EPS64))
     assert steps[0].h == -0.5
     assert [steps[n].outputs for n in range(2)] == [pytest.approx((0.2,)), pytest.approx((0.6, 1))]
 
@@ -101,11 +102,12 @@ def test_outputs_are_taken_once():
 
 
 def test_one_time_makes_no_step():
-    assert len(covering([1.0], 0.5, Clock(EPS64))) == len(landing([1.0], 0.5, Clock(EPS64))) == 0
+    for steps in (steps_across_outputs, steps_to_outputs):
+        assert len(steps([1.0], 0.5, Clock(EPS64))) == 0
 
 
 def test_a_list_of_steps_can_be_ended_early_and_knows_where_each_ends():
-    steps = landing([0.0, 0.2, 0.4], 0.1, Clock(EPS64))
+    steps = steps_to_outputs([0.0, 0.2, 0.4], 0.1, Clock(EPS64))
     assert [steps.end(n) for n in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert steps.end(3) == 0.4
     steps.end_with(2, (0.5, 1.0))

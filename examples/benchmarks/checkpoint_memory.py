@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyg_sinode import Stats, imex_odeint
-from pyg_sinode.checkpoints import advances
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
+from pyg_sinode.integrate.checkpoints import advances
 
 
 class Reaction(torch.nn.Module):

@@ -358,7 +358,7 @@ def imex(problem: Problem, limit: float, options: dict[str, Any]
     def job() -> Outcome:
         states, stats = imex_odeint(term, operator, problem.u0, times, return_stats=True, **options)
         counts = {name: getattr(stats, name) for name in (
-            "explicit_evaluations", "linear_solves", "setups", "operator_products",
+            "explicit_evaluations", "linear_solves", "factorizations", "operator_products",
             "steps_accepted", "steps_rejected")}
         return Outcome(states[-1].numpy(), counts)
 

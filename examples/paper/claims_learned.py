@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from pyg_sinode import IMEXTableau, Stats, imex_odeint
 from pyg_sinode.grid import PeriodicGrid, viscous_burgers
-from pyg_sinode.multistep import get_method
 from pyg_sinode.operators import MatrixFree
+from pyg_sinode.schemes import get_scheme
 from pyg_sinode.solvers import GMRES
 
 METHOD, STEP, VISCOSITY = "imex_rk3", 0.02, 0.05
@@ -146,7 +146,7 @@ def loss_of(term: nn.Module, stencil: nn.Module, states: Tensor, rtol: float = 1
 
 def gradient_error(term: nn.Module, stencil: LearnedStencil, states: Tensor) -> float:
     """The relative error of the gradient of J's weights, against autograd through dense solves."""
-    tableau, weight = get_method(METHOD), stencil.conv.weight
+    tableau, weight = get_scheme(METHOD), stencil.conv.weight
     assert isinstance(tableau, IMEXTableau)
     (found,) = torch.autograd.grad(loss_of(term, stencil, states, 1e-13)[0], weight)
     u, loss = states[:, 0], states.new_zeros(())

@@ -78,9 +78,10 @@ def varied(args: argparse.Namespace) -> Finding:
         ms = {kind: 1e3 * seconds[f"{name} {kind}"] for kind in kinds}
         ratios[name] = ms["varied"] / ms["equal"]
         rows.append([name, *(cell for kind in kinds for cell in (
-            number(ms[kind]), stats[kind].setups, stats[kind].linear_iterations)),
+            number(ms[kind]), stats[kind].factorizations, stats[kind].linear_iterations)),
             f"{ratios[name]:.2f}"])
-        records += [{"solver": name, "steps": kind, "ms": ms[kind], "setups": stats[kind].setups,
+        records += [{"solver": name, "steps": kind, "ms": ms[kind],
+                     "factorizations": stats[kind].factorizations,
                      "iterations": stats[kind].linear_iterations} for kind in kinds]
     header = ["solver", *(f"{kind}: {what}" for kind in kinds
                           for what in ("ms", "set-ups", "iterations")), "varied / equal"]

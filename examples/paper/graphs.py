@@ -175,7 +175,7 @@ class GraphODE(nn.Module):
             pattern = Pattern(target, source, len(u0))
             self.graph = edge_index, pattern, weight[pattern.perm]
         _, pattern, weight = self.graph
-        return Equation(term, ScaledIdentity(-term.decay_rate()), (u0, pattern, weight, None, None))
+        return Equation(term, ScaledIdentity(-term.decay_rate()), (u0, pattern, weight, None))
 
 
 def make_network(problem: GraphProblem, data: Data, seed: int, implicit: str = "decay",

@@ -18,10 +18,9 @@ from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint, odeint_adjoint
 
-from pyg_sinode import imex_odeint
+from pyg_sinode import ExplicitTermError, NonFiniteStateError, imex_odeint
+from pyg_sinode.integrate.clock import Clock, plan
 from pyg_sinode.operators import LinearOperator, LinearSolveError, ScaledIdentity
-from pyg_sinode.report import ExplicitTermError, NonFiniteStateError
-from pyg_sinode.steps import Clock, plan
 
 sys.path.append(str(Path(__file__).parents[1]))
 from crank_nicolson import NewtonError, crank_nicolson_odeint
@@ -76,13 +75,14 @@ class Work:
     def totals(self) -> dict[str, int]:
         """Evaluations of G with its derivatives' products, products of J, set-ups, iterations."""
         total = {"evaluations": self.evaluations, "jvps": 0, "vjps": self.vjps,
-                 "products": self.evaluations + self.vjps, "setups": 0, "iterations": 0}
+                 "products": self.evaluations + self.vjps, "factorizations": 0, "iterations": 0}
         for part in self.parts:
             newton = hasattr(part, "newton_iterations")
             found = {"evaluations": part.explicit_evaluations,
                      "jvps": part.jvps if newton else 0,
                      "vjps": part.vjps if newton else part.explicit_vjps,
-                     "setups": 0 if newton else part.setups, "iterations": part.linear_iterations}
+                     "factorizations": 0 if newton else part.factorizations,
+                     "iterations": part.linear_iterations}
             # Crank-Nicolson's evaluations and derivatives are those of G + J u.
             found["products"] = (found["evaluations"] + found["jvps"] + found["vjps"] if newton
                                  else part.operator_products + part.linear_iterations)

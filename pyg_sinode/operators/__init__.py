@@ -1,6 +1,9 @@
 """Which linear maps J can be integrated implicitly, and what does each know about itself?"""
 
-from .affine import Affine
+import importlib
+import warnings
+from typing import Any
+
 from .banded import Banded
 from .base import LinearOperator, Scaled, Sum, Transposed
 from .circulant import Circulant
@@ -12,7 +15,15 @@ from .results import LinearSolveError, Solution
 from .shifted import Shifted
 
 __all__ = [
-    "Affine", "Banded", "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator",
+    "Banded", "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator",
     "LinearSolveError", "MatrixFree", "Scaled", "ScaledIdentity", "Shifted", "Solution", "Sum",
     "Transposed",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The old place of Affine, for one release."""
+    if name != "Affine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("operators.Affine is now terms.Affine.", DeprecationWarning, stacklevel=2)
+    return importlib.import_module("pyg_sinode.terms").Affine

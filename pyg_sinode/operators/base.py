@@ -5,15 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..precision import without_autocast
 from ..transforms import forward_mode_error, has_tangent
-from .checks import as_float, check_number, check_real, check_tensors, detached, foreign_leaf
-from .results import Entries, LinearSolveError, Solution, equals_transpose
+from .checks import (
+    as_float,
+    check_number,
+    check_real,
+    check_tensors,
+    detached,
+    foreign_leaf,
+    lost_gradient,
+)
+from .results import Entries, LinearSolveError, equals_transpose
 
 Self = TypeVar("Self", bound="LinearOperator")
 
@@ -28,12 +36,11 @@ class LinearOperator:
     Attributes:
         dims (tuple of int): Dimensions that the map mixes, negative; empty if it is pointwise.
         tensors (tuple of Tensor): The tensors it depends on, which receive gradients.
-        iterative (bool): Whether it is an inverse by iteration, which can use a guess.
     """
 
     dims: tuple[int, ...] = ()
     tensors: tuple[Tensor, ...] = ()
-    iterative: bool = False
+    generation: int = 0  # how often reset() was called
 
     def mv(self, u: Tensor) -> Tensor:
         """The product J u, differentiable in u and in :attr:`tensors`."""
@@ -82,6 +89,13 @@ class LinearOperator:
         """
         if self.is_foreign():  # the package's own name what they use; MatrixFree overrides this
             self._check_product(u)
+        for part in self.parts:
+            part.check_named(u)
+
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        """The operators that it is made of, where it is made of some."""
+        return ()
 
     def is_foreign(self) -> bool:
         """Whether this is an operator of a user's own, of which little can be taken for granted."""
@@ -148,16 +162,9 @@ class LinearOperator:
         """The closed inverse of the operator itself where there is one, else None."""
         return None
 
-    def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
-        """As an inverse: the product with b, and what it took; a closed inverse needs no guess."""
-        return Solution(self.mv(b))
-
     def reset(self) -> None:
-        """Forgets the factors kept on the operator; they are made anew at the next solve."""
-        self.__dict__.pop("_factors", None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_factors"}
+        """Forgets the factors kept of the operator; they are made anew at the next solve."""
+        self.generation = self.generation + 1
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
         return Sum([self, other])
@@ -182,9 +189,8 @@ def refuse_foreign(operator: LinearOperator, product: Tensor, named: Sequence[Te
     """Refuses a product whose graph ends in a tensor that the operator does not name."""
     lost = foreign_leaf(product, named)
     if lost is not None:
-        raise ValueError(
-            f"Expected the product of {type(operator).__name__} to use only its own tensors (got "
-            f"another of shape {tuple(lost.shape)} that requires a gradient, which would be lost); "
+        raise lost_gradient(
+            f"the product of {type(operator).__name__} to use only its own tensors", lost,
             "hand it in, as MatrixFree(fn, tensor) with fn(u, tensor), use a torch.nn.Module that "
             "holds it, or name it in the operator's tensors and take it from there.")
 
@@ -251,8 +257,9 @@ class Transposed(LinearOperator):
     def check(self, u: Tensor) -> None:
         self.operator.check(u)
 
-    def check_named(self, u: Tensor) -> None:
-        self.operator.check_named(u)
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return (self.operator,)
 
     def symmetric(self) -> bool:
         return self.operator.symmetric()
@@ -312,8 +319,9 @@ class Scaled(LinearOperator):
         check_tensors(type(self).__name__, self.tensors, u)
         self.operator.check(u)
 
-    def check_named(self, u: Tensor) -> None:
-        self.operator.check_named(u)
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return (self.operator,)
 
     def symmetric(self) -> bool:
         return self.operator.symmetric()
@@ -402,9 +410,9 @@ class Sum(LinearOperator):
         for term in self.terms:
             term.check(u)
 
-    def check_named(self, u: Tensor) -> None:
-        for term in self.terms:
-            term.check_named(u)
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return self.terms
 
     def symmetric(self) -> bool:
         others = sum(not term.symmetric() for term in self.terms)

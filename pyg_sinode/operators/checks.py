@@ -92,6 +92,13 @@ def foreign_leaf(value: Tensor, named: Sequence[Tensor]) -> Tensor | None:
     return next((leaf for leaf in leaves(value) if id(leaf) not in allowed), None)
 
 
+def lost_gradient(expected: str, lost: Tensor, remedy: str, when: str = "") -> ValueError:
+    """The error of a value that depends on a tensor nobody named."""
+    return ValueError(
+        f"Expected {expected} (got{when} another tensor of shape {tuple(lost.shape)} that requires "
+        f"a gradient, which would be lost); {remedy}")
+
+
 def leaves(value: Tensor) -> Iterator[Tensor]:
     """The tensors that require a gradient in which a value's graph ends, itself if it is one."""
     if value.grad_fn is None:

@@ -112,7 +112,7 @@ class Circulant(LinearOperator):
         self._kept: dict[Any, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kept": {}}
+        return {**self.__dict__, "_kept": {}}
 
     def mv(self, u: Tensor) -> Tensor:
         return multiply(u, self.symbol(u), self.dims)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..precision import without_autocast
 from .base import LinearOperator, Transposed
 from .checks import check_dims, check_real, check_tensors, shares_memory
+from .function import Function
 
 
 class MatrixFree(LinearOperator):
@@ -41,43 +42,27 @@ class MatrixFree(LinearOperator):
         if isinstance(fn, torch.nn.Module) and tensors:
             raise ValueError(f"Expected no tensors beside a module (got {len(tensors)}); its "
                              "parameters are its tensors.")
-        self.fn, self.dims = fn, check_dims("MatrixFree", dim)
-        self._tensors: tuple[Tensor, ...] | None = None
-        if not isinstance(fn, torch.nn.Module):
-            self._tensors = tensors
+        self.function, self.dims = Function(fn, tensors), check_dims("MatrixFree", dim)
         self._checked, self._copies = False, False
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
-        if self._tensors is None:
-            return tuple(p for _, p in self._named())
-        return self._tensors
+    def fn(self) -> Callable[..., Tensor]:
+        """The function or module."""
+        return self.function.fn
 
-    def _named(self) -> list[tuple[str, Tensor]]:
-        module: Any = self.fn
-        return list(module.named_parameters())
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.function.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> MatrixFree:
-        other = MatrixFree(self.fn, dim=self.dims)
-        other._tensors, other._checked = tuple(tensors), self._checked
-        other._copies = self._copies
+        other = copy.copy(self)
+        other.function = self.function.on(tensors)
         return other
 
-    def mv(self, u: Tensor) -> Tensor:
-        product = self._call(u)
-        return product.clone() if self._copies else product
-
     @without_autocast
-    def _call(self, u: Tensor) -> Tensor:
-        if not isinstance(self.fn, torch.nn.Module):
-            product: Tensor = self.fn(u, *self.tensors)
-            return product
-        if self._tensors is None:
-            result: Tensor = self.fn(u)
-            return result
-        named = {name: t for (name, _), t in zip(self._named(), self._tensors, strict=True)}
-        called: Tensor = torch.func.functional_call(self.fn, named, (u,))
-        return called
+    def mv(self, u: Tensor) -> Tensor:
+        product: Tensor = self.function(u)
+        return product.clone() if self._copies else product
 
     def transpose(self) -> LinearOperator:
         return Transposed(self)

@@ -38,8 +38,9 @@ class Shifted(LinearOperator):
     def check(self, u: Tensor) -> None:
         self.operator.check(u)
 
-    def check_named(self, u: Tensor) -> None:
-        self.operator.check_named(u)
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return (self.operator,)
 
     def symmetric(self) -> bool:
         return self.operator.symmetric()

@@ -18,7 +18,12 @@ class Inverse(LinearOperator):
 
     Args:
         operator (LinearOperator): The operator A that is inverted.
+
+    Attributes:
+        iterative (bool): Whether it iterates, and can use a guess.
     """
+
+    iterative: bool = False
 
     def __init__(self, operator: LinearOperator) -> None:
         self.operator, self.dims = operator, operator.dims

@@ -1,4 +1,4 @@
-"""How may the implicit part depend on time: a multiple a(t) J, and a forcing f(t)?"""
+"""What may stand on the implicit side besides an operator? A multiple a(t) J, a forcing f(t)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..transforms import forward_mode_error, has_tangent
-from .base import LinearOperator, Scaled
-from .checks import as_float, broadcasts, check_real, check_tensors, foreign_leaf
-from .matrix_free import MatrixFree
+from .operators import LinearOperator, MatrixFree, Scaled
+from .operators.checks import (
+    as_float,
+    broadcasts,
+    check_real,
+    check_tensors,
+    lost_gradient,
+)
+from .operators.function import Function
+from .transforms import forward_mode_error, has_tangent
 
-Function = Callable[[Tensor], Any]
+OfTime = Callable[[Tensor], Any]
 
 
 class Affine:
@@ -32,7 +38,7 @@ class Affine:
             forcing that does not change. A module's parameters receive gradients; a plain function
             must not need any. (default: :obj:`None`)
         scale (callable or torch.nn.Module, optional): The factor a, called as ``scale(t)``, gives
-            a number or a 0-dim tensor; each value of it is a set-up. (default: :obj:`None`)
+            a number or a 0-dim tensor; each value of it is a factorization. (default: :obj:`None`)
 
     Shapes:
         - **f:** any that broadcasts to that of the state, in its units per unit of time
@@ -42,8 +48,8 @@ class Affine:
         TypeError: if an argument is of another kind.
     """
 
-    def __init__(self, operator: LinearOperator, f: Function | Tensor | None = None, *,
-                 scale: Function | None = None) -> None:
+    def __init__(self, operator: LinearOperator, f: OfTime | Tensor | None = None, *,
+                 scale: OfTime | None = None) -> None:
         if not isinstance(operator, LinearOperator):
             raise TypeError("Expected the operator of Affine as a LinearOperator (got "
                             f"{type(operator).__name__}); wrap a matrix with operators.Dense.")
@@ -53,7 +59,7 @@ class Affine:
         if not (scale is None or callable(scale)):
             raise TypeError("Expected scale as a function of time or a module (got "
                             f"{type(scale).__name__}); multiply the operator by a constant.")
-        self.operator, self.f, self.a = operator, _Part(f), _Part(scale)
+        self.operator, self.f, self.a = operator, _TimeFunction(f), _TimeFunction(scale)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -73,7 +79,7 @@ class Affine:
         if torch.is_grad_enabled():
             self.operator.check_named(u)
         check_tensors("Affine", (*self.f.tensors, *self.a.tensors), u)
-        if self.f.source is None and self.a.source is None:
+        if self.f.function is None and self.a.function is None:
             return
         forcing, scale = self.check_ends(t, u, graph=torch.is_grad_enabled())
         again, factor = self.forcing(t, u), self.scale(t, u)
@@ -86,7 +92,7 @@ class Affine:
     def check_ends(self, t: float, u: Tensor, *, graph: bool = True
                    ) -> tuple[Tensor | None, Tensor | float]:
         """Gives f(t) and a(t); refuses what needs the gradient of a tensor that nobody named."""
-        if self.f.source is None and self.a.source is None:
+        if self.f.function is None and self.a.function is None:
             return None, 1.0
         own = Affine(self.operator)
         own.f, own.a = self.f.detached(), self.a.detached()
@@ -100,7 +106,7 @@ class Affine:
 
     def guarded(self) -> Affine:
         """The same part where no gradient is wanted: it refuses one that f or a would lose."""
-        if self.f.source is None and self.a.source is None:
+        if self.f.function is None and self.a.function is None:
             return self
         other = Affine(self.operator)
         other.f, other.a = self.f.guarded("forcing f"), self.a.guarded("scale")
@@ -108,7 +114,7 @@ class Affine:
 
     def forcing(self, t: float, u: Tensor) -> Tensor | None:
         """The forcing f(t), for a state like u."""
-        if self.f.source is None:
+        if self.f.function is None:
             return None
         value = self.f(t, u)
         if not isinstance(value, Tensor):
@@ -118,7 +124,7 @@ class Affine:
 
     def scale(self, t: float, u: Tensor) -> Tensor | float:
         """The factor a(t), for a state like u."""
-        if self.a.source is None:
+        if self.a.function is None:
             return 1.0
         value = self.a(t, u)
         if isinstance(value, Tensor) and value.dim() != 0:
@@ -170,44 +176,43 @@ class Affine:
         return f"{type(self).__name__}({self.operator!r})"
 
 
-class _Part:
-    """A function of time, a module, a tensor or nothing, with the tensors that it depends on."""
+class _TimeFunction:
+    """A function of time, a module, a constant tensor or nothing."""
 
-    def __init__(self, source: Any) -> None:
-        self.source = source
-        self.swapped: tuple[Tensor, ...] | None = None  # what takes the place of its tensors
+    def __init__(self, source: OfTime | Tensor | None) -> None:
+        self.function: Function | None = None
         self.what = ""  # its name, if values that require a gradient are to be refused
         if isinstance(source, Tensor):
             check_real(source, "the forcing f")
+            self.function = Function(_constant, (source,))
+        elif source is not None:
+            self.function = Function(source)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that it depends on: the parameters that a module has now."""
-        if self.swapped is not None:
-            return self.swapped
-        if isinstance(self.source, torch.nn.Module):
-            return tuple(self.source.parameters())
-        return (self.source,) if isinstance(self.source, Tensor) else ()
+        """The tensors that it depends on."""
+        return () if self.function is None else self.function.tensors
 
-    def on(self, tensors: Sequence[Tensor]) -> _Part:
-        """The same part on other tensors."""
-        other = _Part(self.source)
-        other.swapped = tuple(tensors)
+    def on(self, tensors: Sequence[Tensor]) -> _TimeFunction:
+        """The same on other tensors."""
+        other = _TimeFunction(None)
+        other.function = None if self.function is None else self.function.on(tensors)
         return other
 
-    def detached(self) -> _Part:
-        """The same part on copies of its tensors, in which its graph ends."""
+    def detached(self) -> _TimeFunction:
+        """The same on copies of its tensors, in which its graph ends."""
         return self.on([p.detach().requires_grad_(p.requires_grad) for p in self.tensors])
 
-    def guarded(self, what: str) -> _Part:
-        """The same part, which refuses a value that needs the gradient of a tensor nobody named."""
-        other = _Part(self.source)
-        other.swapped, other.what = self.swapped, what
+    def guarded(self, what: str) -> _TimeFunction:
+        """The same; it refuses a value that needs the gradient of a tensor nobody named."""
+        other = _TimeFunction(None)
+        other.function, other.what = self.function, what
         return other
 
     def __call__(self, t: float, u: Tensor) -> Any:
+        assert self.function is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() or bool(self.what)):
-            value = self._value(t, u)
+            value = self.function(u.new_full((), t))
         if not isinstance(value, Tensor):
             return value
         if has_tangent(value):
@@ -216,24 +221,16 @@ class _Part:
             self.check_named(value, self.what)
         return value.detach() if self.what else value
 
-    def _value(self, t: float, u: Tensor) -> Any:
-        if isinstance(self.source, Tensor):
-            return self.tensors[0]
-        time = u.new_full((), t)
-        if self.swapped:
-            names = [name for name, _ in self.source.named_parameters()]
-            named = dict(zip(names, self.swapped, strict=True))
-            return torch.func.functional_call(self.source, named, (time,))
-        return self.source(time)
-
     def check_named(self, value: Tensor, what: str) -> None:
         """Refuses a value that needs a gradient with respect to a tensor nobody named."""
-        lost = foreign_leaf(value, self.tensors)
+        lost = None if self.function is None else self.function.lost(value)
         if lost is not None:
-            raise ValueError(
-                f"Expected the {what} to use only its own parameters (got another tensor of shape "
-                f"{tuple(lost.shape)} that requires a gradient, which would be lost); make it a "
-                "torch.nn.Module that holds it as a parameter.")
+            raise lost_gradient(f"the {what} to use only its own parameters", lost,
+                                "make it a torch.nn.Module that holds it as a parameter.")
+
+
+def _constant(t: Tensor, value: Tensor) -> Tensor:
+    return value
 
 
 def check_finite(scale: float, t: float) -> None:

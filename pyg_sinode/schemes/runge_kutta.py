@@ -1,31 +1,10 @@
-"""Which implicit-explicit Runge-Kutta schemes are there, and where were they published?"""
+"""Which implicit-explicit Runge-Kutta schemes are published? A scheme is a constant here."""
 
 from __future__ import annotations
 
 import math
 
 from .tableau import IMEXTableau
-
-
-def get_scheme(method: str | IMEXTableau) -> IMEXTableau:
-    """Returns the scheme of that name or alias; an :class:`IMEXTableau` comes back as it is.
-
-    Args:
-        method (str or IMEXTableau): A key of :obj:`SCHEMES` or :obj:`ALIASES`, or a tableau.
-
-    Raises:
-        TypeError: If it is neither a string nor a tableau.
-        ValueError: If no scheme goes by that name.
-    """
-    if isinstance(method, IMEXTableau):
-        return method
-    known = ", ".join([*SCHEMES, *(f"{alias} (= {name})" for alias, name in ALIASES.items())])
-    message = f"method expects a scheme's name or an IMEXTableau (got {method!r}); use {known}."
-    if not isinstance(method, str):
-        raise TypeError(message)
-    if ALIASES.get(method, method) not in SCHEMES:
-        raise ValueError(message)
-    return SCHEMES[ALIASES.get(method, method)]
 
 
 def _lower(*rows: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
@@ -167,9 +146,6 @@ ARK548L2SA = IMEXTableau(
          -5289405421727 / 3760307252460)),
     reference=f"{_KENNEDY}, ARK5(4)8L[2]SA")
 
-SCHEMES: dict[str, IMEXTableau] = {
+RUNGE_KUTTA: dict[str, IMEXTableau] = {
     scheme.name: scheme for scheme in tuple(globals().values()) if isinstance(scheme, IMEXTableau)
 }
-# The names of Zhang, Liu and Maulik, "Semi-Implicit Neural Ordinary Differential Equations" (2025).
-ALIASES = {"imex_rk2": "ssp222", "imex_rk3": "ark324l2sa", "imex_rk4": "ark436l2sa",
-           "imex_rk5": "ark548l2sa"}

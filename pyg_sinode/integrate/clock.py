@@ -1,4 +1,4 @@
-"""Which steps does an integration make, and which outputs fall into each?
+"""Which times are a grid, and how many equal steps lie between them?
 
 A time is the number it is: every interval between two outputs is integrated exactly. Times that
 equal t0 + k D to the rounding of their own dtype are that grid.
@@ -8,64 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from array import array
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-EPS = 2.0**-52  # of a Python float; half of it is one rounding
-EXCESS = 0.01  # by how much a step may exceed the step size for the rounding of times
+from .steps import EPS, EXCESS, Step, Steps, take_outputs
+
 ROUNDINGS = (1, 2, 4)  # how often a time of a grid may be rounded; torch.linspace rounds thrice
-
-
-class Step(NamedTuple):
-    """One step, from t to t + h, and the outputs in it as fractions of it; 1 is its end."""
-
-    t: float
-    h: float
-    outputs: tuple[float, ...]
-
-
-class Steps:
-    """A list of steps that takes 16 bytes for each.
-
-    Args:
-        end (float): The time at the end of the last step.
-
-    Attributes:
-        outputs: The outputs in each step that has some.
-        ends: The given time at the end of each step that lands on one.
-    """
-
-    def __init__(self, end: float) -> None:
-        self.t, self.h, self.last = array("d"), array("d"), end
-        self.outputs: dict[int, tuple[float, ...]] = {}
-        self.ends: dict[int, float] = {}
-
-    def append(self, step: Step) -> None:
-        """Adds a step at the end."""
-        if step.outputs:
-            self.outputs[len(self.t)] = step.outputs
-        self.t.append(step.t)
-        self.h.append(step.h)
-
-    def end_with(self, number: int, outputs: tuple[float, ...]) -> None:
-        """Makes the step of that number the last one, with these outputs."""
-        del self.t[number + 1:], self.h[number + 1:]
-        self.outputs = {n: o for n, o in self.outputs.items() if n < number}
-        self.outputs[number] = outputs
-
-    def end(self, number: int) -> float:
-        """The time at the end of the step of that number."""
-        if number in self.ends:
-            return self.ends[number]
-        return self.t[number + 1] if number + 1 < len(self.t) else self.last
-
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def __getitem__(self, number: int) -> Step:
-        return Step(self.t[number], self.h[number], self.outputs.get(number, ()))
 
 
 class Clock(NamedTuple):
@@ -133,6 +82,41 @@ def plan(times: Sequence[float], step_size: float, clock: Clock) -> list[Interva
     return result
 
 
+def steps_to_outputs(times: Sequence[float], step_size: float, clock: Clock) -> Steps:
+    """The steps of :func:`plan`, which end at every output."""
+    steps = Steps(times[-1])
+    for end, (start, h, count) in zip(times[1:], plan(times, step_size, clock), strict=True):
+        for k in range(count):
+            steps.append(Step(start + k * h, h, (1.0,) if k == count - 1 else ()))
+        steps.ends[len(steps) - 1] = end
+    return steps
+
+
+def steps_across_outputs(times: Sequence[float], step_size: float, clock: Clock) -> Steps:
+    """Equal steps from the first to the last output, which the others fall into."""
+    exact = on_grid(times, clock)
+    steps, rest = Steps(times[-1]), exact[1:]
+    for start, h, count in plan([exact[0], exact[-1]] if rest else exact, step_size, clock):
+        for k in range(count):
+            t = start + k * h
+            steps.append(Step(t, h, take_outputs(rest, t, h, last=k == count - 1)))
+    return steps
+
+
+def whole_steps(interval: float, h: float, rounding: float = 0.0) -> int:
+    """The least number of equal steps in an interval, of which none is larger than h.
+
+    Args:
+        interval (float): The interval.
+        h (float): The largest step.
+        rounding (float): What the rounding of its ends amounts to; steps may exceed h by as much as
+            that in all, and by a hundredth of h each at most. (default: :obj:`0.0`)
+    """
+    interval = abs(interval)
+    exact = interval / h * (1.0 - 4 * EPS)
+    return max(1, math.ceil(max(exact - rounding / h, exact / (1.0 + EXCESS))))
+
+
 class _Sizes:
     """The step sizes used so far, and by how much the integration is ahead of its outputs."""
 
@@ -153,54 +137,6 @@ class _Sizes:
             self.used.append(k)
         self.ahead = ahead
         return k
-
-
-def landing(times: Sequence[float], step_size: float, clock: Clock) -> Steps:
-    """The steps of :func:`plan`, which land on every output."""
-    steps = Steps(times[-1])
-    for end, (start, h, count) in zip(times[1:], plan(times, step_size, clock), strict=True):
-        for k in range(count):
-            steps.append(Step(start + k * h, h, (1.0,) if k == count - 1 else ()))
-        steps.ends[len(steps) - 1] = end
-    return steps
-
-
-def covering(times: Sequence[float], step_size: float, clock: Clock) -> Steps:
-    """Equal steps from the first to the last output, which the others fall into."""
-    exact = on_grid(times, clock)
-    steps, rest = Steps(times[-1]), exact[1:]
-    for start, h, count in plan([exact[0], exact[-1]] if rest else exact, step_size, clock):
-        for k in range(count):
-            t = start + k * h
-            steps.append(Step(t, h, take_outputs(rest, t, h, last=k == count - 1)))
-    return steps
-
-
-def take_outputs(rest: list[float], t: float, h: float, *, last: bool) -> tuple[float, ...]:
-    """Takes the outputs up to t + h from those that are left, as fractions of the step.
-
-    One that is the end of the step to four roundings of time is at the end.
-    """
-    rounding = min(2 * EPS * (abs(t) + abs(h)) / abs(h), EXCESS)
-    found = []
-    while rest and (last or (rest[0] - t) / h <= 1.0 + rounding):
-        theta = (rest.pop(0) - t) / h
-        found.append(1.0 if abs(theta - 1.0) <= rounding or (last and not rest) else theta)
-    return tuple(found)
-
-
-def whole_steps(interval: float, h: float, rounding: float = 0.0) -> int:
-    """The least number of equal steps in an interval, of which none is larger than h.
-
-    Args:
-        interval (float): The interval.
-        h (float): The largest step.
-        rounding (float): What the rounding of its ends amounts to; steps may exceed h by as much as
-            that in all, and by a hundredth of h each at most. (default: :obj:`0.0`)
-    """
-    interval = abs(interval)
-    exact = interval / h * (1.0 - 4 * EPS)
-    return max(1, math.ceil(max(exact - rounding / h, exact / (1.0 + EXCESS))))
 
 
 def _spacing(times: Sequence[float], numbers: Sequence[int], clock: Clock) -> float | None:

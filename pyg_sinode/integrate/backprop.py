@@ -8,22 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .operators import LinearOperator, Shifted, Solution
-from .precision import without_autocast
-from .problem import Problem
+from ..operators import LinearOperator, Shifted, Solution
+from ..precision import without_autocast
+from ..solvers import Inverse
+from .implicit import ImplicitPart, LinearPart, NoPart
+from .integration import Integration
 
 
-def backpropagate(problem: Problem, u0: Tensor) -> Tensor:
+def backpropagate(run: Integration, u0: Tensor) -> Tensor:
     """The states at all output times, differentiable by autograd through every step."""
-    if problem.setups is None or problem.implicit is None:
-        return problem.run(problem.method(problem.term, problem.implicit), u0)
-    setups, implicit = problem.setups, problem.implicit
+    explicit = None if run.term is None else run.term.plain
+    return run.run(run.method(explicit, _differentiable(run)), u0)
+
+
+def _differentiable(run: Integration) -> ImplicitPart:
+    """The implicit part, whose solves carry gradients."""
+    if run.factorizations is None or run.implicit is None:
+        return NoPart()
+    known, term = run.factorizations, run.implicit
 
     def inverse(c: float, scale: Tensor | float) -> LinearOperator:
-        return _DifferentiableInverse(
-            setups.inverse(c, scale), Shifted(implicit.scaled(scale), c))
+        return _DifferentiableInverse(known.inverse(c, scale), Shifted(term.scaled(scale), c))
 
-    return problem.run(problem.method(problem.term, implicit, inverse), u0)
+    return LinearPart(term, inverse, run.stats)
 
 
 def solve(inverse: LinearOperator, operator: LinearOperator, b: Tensor,
@@ -38,11 +45,12 @@ def solve(inverse: LinearOperator, operator: LinearOperator, b: Tensor,
     return Solution(x, info[0], info[1])
 
 
-class _DifferentiableInverse(LinearOperator):
+class _DifferentiableInverse(Inverse):
     """An inverse whose solutions carry gradients."""
 
     def __init__(self, inverse: LinearOperator, operator: LinearOperator) -> None:
-        self.inner, self.operator, self.iterative = inverse, operator, inverse.iterative
+        super().__init__(operator)
+        self.inner, self.iterative = inverse, getattr(inverse, "iterative", False)
 
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
         return solve(self.inner, self.operator, b, guess)
@@ -52,7 +60,8 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inverse: LinearOperator, operator: LinearOperator, guess: Tensor | None,
                 info: list[Any], b: Tensor, *tensors: Tensor) -> Tensor:
-        solution = inverse.solve(b, guess)
+        solution = (inverse.solve(b, guess) if isinstance(inverse, Inverse)
+                    else Solution(inverse.mv(b)))
         info[:] = solution.iterations, solution.residual
         ctx.inverse, ctx.operator = inverse, operator
         ctx.save_for_backward(solution.x, *tensors)

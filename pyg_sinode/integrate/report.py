@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from ..operators import LinearSolveError
 
 
 class NonFiniteStateError(RuntimeError):
@@ -58,12 +61,12 @@ class Stats:
 
     Attributes:
         explicit_evaluations: Evaluations of G in the forward pass, and in steps made again.
-        explicit_vjps: Vector-Jacobian products of G in the backward pass, each with the
-            re-evaluation that it needs.
+        explicit_vjps: Vector-Jacobian products of G in the backward pass.
+        explicit_repeated: Those of them that had to evaluate G again, for want of its graph.
         operator_products: Products with J or its transpose outside the linear solver.
-        setups: Factorisations, or other set-ups, of I - cJ.
-        setups_saved: Accepted steps whose size was kept although the error allowed a larger one,
-            so that the set-up serves again.
+        factorizations: Factorizations of I - cJ, and what iterative solvers prepare in their place.
+        factorizations_reused: Accepted steps whose size stayed although the error allowed a larger
+            one, so that the factorization is reused.
         linear_solves: Linear systems solved, forward and transposed; all columns count as one.
         linear_iterations: Krylov iterations, those of the slowest column of each solve.
         linear_seconds: Time spent in linear solves, in seconds.
@@ -76,9 +79,10 @@ class Stats:
 
     explicit_evaluations: int = 0
     explicit_vjps: int = 0
+    explicit_repeated: int = 0
     operator_products: int = 0
-    setups: int = 0
-    setups_saved: int = 0
+    factorizations: int = 0
+    factorizations_reused: int = 0
     linear_solves: int = 0
     linear_iterations: int = 0
     linear_seconds: float = 0.0
@@ -87,3 +91,39 @@ class Stats:
     steps_rejected: int = 0
     steps_recomputed: int = 0
     stopped_at: float | None = None
+
+    @property
+    def setups(self) -> int:
+        """The old name of factorizations, for one release."""
+        return _renamed(self, "setups", "factorizations")
+
+    @property
+    def setups_saved(self) -> int:
+        """The old name of factorizations_reused, for one release."""
+        return _renamed(self, "setups_saved", "factorizations_reused")
+
+
+def located(error: LinearSolveError | ExplicitTermError, t: float, number: int,
+            u: Tensor) -> Exception:
+    """The error with its time and step, or the true cause where the state was not finite."""
+    state = error.state if isinstance(error, LinearSolveError) else None
+    if state is not None and not bool(state.isfinite().all()):
+        return not_finite(t, number, u)
+    error.time, error.step = t, number
+    error.args = (f"{error.args[0]} (In step {number}, which starts at time {t:.6g}.)",)
+    return error
+
+
+def not_finite(t: float, number: int, state: Tensor) -> NonFiniteStateError:
+    """The error of a step whose result is not finite."""
+    return NonFiniteStateError(
+        f"The state stopped being finite in step {number}, which starts at time {t:.6g}. Take a "
+        "smaller step_size, move the stiff part of the explicit term into the implicit operator, "
+        "or look for NaN in the explicit term.",
+        time=t, step=number, state=state.detach())
+
+
+def _renamed(stats: Stats, old: str, new: str) -> int:
+    warnings.warn(f"Stats.{old} is now Stats.{new}.", DeprecationWarning, stacklevel=3)
+    found: int = getattr(stats, new)
+    return found

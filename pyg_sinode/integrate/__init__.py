@@ -1,0 +1,1 @@
+"""How is an initial value problem integrated? Internal: ask :func:`pyg_sinode.imex_odeint`."""

@@ -1,0 +1,254 @@
+"""How do gradients flow through an integration by the discrete adjoint?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..precision import full_precision
+from .checkpoints import backwards, first_sweep
+from .explicit import Capture, Evaluation, FirstCallCheck, Record, Replay
+from .graph_memory import GraphMemory
+from .integration import Integration
+from .loop import AcceptedStep
+from .runge_kutta import StepResult
+
+
+def integrate(run: Integration, u0: Tensor) -> Tensor:
+    """The states at all output times without a gradient; looks for one that would be lost."""
+    explicit, term = None if run.term is None else run.term.plain, run.implicit
+    if torch.is_grad_enabled():
+        explicit = None if run.term is None else FirstCallCheck(run.term)
+        term = None if term is None else term.guarded()
+    with torch.no_grad():
+        return run.run(run.method(explicit, run.part(term)), u0)
+
+
+def discrete_adjoint(run: Integration, u0: Tensor) -> Tensor:
+    """The states at all output times; the gradient is that of the scheme, step by step back."""
+    tensors = [] if run.term is None else run.term.tensors
+    linear = () if run.implicit is None else run.implicit.tensors
+    result: Tensor = _Discrete.apply(run, u0, *tensors, *linear)
+    return result
+
+
+class _Discrete(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Integration, u0: Tensor, *tensors: Tensor) -> Tensor:
+        before = [x._version for x in (u0, *tensors) if not x.is_inference()]
+        explicit, kept = None, _Kept(run)
+        if run.term is not None:
+            explicit = Capture(run.term, tensors[:len(run.term.tensors)], kept.memory)
+        result = run.run(run.method(explicit, run.part(run.implicit)), u0, kept.note)
+        _check_unchanged((u0, *tensors), before)
+        ctx.run, ctx.kept, ctx.count = run, kept, len(tensors)
+        ctx.save_for_backward(u0, *tensors, *kept.take_tensors())
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        u0, *saved = ctx.saved_tensors
+        tensors, run = saved[:ctx.count], ctx.run
+        back = _Backward(run, tensors, ctx.needs_input_grad[2:])
+        modes = nullcontext() if run.term is None else run.term.in_its_modes()
+        with torch.no_grad(), full_precision(u0.device), modes:
+            lam = back.through(grads[0], back.tapes(ctx.kept, saved[ctx.count:], u0))
+        found = [lam if ctx.needs_input_grad[1] else None, *back.gradients]
+        if torch.is_grad_enabled():
+            once: Callable[..., Tensor] = _Once.apply
+            found = [g if g is None else once(g, grads[0], u0, *tensors) for g in found]
+        return (None, *found)
+
+
+def _check_unchanged(tensors: Sequence[Tensor], before: list[int]) -> None:
+    """Refuses tensors that changed in place on the way: their gradient would be of the new values.
+    """
+    counting = [x for x in tensors if not x.is_inference()]
+    for x, version in zip(counting, before, strict=True):
+        if x._version != version:
+            raise RuntimeError(
+                "Expected u0, args, parameters and the tensors of the implicit part to stay as "
+                f"they are during an integration (got one of shape {tuple(x.shape)} that was "
+                "changed in place, by the explicit term or the callback); change a clone, or keep "
+                "what changes in a buffer of the module.")
+
+
+class _Once(torch.autograd.Function):
+    """Lets a first derivative through, and refuses a second instead of giving a wrong one."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *anchors: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError('Expected one derivative of an integration with gradient="discrete" '
+                           '(got a second); use gradient="backprop" for second derivatives.')
+
+
+class _Kept:
+    """What a forward pass keeps: all tapes; or the last one, some states and all records.
+
+    The number of steps of an adaptive integration is known only at its end: with checkpoints it
+    keeps no state but the initial one, and the backward pass makes one sweep more.
+
+    Attributes:
+        tapes: One for each step at the end, without their tensors.
+        records: Those of each step's evaluations, with checkpoints.
+        states: The number of a step and the state before it, without the initial one.
+    """
+
+    def __init__(self, run: Integration) -> None:
+        self.run, self.all = run, run.checkpoints is None
+        self.memory = GraphMemory(run.graph_memory)
+        self.tapes: list[Any] = []
+        self.records: list[tuple[Record, ...]] = []
+        self.states: list[tuple[int, Any]] = []
+        self.numbers: set[int] = set()
+        self.present: list[bool] = []
+        if not self.all and run.control is None:
+            self.numbers = set(first_sweep(len(run.steps), self.slots())[1:])
+
+    def note(self, accepted: AcceptedStep) -> None:
+        """Keeps what is wanted of an accepted step."""
+        tape = accepted.result.tape
+        if self.all:
+            self.tapes.append(tape)
+            return
+        self.tapes = [tape]
+        records = tuple(e.record for e in tape.evaluations if e is not None)
+        last = self.records[-1] if self.records else None
+        shared = last is not None and len(last) == len(records) and all(
+            a is b for a, b in zip(last, records, strict=True))
+        self.records.append(last if shared and last is not None else records)
+        if accepted.number in self.numbers:
+            self.states.append((accepted.number, self.pack(accepted.before)))
+
+    def take_tensors(self) -> list[Tensor]:
+        """The tensors of the tapes, which from now on hold none."""
+        found = [x for tape in self.tapes for x in tape.stages]
+        self.present = [x is not None for x in found]
+        self.tapes = [tape.on([None] * len(tape.stages)) for tape in self.tapes]
+        return [x for x in found if x is not None]
+
+    def with_tensors(self, saved: Sequence[Tensor]) -> Iterator[Any]:
+        """The tapes with their tensors, the last one first."""
+        rest = iter(saved)
+        tensors = [next(rest) if there else None for there in self.present]
+        end = len(tensors)
+        for tape in reversed(self.tapes):
+            start = end - len(tape.stages)
+            yield tape.on(tensors[start:end])
+            end = start
+
+    def slots(self) -> int:
+        """How many states may be kept at any time."""
+        chosen = self.run.checkpoints
+        return math.isqrt(max(len(self.run.steps) - 1, 0)) + 1 if chosen == "auto" else (
+            0 if chosen is None else chosen)
+
+    def pack(self, state: Any) -> Any:
+        """A state as it is kept."""
+        device = self.run.checkpoint_device
+        return state if device is None else moved(state, device)
+
+
+class _Backward:
+    """The integration backwards: gradients of a loss on every output."""
+
+    def __init__(self, run: Integration, tensors: list[Tensor], wanted: Sequence[bool]) -> None:
+        self.run, self.stats = run, run.stats
+        self.split = 0 if run.term is None else len(run.term.tensors)
+        self.gradients: list[Tensor | None] = [None] * len(tensors)
+        self.wanted = [i for i in range(self.split) if wanted[i]]
+        self.wanted_implicit = wanted[self.split:]
+        self.replay = None if run.term is None else Replay(
+            run.term, tensors[:self.split], GraphMemory(run.graph_memory))
+        # The tensors of the forward pass, whatever the modules hold by now.
+        linear, term = tensors[self.split:], run.implicit
+        self.part = run.part(term.with_tensors(linear) if term is not None and linear else term)
+        self.method = run.method(self.replay, self.part)
+
+    def tapes(self, kept: _Kept, saved: Sequence[Tensor], u0: Tensor) -> Iterator[Any]:
+        """The tapes of all steps, the last one first."""
+        yield from kept.with_tensors(saved)
+        if kept.all:
+            return
+        # A second backward pass over one graph finds the states gone, and starts from u0.
+        states = [(0, self.method.initial(u0)), *kept.states]
+        kept.states = []
+
+        def again(number: int, state: Any, *, keeps: bool) -> StepResult:
+            if self.replay is not None:
+                self.replay.start(kept.records[number], keeps=keeps)
+            self.stats.steps_recomputed += 1
+            t, h, _ = self.run.steps[number]
+            return self.method.step(t, h, state)
+
+        yield from backwards(
+            len(self.run.steps) - len(kept.tapes), kept.slots(), states,
+            lambda number, state: again(number, state, keeps=False).state,
+            lambda number, state: again(number, state, keeps=True).tape,
+            kept.pack, lambda state: moved(state, u0.device))
+
+    def through(self, grad: Tensor, tapes: Iterator[Any]) -> Tensor:
+        """The gradient at the initial state from those at all outputs."""
+        steps = self.run.steps
+        lam = self.method.initial_gradient()
+        output = grad.size(0)
+        for number in reversed(range(len(steps))):
+            tape = next(tapes)
+            t, h, thetas = steps[number]
+            output -= len(thetas)
+            inside = [(theta, grad[output + i]) for i, theta in enumerate(thetas) if theta != 1.0]
+            lam = lam.plus(grad[output + i] for i, theta in enumerate(thetas) if theta == 1.0)
+            lam = self.method.transposed(t, h, tape, lam, inside, self)
+        result: Tensor = lam.plus([grad[0]]).u
+        return result
+
+    def explicit(self, evaluation: Evaluation | None, t: float, u: Tensor, v: Tensor
+                 ) -> Tensor | None:
+        """See :class:`pyg_sinode.integrate.runge_kutta.Reverse`."""
+        assert self.replay is not None
+        assert evaluation is not None
+        self.stats.explicit_vjps += 1
+        self.stats.explicit_repeated += evaluation.graph is None
+        to_u, found = self.replay.vjp(evaluation, t, u, v, self.wanted)
+        self._add(self.wanted, found)
+        return to_u
+
+    def implicit(self, t: float, u: Tensor, w: Tensor) -> None:
+        """See :class:`pyg_sinode.integrate.runge_kutta.Reverse`."""
+        found = self.part.vjp(t, u, w, self.wanted_implicit)
+        self._add(range(self.split, self.split + len(found)), found)
+
+    def _add(self, places: Sequence[int], found: Sequence[Tensor | None]) -> None:
+        """Adds gradients to the sums so far, all in one call."""
+        sums, more = [], []
+        for place, gradient in zip(places, found, strict=True):
+            if gradient is None:
+                continue
+            present = self.gradients[place]
+            if present is None:
+                # Autograd may hand out one tensor as several gradients: only a copy is ours.
+                self.gradients[place] = gradient.clone()
+            else:
+                sums.append(present)
+                more.append(gradient)
+        if sums:
+            torch._foreach_add_(sums, more)
+
+
+def moved(state: Any, device: torch.device) -> Any:
+    """A state, with every tensor in it on a device."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if state is None or not isinstance(state, (tuple, list)):
+        return state
+    parts = [moved(x, device) for x in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)

@@ -1,0 +1,392 @@
+"""How is the explicit term G evaluated, and how is its vector-Jacobian product had later?
+
+An evaluation gives its value and an object that has the product: from the autograd graph that was
+kept, or by evaluating again with the random state and the buffers of the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..operators.checks import foreign_leaf, lost_gradient, shares_memory
+from ..operators.function import Function
+from ..precision import SHORT
+from ..transforms import forward_mode_error, has_tangent, is_wrapped, seeing_tangents
+from .graph_memory import GraphMemory, KeptGraph
+from .report import ExplicitTermError
+
+
+class Evaluation:
+    """One evaluation of G, that can be reversed: its record, and its graph while that is kept."""
+
+    __slots__ = ("graph", "record")
+
+    def __init__(self, record: Record, graph: KeptGraph | None = None) -> None:
+        self.record, self.graph = record, graph
+
+    def take_graph(self) -> KeptGraph | None:
+        """The graph, which is no longer kept."""
+        graph, self.graph = self.graph, None
+        return graph
+
+
+class Evaluated(NamedTuple):
+    """A value of G, and what its vector-Jacobian product needs; None where nobody asks for one."""
+
+    value: Tensor
+    evaluation: Evaluation | None
+
+
+class Explicit(Protocol):
+    """Evaluates G at a time, a Python float, and a state."""
+
+    def __call__(self, t: float, u: Tensor) -> Evaluated:
+        """G(t, u)."""
+        ...
+
+
+class ExplicitTerm:
+    """The explicit term G with the arguments, parameters and buffers in force at the call.
+
+    Args:
+        fn (callable): G(t, u, *args), a function or a module.
+        args (tuple): Further arguments; the tensors among them receive gradients.
+        live (int): How many of its values an integration uses at one time, at most.
+            (default: :obj:`1`)
+        tangents (bool): Whether forward-mode differentiation goes through. (default: :obj:`False`)
+    """
+
+    def __init__(self, fn: Callable[..., Tensor], args: tuple[Any, ...] = (), live: int = 1, *,
+                 tangents: bool = False) -> None:
+        self.function, self.memory = Function(fn, args), ValueMemory(live)
+        self.tangents = tangents
+        self.tensors = list(self.function.tensors)
+        self.derives = False  # whether G takes derivatives by the state itself
+        module = self.function.module
+        self.modes = [] if module is None else [(m, m.training) for m in module.modules()]
+        # Where the buffers are looked up; a module may put another tensor in a buffer's place.
+        self.buffer_places = [] if module is None else [
+            (f"{prefix}.{name}" if prefix else name, m, name)
+            for prefix, m in module.named_modules() for name in m._buffers]
+
+    @contextmanager
+    def in_its_modes(self) -> Iterator[None]:
+        """Training or evaluation as it was at the call, for the backward pass."""
+        changed = [(m, mode, m.training) for m, mode in self.modes if m.training != mode]
+        for module, mode, _ in changed:
+            module.training = mode
+        try:
+            yield
+        finally:
+            for module, _, present in changed:
+                module.training = present
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers of the module, by name."""
+        found = ((full, m._buffers.get(name)) for full, m, name in self.buffer_places)
+        return {full: b for full, b in found if b is not None}
+
+    def stand_ins(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What the graph of an evaluation ends in, in the place of each tensor.
+
+        A parameter that is a leaf, still the module's own and without hooks (which are for the
+        whole gradient) stands for itself.
+        """
+        function, count = self.function, len(self.function.given)
+        present = function.own[count:]
+        owned = len(present) == len(tensors) - count and all(
+            a is b and a.is_leaf and not a._backward_hooks
+            for a, b in zip(present, tensors[count:], strict=True))
+        copied = tensors[:count] if owned else tensors
+        return [x.detach().requires_grad_(x.requires_grad) for x in copied] + list(
+            tensors[len(copied):])
+
+    def plain(self, t: float, u: Tensor) -> Evaluated:
+        """G as it is, for a forward pass without a gradient or for plain backpropagation."""
+        u = u if torch.is_grad_enabled() else u.detach()  # whose flags G may set
+        return Evaluated(self.memory.own(self.with_state(t, u)[0]), None)
+
+    def with_state(self, t: float, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The value of G, and the state that it was given: one that requires a gradient if need be.
+
+        A G that takes derivatives by the state needs one, whether or not anybody else does.
+        """
+        if not self.derives:
+            try:
+                return self.evaluate(self.function, t, u), u
+            except RuntimeError as error:
+                if u.requires_grad or "not require grad" not in str(error):
+                    raise
+            self.derives = True
+        copy = u if u.requires_grad else u.detach().requires_grad_()
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():
+            value = self.evaluate(self.function, t, copy)
+        return (value if wanted else value.detach()), copy
+
+    def with_graph(self, function: Function, t: float, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The value of G with its graph, and the copy of u in which that ends.
+
+        Gradients are enabled though the value alone is wanted: kernels round differently without,
+        and G may take derivatives itself.
+        """
+        u = u.detach().requires_grad_()
+        with torch.enable_grad(), seeing_tangents():
+            return self.evaluate(function, t, u), u
+
+    def evaluate(self, function: Function, t: float, u: Tensor) -> Tensor:
+        """The value of G by a function in force, checked."""
+        # Inference tensors count no changes: the first evaluations are compared instead.
+        counts = not u.is_inference()
+        version = u._version if counts else 0
+        given = u.clone() if self.memory.watched and not counts else None
+        value = self._checked(function(u.new_full((), t), u), t, u)
+        if (counts and u._version != version) or (given is not None and not torch.equal(given, u)):
+            raise ExplicitTermError("Expected the explicit term to leave the state as it is (it "
+                                    f"changed it in place at time {t:.6g}); work on u.clone().")
+        if not self.tangents and has_tangent(value):
+            raise forward_mode_error("the explicit term")
+        return value
+
+    def _checked(self, value: Any, t: float, u: Tensor) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise ExplicitTermError(f"Expected the explicit term to return a tensor (got "
+                                    f"{type(value).__name__} at time {t:.6g}).")
+        if value.dtype in SHORT:  # G may have autocast inside
+            value = value.to(u.dtype)
+        if value.shape != u.shape or value.dtype != u.dtype or value.device != u.device:
+            raise ExplicitTermError(
+                f"Expected the explicit term to return a tensor like the state, {tuple(u.shape)} "
+                f"{u.dtype} on {u.device} (got {tuple(value.shape)} {value.dtype} on "
+                f"{value.device} at time {t:.6g}).")
+        result: Tensor = value
+        return result
+
+
+class ValueMemory:
+    """Copies values of G that lie in memory of its own, which the next evaluation may overwrite.
+
+    The first values are copied, and compared by where they lie; if none lies where another did, the
+    later ones are taken as they are.
+
+    Args:
+        live (int): How many values are used at one time, at most.
+    """
+
+    def __init__(self, live: int) -> None:
+        self.left, self.copies = live + 1, False
+        self.seen: list[Tensor] = []
+
+    @property
+    def watched(self) -> bool:
+        """Whether the next value is one of the first."""
+        return self.left > 0
+
+    def own(self, value: Tensor) -> Tensor:
+        """The value, or a copy of it."""
+        if is_wrapped(value):
+            return value.clone()
+        if self.left > 0 and not self.copies:
+            self.copies = any(shares_memory(value, each) for each in self.seen)
+            self.seen.append(value.detach())
+            self.left -= 1
+            if self.left == 0:
+                self.seen = []
+            return value.clone()
+        return value.clone() if self.copies else value
+
+    def release(self) -> None:
+        """Lets go of the first values, at the end of a forward pass."""
+        self.seen = []
+
+
+class Record(NamedTuple):
+    """What an evaluation of G found: its random state, if it drew from it, and its buffers."""
+
+    states: tuple[Tensor, ...] | None
+    buffers: dict[str, Tensor] | None
+
+    @contextmanager
+    def random_state(self, device: torch.device) -> Iterator[None]:
+        """The random state of the evaluation, for its repetition; the present one after it."""
+        if self.states is None:
+            yield
+            return
+        present = _random_states(device)
+        _set_random_states(device, self.states)
+        try:
+            yield
+        finally:
+            _set_random_states(device, present)
+
+
+class FirstCallCheck:
+    """Evaluates G where no named tensor needs a gradient; refuses one that another needs."""
+
+    def __init__(self, term: ExplicitTerm) -> None:
+        self.term = term
+
+    def __call__(self, t: float, u: Tensor) -> Evaluated:
+        """G(t, u)."""
+        with torch.enable_grad():
+            value, state = self.term.with_state(t, u.detach())
+        if value.requires_grad:
+            check_ends(value, [state, *self.term.tensors], t)
+        return Evaluated(self.term.memory.own(value.detach()), None)
+
+
+class Capture:
+    """Evaluates G in the forward pass, and keeps what its vector-Jacobian product will need.
+
+    Args:
+        term (ExplicitTerm): The term.
+        tensors (sequence of Tensor): The tensors in force, in its order.
+        memory (GraphMemory): The graphs that may be kept.
+    """
+
+    def __init__(self, term: ExplicitTerm, tensors: Sequence[Tensor], memory: GraphMemory) -> None:
+        self.term, self.memory = term, memory
+        self.stand = term.stand_ins(tensors)
+        self.function = term.function.on(self.stand)
+        self.last: Record | None = None
+        self.buffers: dict[str, Tensor] | None = None
+        self.versions: list[tuple[Tensor, int]] = []
+        self.first: list[Evaluation] = []  # while it is not known whether G reuses its memory
+
+    def __call__(self, t: float, u: Tensor) -> Evaluated:
+        """G(t, u)."""
+        before = _random_states(u.device)
+        self._note_buffers()
+        value, copy = self.term.with_graph(self.function, t, u)
+        if self.last is None:  # later evaluations are checked where they are reversed
+            check_ends(value, [copy, *self.stand], t)
+        drawn = not all(map(torch.equal, before, _random_states(u.device)))
+        evaluation = Evaluation(self._record(before if drawn else None))
+        watched = self.term.memory.watched
+        own = self.term.memory.own(value.detach())
+        if not self.term.memory.copies:
+            evaluation.graph = self.memory.keep(value, copy, self.stand)
+        elif self.first:
+            for each in self.first:
+                each.graph = None  # what was saved in it may have been overwritten
+        self.first = [*self.first, evaluation] if watched else []
+        return Evaluated(own, evaluation)
+
+    def _record(self, states: tuple[Tensor, ...] | None) -> Record:
+        """A record; most equal the one before, and one object serves them all."""
+        last = self.last
+        if states is not None or last is None or last.states is not None or (
+                last.buffers is not self.buffers):
+            self.last = Record(states, self.buffers)
+        assert self.last is not None
+        return self.last
+
+    def _note_buffers(self) -> None:
+        """A copy of the buffers in force; evaluations that find them unchanged share one."""
+        if not self.term.buffer_places:
+            self.buffers = {} if self.buffers is None else self.buffers
+            return
+        present, known = self.term.buffers(), self.buffers
+        if known is None or present.keys() != known.keys() or not all(
+                map(same, known.values(), present.values())):
+            self.buffers = {name: b.detach().clone() for name, b in present.items()}
+
+
+class Replay:
+    """Makes evaluations of a forward pass again, as their records have it.
+
+    Args:
+        term (ExplicitTerm): The term.
+        tensors (sequence of Tensor): The tensors of the forward pass.
+        memory (GraphMemory): The graphs that may be kept of evaluations made by :meth:`__call__`.
+    """
+
+    def __init__(self, term: ExplicitTerm, tensors: Sequence[Tensor], memory: GraphMemory) -> None:
+        self.term, self.memory, self.keeps = term, memory, False
+        self.stand = term.stand_ins(tensors)
+        self.records: Iterator[Record] = iter(())
+        self.functions: dict[int, Function] = {}
+        self.plain = term.function.on(self.stand)
+
+    def start(self, records: Iterable[Record], *, keeps: bool) -> None:
+        """Takes the records of the next step; its graphs are kept if it is reversed next."""
+        self.records, self.keeps = iter(records), keeps
+
+    def __call__(self, t: float, u: Tensor) -> Evaluated:
+        """The next evaluation."""
+        record = next(self.records)
+        value, copy = self.again(record, t, u)
+        kept = self.keeps and not self.term.memory.copies
+        graph = self.memory.keep(value, copy, self.stand) if kept else None
+        return Evaluated(self.term.memory.own(value.detach()), Evaluation(record, graph))
+
+    def again(self, record: Record, t: float, u: Tensor) -> tuple[Tensor, Tensor]:
+        """An evaluation with its graph, as :meth:`ExplicitTerm.with_graph` gives it."""
+        function = self.plain
+        if record.buffers:
+            function = self.term.function.on(self.stand, record.buffers)
+        with record.random_state(u.device):
+            return self.term.with_graph(function, t, u)
+
+    def vjp(self, evaluation: Evaluation, t: float, u: Tensor, v: Tensor, wanted: Sequence[int]
+            ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+        """The gradients of <v, G(t, u)> at u and at the wanted ones of the tensors."""
+        graph = evaluation.take_graph()
+        if graph is not None:
+            try:
+                return _pull(graph.value, graph.u, graph.stand, v, wanted, t)
+            except RuntimeError as error:  # a buffer was changed since: as it was, again
+                if "modified by an inplace operation" not in str(error):
+                    raise
+            finally:
+                graph.release()
+        value, copy = self.again(evaluation.record, t, u)
+        return _pull(value, copy, self.stand, v, wanted, t)
+
+
+def _pull(value: Tensor, u: Tensor, stand: Sequence[Tensor], v: Tensor, wanted: Sequence[int],
+          t: float) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    if not value.requires_grad:
+        return None, [None] * len(wanted)
+    check_ends(value, [u, *stand], t)
+    to_u, *found = torch.autograd.grad(value, [u, *(stand[i] for i in wanted)], v,
+                                       allow_unused=True)
+    return to_u, found
+
+
+def check_ends(value: Tensor, named: Sequence[Tensor], t: float) -> None:
+    """Refuses a graph that ends in a tensor nobody named: its gradient would be lost.
+
+    Raises:
+        ValueError: naming the remedy, to pass it in ``args=``.
+    """
+    lost = foreign_leaf(value, named)
+    if lost is not None:
+        raise lost_gradient(
+            "the explicit term to use only the state, its args and its own parameters", lost,
+            "pass it, or the tensor made from it, in args=, or make the explicit term a "
+            "torch.nn.Module that holds it.", f", at time {t:.6g},")
+
+
+def same(copy: Tensor, tensor: Tensor) -> bool:
+    """Whether two tensors agree in shape, dtype, device and every entry."""
+    return (copy.shape == tensor.shape and copy.dtype == tensor.dtype
+            and copy.device == tensor.device and torch.equal(copy, tensor))
+
+
+def _random_states(device: torch.device) -> tuple[Tensor, ...]:
+    host = torch.get_rng_state()
+    if device.type == host.device.type:
+        return (host,)
+    return host, torch.get_device_module(device).get_rng_state(device)
+
+
+def _set_random_states(device: torch.device, states: tuple[Tensor, ...]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.get_device_module(device).set_rng_state(states[1], device)

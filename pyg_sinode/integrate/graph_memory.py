@@ -1,0 +1,118 @@
+"""Which autograd graphs of G are kept for the backward pass, and what do they hold?
+
+Each one saves an evaluation. What a graph holds is read off its nodes: hooks on saved tensors would
+hide in-place changes from PyTorch, and take the place of a user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SAVED: dict[type, tuple[str, ...]] = {}  # the attributes with saved tensors of each kind of node
+
+
+class KeptGraph:
+    """A graph: the value at its root, and the tensors in which it ends.
+
+    Args:
+        value (Tensor): The value of G.
+        u (Tensor): The copy of the state.
+        stand (sequence of Tensor): What stands for the other tensors.
+        memory (GraphMemory): Where its size is taken from, and given back to.
+    """
+
+    __slots__ = ("memory", "size", "stand", "u", "value")
+
+    def __init__(self, value: Tensor, u: Tensor, stand: Sequence[Tensor], memory: GraphMemory
+                 ) -> None:
+        self.value, self.u, self.stand = value, u, stand
+        self.memory: GraphMemory | None = memory
+        self.size = memory.size
+        memory.used += self.size
+
+    def release(self) -> None:
+        """Gives its memory back to the budget."""
+        if self.memory is not None:
+            self.memory.used -= self.size
+            self.memory = None
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class GraphMemory:
+    """The budget of kept graphs.
+
+    Args:
+        limit (int): The bytes that they may hold; 0 keeps none. Under a user's hooks on saved
+            tensors (those of ``torch.utils.checkpoint`` too) none is kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = 0 if _has_hooks() else limit
+        self.used = self.size = self.count = 0
+
+    def keep(self, value: Tensor, u: Tensor, stand: Sequence[Tensor]) -> KeptGraph | None:
+        """The graph of a value, if the budget allows it."""
+        if self.limit == 0 or not value.requires_grad:
+            return None
+        self.count += 1
+        if self.count & (self.count - 1) == 0:  # evaluations 1, 2, 4, 8, ...: most are alike
+            self.size = max(self.size, held_bytes(value, [u, *stand]))
+        return None if self.used + self.size > self.limit else KeptGraph(value, u, stand, self)
+
+
+def held_bytes(value: Tensor, ends: Sequence[Tensor]) -> int:
+    """The bytes of the tensors saved in a graph, each storage once, without those of its ends."""
+    known = {x.untyped_storage().data_ptr() for x in ends}
+    total = 0
+    for tensor in _saved(value):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            known.add(storage.data_ptr())
+            total += storage.nbytes()
+    return total
+
+
+def _saved(value: Tensor) -> Iterator[Tensor]:
+    """The dense tensors that the nodes of a graph have saved."""
+    seen: set[Any] = set()
+    stack: list[Any] = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        stack.extend(following for following, _ in node.next_functions)
+        for name in _names(node):
+            found = getattr(node, name, None)
+            for x in found if isinstance(found, (tuple, list)) else (found,):
+                if isinstance(x, Tensor):
+                    yield from _dense(x)
+
+
+def _names(node: Any) -> tuple[str, ...]:
+    kind = type(node)
+    if kind not in _SAVED:
+        _SAVED[kind] = tuple(name for name in dir(kind) if name == "saved_tensors"
+                             or name.startswith("_saved_"))
+    return _SAVED[kind]
+
+
+def _dense(x: Tensor) -> Iterator[Tensor]:
+    if x.layout == torch.strided:
+        yield x
+    elif x.layout == torch.sparse_csr:
+        yield from (x.crow_indices(), x.col_indices(), x.values())
+    elif x.layout == torch.sparse_coo:
+        yield from (x._indices(), x._values())
+
+
+def _has_hooks() -> bool:
+    """Whether hooks on saved tensors are in force here."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(False) is not None

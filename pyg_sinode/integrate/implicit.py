@@ -1,0 +1,278 @@
+"""How is an implicit stage solved, transposed and differentiated?
+
+A step knows nothing of what stands on the implicit side: it asks a part for values, solves and
+their transposes. A linear part ignores the states at which a nonlinear one is linearized.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..operators import LinearOperator, LinearSolveError, Shifted, Solution
+from ..operators.checks import as_float
+from ..solvers import Inverse, default
+from ..solvers.krylov import Krylov
+from ..terms import Affine, check_finite
+from .explicit import same
+from .report import Stats
+
+KEPT = 8  # factorizations kept of an operator, so that changing steps do not pile them up
+Invert = Callable[[Shifted], LinearOperator]
+InverseOf = Callable[[float, Tensor | float], LinearOperator]
+
+
+class ImplicitPart(Protocol):
+    """What a step asks of H: times are Python floats, c a number."""
+
+    is_zero: bool
+
+    def value(self, t: float, U: Tensor) -> Tensor:
+        """H(t, U)."""
+        ...
+
+    def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+        """The U with U = r + c H(t, U), from a guess of it."""
+        ...
+
+    def linear_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
+        """The y with (I - c H_u(t, U)) y = b: filters an estimate of the error."""
+        ...
+
+    def transposed_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
+        """The y with (I - c H_u(t, U))^T y = b."""
+        ...
+
+    def transposed_value(self, t: float, U: Tensor, w: Tensor) -> Tensor:
+        """H_u(t, U)^T w."""
+        ...
+
+    def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
+            ) -> Sequence[Tensor | None]:
+        """The gradients of <w, H(t, U)> at the tensors of H that are wanted."""
+        ...
+
+    def wants_guess(self) -> bool:
+        """Whether a guess is of use."""
+        ...
+
+
+class NoPart:
+    """No implicit side: H = 0."""
+
+    is_zero = True
+
+    def value(self, t: float, U: Tensor) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(U)
+
+    def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+        """The right-hand side."""
+        return r
+
+    def linear_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
+        """The right-hand side."""
+        return b
+
+    def transposed_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
+        """The right-hand side."""
+        return b
+
+    def transposed_value(self, t: float, U: Tensor, w: Tensor) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(w)
+
+    def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
+            ) -> Sequence[Tensor | None]:
+        """There are no tensors."""
+        return []
+
+    def wants_guess(self) -> bool:
+        """A guess is of no use."""
+        return False
+
+
+class LinearPart:
+    """The part H = a(t) J u + f(t), with the inverses of I - c a(t) J at hand.
+
+    Args:
+        term (Affine): J, a and f.
+        inverse (callable): From c and a(t) to the inverse of I - c a(t) J.
+        stats (Stats): Filled on the way.
+    """
+
+    is_zero = False
+
+    def __init__(self, term: Affine, inverse: InverseOf, stats: Stats) -> None:
+        self.term, self.inverse, self.stats = term, inverse, stats
+        self.iterative = False  # whether the last inverse could use a guess
+
+    def on(self, term: Affine) -> LinearPart:
+        """The same part with another term, that has the same J in its values."""
+        return LinearPart(term, self.inverse, self.stats)
+
+    def value(self, t: float, U: Tensor) -> Tensor:
+        """The value a(t) J u + f(t)."""
+        self.stats.operator_products += 1
+        return self.term.product(t, U)
+
+    def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+        """The U with U = r + c (a(t) J U + f(t))."""
+        scale, forcing = self.term.scale(t, r), self.term.forcing(t, r)
+        b = r if forcing is None else r + c * forcing
+        # Autograd has to see a scale of zero: its derivative need not vanish.
+        followed = isinstance(scale, Tensor) and scale.requires_grad and torch.is_grad_enabled()
+        check_finite(as_float(scale), t)
+        if as_float(scale) == 0.0 and not followed:
+            return b
+        return self._solve(self.inverse(c, scale), b, guess)
+
+    def linear_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
+        """The solution of (I - c a(t) J) y = b, without a forcing."""
+        scale = self.term.scale(t, b)
+        return b if as_float(scale) == 0.0 else self._solve(self.inverse(c, scale), b, None)
+
+    def transposed_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
+        """The y with (I - c a(t) J)^T y = b."""
+        scale = self.term.scale(t, b)
+        return b if as_float(scale) == 0.0 else self._solve(self.inverse(c, scale).T, b, None)
+
+    def transposed_value(self, t: float, U: Tensor, w: Tensor) -> Tensor:
+        """The product a(t) J^T w."""
+        self.stats.operator_products += 1
+        return self.term.transposed(t, w)
+
+    def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
+            ) -> Sequence[Tensor | None]:
+        """The gradients of <w, a(t) J u + f(t)> at the tensors of J, f and a that are wanted."""
+        self.term.check_ends(t, U)
+        if not any(wanted):
+            return [None] * len(wanted)
+        self.stats.operator_products += 1
+        return self.term.vjp(t, U, w, wanted)
+
+    def wants_guess(self) -> bool:
+        """Whether the solves iterate."""
+        return self.iterative
+
+    def _solve(self, inverse: LinearOperator, b: Tensor, guess: Tensor | None) -> Tensor:
+        start = time.perf_counter()
+        self.iterative = isinstance(inverse, Inverse) and inverse.iterative
+        try:
+            if isinstance(inverse, Inverse):
+                x, iterations, residual = inverse.solve(b, b if guess is None else guess)
+            else:  # of a solver that gives an operator with no more than a product
+                x, iterations, residual = Solution(inverse.mv(b))
+        except LinearSolveError as error:
+            if not bool(b.detach().isfinite().all()):
+                error.state = b.detach()  # the fault is not the solver's: see `loop.located`
+            raise
+        if iterations is not None and residual is not None and iterations.numel():
+            self.stats.linear_iterations += int(iterations.max())
+            self.stats.worst_residual = max(self.stats.worst_residual, float(residual.max()))
+        self.stats.linear_solves += 1
+        self.stats.linear_seconds += time.perf_counter() - start
+        return x
+
+
+class Factorizations:
+    """The inverses of I - cJ, each made once and found again by its c while it is among the last.
+
+    Where no tensor of J requires a gradient they are also kept between calls, as long as the
+    operator lives, for what it was then: versions and addresses of tensors do not tell of every
+    change (``.data`` writes and inference tensors have none), contents do.
+
+    Args:
+        operator (LinearOperator): The operator J.
+        solver (optional): The linear solver; that of :func:`pyg_sinode.solvers.default` if None.
+        stats (Stats): Filled on the way.
+    """
+
+    def __init__(self, operator: LinearOperator, solver: Any, stats: Stats) -> None:
+        self.operator, self.solver, self.stats = operator, solver, stats
+        self.made: dict[float, LinearOperator] = {}
+        # An iteration has no factors, and follows whatever is changed in the operator itself.
+        self.iterates = isinstance(solver, Krylov) or (
+            solver is None and not operator.has_closed_inverse())
+        trained = any(t.requires_grad for t in operator.tensors)
+        self.kept = None if trained or not _is_hashable(solver) else _kept_of(operator)
+
+    def inverse(self, c: float, scale: Tensor | float = 1.0) -> LinearOperator:
+        """The inverse of I - c scale J."""
+        c *= as_float(scale)
+        found = self.made.pop(c, None)
+        if found is None:
+            found = self._new(self.operator, c) if self.kept is None else self._found(self.kept, c)
+            if len(self.made) >= KEPT:
+                self.made.pop(next(iter(self.made)))  # the one not used for longest
+        self.made[c] = found
+        return found
+
+    def _new(self, operator: LinearOperator, c: float) -> LinearOperator:
+        self.stats.factorizations += 1
+        return self._invert(operator, c)
+
+    def _invert(self, operator: LinearOperator, c: float) -> LinearOperator:
+        solver = default(operator, c) if self.solver is None else self.solver
+        with torch.no_grad():
+            inverse: LinearOperator = solver.invert(Shifted(operator, c))
+        return inverse
+
+    def _found(self, kept: _Kept, c: float) -> LinearOperator:
+        key = (self.solver, c)
+        if key in kept.inverses:
+            found = kept.inverses[key]
+            return self._invert(self.operator, c) if found is None else found
+        inverse = self._new(self.operator if self.iterates else kept.operator, c)
+        if len(kept.inverses) >= KEPT:
+            kept.inverses.pop(next(iter(kept.inverses)))  # the oldest
+        kept.inverses[key] = None if self.iterates else inverse
+        return inverse
+
+
+class _Kept:
+    """The inverses of an operator as it was: on a copy of it, so that they do not refer to it."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.numbers = _numbers(operator)
+        self.operator = operator.with_tensors([t.detach().clone() for t in operator.tensors])
+        self.inference = torch.is_inference_mode_enabled()
+        self.inverses: dict[Any, LinearOperator | None] = {}
+
+    def is_of(self, operator: LinearOperator) -> bool:
+        """Whether the operator is still what it was."""
+        copies, tensors = self.operator.tensors, operator.tensors
+        return (self.inference == torch.is_inference_mode_enabled()
+                and self.numbers == _numbers(operator)
+                and len(copies) == len(tensors) and all(map(same, copies, tensors)))
+
+
+_KEPT: WeakKeyDictionary[LinearOperator, _Kept] = WeakKeyDictionary()
+
+
+def _kept_of(operator: LinearOperator) -> _Kept:
+    kept = _KEPT.get(operator)
+    if kept is None or not kept.is_of(operator):
+        kept = _KEPT[operator] = _Kept(operator)
+    return kept
+
+
+def _numbers(operator: LinearOperator) -> list[Any]:
+    """What an operator depends on besides its tensors: its numbers, and those of its parts."""
+    found: list[Any] = [type(operator), operator.generation]
+    found += [(name, value) for name, value in vars(operator).items()
+              if isinstance(value, (bool, int, float, str)) and not name.startswith("_")]
+    return [*found, *(_numbers(part) for part in operator.parts)]
+
+
+def _is_hashable(key: object) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True

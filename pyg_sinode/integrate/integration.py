@@ -1,0 +1,116 @@
+"""What is one integration, and how is it run?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..controllers import Adaptive
+from ..schemes import IMEXTableau, Scheme
+from ..terms import Affine
+from .clock import Clock
+from .explicit import Explicit, ExplicitTerm
+from .implicit import Factorizations, ImplicitPart, LinearPart, NoPart
+from .loop import AcceptedStep, Callback, Method, Watch, loop
+from .multistep import Multistep
+from .report import Stats
+from .runge_kutta import RungeKutta
+from .step_sizes import AdaptiveSteps, EqualSteps, StepSizes
+from .steps import Steps
+
+
+@dataclass
+class Integration:
+    """Everything that an integration needs besides the tensors it is differentiated by.
+
+    Attributes:
+        scheme: The scheme.
+        term: The explicit term, or None.
+        implicit: The implicit term, or None.
+        factorizations: The inverses of I - cJ, or None.
+        times: The output times.
+        clock: To what they are rounded.
+        steps: The steps, for an adaptive integration filled on the way.
+        control: The tolerances of an adaptive integration, else None.
+        dense: Whether outputs are interpolated.
+        graph_memory: The bytes that kept graphs of G may hold.
+        checkpoints: How many states to keep, None for all stages.
+        checkpoint_device: Where to keep them, None for where they are.
+        callback, progress: See :class:`pyg_sinode.integrate.loop.Watch`.
+        stats: Filled on the way.
+    """
+
+    scheme: Scheme
+    term: ExplicitTerm | None
+    implicit: Affine | None
+    factorizations: Factorizations | None
+    times: list[float]
+    clock: Clock
+    steps: Steps
+    control: Adaptive | None
+    dense: bool
+    graph_memory: int
+    checkpoints: int | Literal["auto"] | None
+    checkpoint_device: torch.device | None
+    callback: Callback | None
+    progress: bool
+    stats: Stats
+
+    def part(self, term: Affine | None) -> ImplicitPart:
+        """The implicit part of a term with this J, whatever holds its tensors."""
+        if term is None or self.factorizations is None:
+            return NoPart()
+        return LinearPart(term, self.factorizations.inverse, self.stats)
+
+    def method(self, explicit: Explicit | None, part: ImplicitPart) -> Method:
+        """The method of this scheme, with its own way to evaluate G and to solve."""
+        if isinstance(self.scheme, IMEXTableau):
+            return RungeKutta(self.scheme, explicit, part, self.stats,
+                              embedded=self.control is not None, dense=self.dense)
+        return Multistep(self.scheme, explicit, part, self.stats)
+
+    def run(self, method: Method, u0: Tensor,
+            keep: Callable[[AcceptedStep], None] | None = None) -> Tensor:
+        """The states at all output times.
+
+        Args:
+            method (Method): That of :meth:`method`.
+            u0 (Tensor): The initial state.
+            keep (callable, optional): Called with every accepted step.
+        """
+        outputs = [u0.clone()]  # a callback may know u0 itself
+        watch = Watch(self.callback, self.progress, self.times, self.stats)
+        try:
+            for accepted in loop(method, self._sizes(method, u0), u0, watch):
+                if keep is not None:
+                    keep(accepted)
+                outputs.extend(_outputs(method, accepted))
+        finally:
+            watch.close()
+            if self.term is not None:
+                self.term.memory.release()
+        return torch.stack(outputs)
+
+    def _sizes(self, method: Method, u0: Tensor) -> StepSizes:
+        if self.control is None:
+            return EqualSteps(self.steps)
+        assert isinstance(method, RungeKutta)
+        return AdaptiveSteps(method, self.control, self.times, self.clock, u0, dense=self.dense,
+                             steps=self.steps)
+
+
+def _outputs(method: Method, accepted: AcceptedStep) -> list[Tensor]:
+    """The outputs in a step."""
+    end, found = accepted.result.state.u, []
+    for theta in accepted.step.outputs:
+        if theta == 1.0:
+            found.append(end)
+        else:
+            assert isinstance(method, RungeKutta)
+            found.append(method.interpolate(
+                accepted.step.h, theta, accepted.before, accepted.result))
+    return found

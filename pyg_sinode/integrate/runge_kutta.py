@@ -1,0 +1,327 @@
+"""What is one implicit-explicit Runge-Kutta step, and what is its transpose?
+
+Both directions follow the scheme's tableau (Zhang, Liu, Maulik 2025, arXiv:2412.11301; Kennedy and
+Carpenter 2003). The H of an implicit stage is read off its own system, U_i = R_i + c H_i with
+c = h At[i,i]: that saves a product, and rounding is not amplified by the size of J. The difference
+U_i - R_i is kept as it is, and the division by c is left to the weights of the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..schemes import IMEXTableau
+from ..schemes.tableau import Array
+from .explicit import Evaluated, Evaluation, Explicit
+from .implicit import ImplicitPart
+from .report import Stats
+
+Weighted = tuple[float, Tensor | None]
+
+
+class OneStepState(NamedTuple):
+    """A state, or a gradient at one, and the value of G there if it is known."""
+
+    u: Tensor | None
+    g: Evaluated | None = None
+
+    def plus(self, grads: Iterable[Tensor]) -> OneStepState:
+        """A gradient with further ones at the state."""
+        return OneStepState(weighted([(1.0, self.u), *((1.0, x) for x in grads)]))
+
+
+class Tape(NamedTuple):
+    """What the transpose of a step needs: its stages, and the evaluations of G at them."""
+
+    stages: Sequence[Tensor | None]
+    evaluations: Sequence[Evaluation | None]
+
+    def on(self, stages: Sequence[Tensor | None]) -> Tape:
+        """The same with other tensors."""
+        return self._replace(stages=stages)
+
+
+class StepResult(NamedTuple):
+    """One step: the state at its end, its tape, and the terms of its sums.
+
+    Attributes:
+        state: The state at the end.
+        tape: What the transpose needs.
+        g: The values of G at the stages, None where there is none.
+        k: For each stage a tensor and the number that makes it H, or None.
+    """
+
+    state: Any
+    tape: Any
+    g: Sequence[Tensor | None] = ()
+    k: Sequence[Scaled] = ()
+
+
+class Scaled(NamedTuple):
+    """A tensor times a number; None for zero."""
+
+    x: Tensor | None
+    factor: float = 1.0
+
+
+class Reverse(Protocol):
+    """What the transpose of a step asks for: products with the transposed Jacobians."""
+
+    def explicit(self, evaluation: Evaluation | None, t: float, u: Tensor, v: Tensor
+                 ) -> Tensor | None:
+        """G_u^T v for an evaluation; takes the gradient of G's tensors."""
+        ...
+
+    def implicit(self, t: float, u: Tensor, w: Tensor) -> None:
+        """Takes the gradient of <w, H(t, u)> with respect to the implicit tensors."""
+        ...
+
+
+class RungeKutta:
+    """One step of a scheme and its transpose, for a given G and implicit part.
+
+    Args:
+        scheme (IMEXTableau): The scheme.
+        explicit (callable, optional): Evaluates G(t, u).
+        part (ImplicitPart): The implicit part.
+        stats (Stats): Filled on the way.
+        embedded, dense (bool): Whether the embedded weights, or an interpolant, will be used, so
+            that what they need is evaluated too.
+    """
+
+    def __init__(self, scheme: IMEXTableau, explicit: Explicit | None, part: ImplicitPart,
+                 stats: Stats, *, embedded: bool = False, dense: bool = False) -> None:
+        self.scheme, self.explicit, self.part, self.stats = scheme, explicit, part, stats
+        # Python floats: indexing an array of numpy in the loop over stages costs more than adding.
+        self.a, self.at = scheme.a_explicit.tolist(), scheme.a_implicit.tolist()
+        self.b, self.bt = scheme.b_explicit.tolist(), scheme.b_implicit.tolist()
+        self.c, self.ct = scheme.c_explicit.tolist(), scheme.c_implicit.tolist()
+        rows_g, rows_k = [scheme.b_explicit], [scheme.b_implicit]
+        if embedded:
+            self.d = (scheme.b_explicit - scheme.b_embedded).tolist()
+            self.dt = (scheme.b_implicit - scheme.b_embedded_implicit).tolist()
+            rows_g.append(scheme.b_embedded)
+            rows_k.append(scheme.b_embedded_implicit)
+            if scheme.d_second is not None:
+                rows_g.append(scheme.d_second[:-1])
+        if dense and scheme.interpolant is not None:
+            rows_g.extend(scheme.interpolant[0].T)
+            rows_k.extend(scheme.interpolant[1].T)
+        self.has_second = embedded and explicit is not None and scheme.d_second is not None
+        self.uses_g = _used(scheme.a_explicit, rows_g, explicit is not None)
+        self.uses_h = _used(scheme.a_implicit, rows_k, not part.is_zero)
+
+    def initial(self, u: Tensor) -> OneStepState:
+        """The state from which the first step starts."""
+        return OneStepState(u)
+
+    def initial_gradient(self) -> OneStepState:
+        """No gradient at the end of the last step."""
+        return OneStepState(None)
+
+    def rate(self, t: float, u: Tensor) -> Tensor:
+        """The rate of change G(t, u) + H(t, u)."""
+        value = self.part.value(t, u)
+        if self.explicit is None:
+            return value
+        self.stats.explicit_evaluations += 1
+        return value + self.explicit(t, u).value
+
+    def step(self, t: float, h: float, state: OneStepState) -> StepResult:
+        """Makes one step."""
+        u, n = state.u, self.scheme.stages
+        assert u is not None
+        g: list[Tensor | None] = [None] * n
+        k: list[Scaled] = [Scaled(None)] * n
+        stages: list[Tensor | None] = [None] * n
+        evaluations: list[Evaluation | None] = [None] * n
+        for i in range(n):
+            if not (self.uses_g[i] or self.uses_h[i]):
+                continue
+            r = combine(u, h, self.a[i][:i], g, self.at[i][:i], k)
+            c, t_i = h * self.at[i][i], t + self.ct[i] * h
+            stage = r
+            if c != 0.0:
+                stage = self.part.solve(t_i, c, r, self._guess(r, c, k))
+                if self.uses_h[i]:
+                    k[i] = Scaled(stage - r, 1.0 / c)
+            elif self.uses_h[i]:
+                k[i] = Scaled(self.part.value(t_i, stage))
+            if self.uses_g[i]:
+                known = state.g if i == 0 else None
+                g[i], evaluations[i] = known or self._evaluate(t + self.c[i] * h, stage)
+            stages[i] = stage
+        return StepResult(OneStepState(combine(u, h, self.b, g, self.bt, k)),
+                          Tape(stages, evaluations), g, k)
+
+    def _evaluate(self, t: float, u: Tensor) -> Evaluated:
+        assert self.explicit is not None
+        self.stats.explicit_evaluations += 1
+        return self.explicit(t, u)
+
+    def _guess(self, r: Tensor, c: float, k: Sequence[Scaled]) -> Tensor | None:
+        """A guess of the stage: the H of the stage before is the best at hand of this one."""
+        last = next((x for x in reversed(k) if x.x is not None), None)
+        if last is None or last.x is None or not self.part.wants_guess():
+            return None
+        return r.detach() + (c * last.factor) * last.x.detach()
+
+    def with_end(self, t: float, result: StepResult) -> StepResult:
+        """The step with the value of G at its end, time t: the next step's first."""
+        u = result.state.u
+        return result._replace(state=OneStepState(u, self._evaluate(t, u)))
+
+    def interpolate(self, h: float, theta: float, state: OneStepState, result: StepResult
+                    ) -> Tensor:
+        """The state at t + theta h in a step that started from a state."""
+        assert state.u is not None
+        weights = self._weights_at(theta)
+        return combine(state.u, h, weights[0], result.g, weights[1], result.k)
+
+    def error(self, t: float, h: float, result: StepResult) -> Tensor:
+        r"""The estimate of a step's error, :math:`h \sum_i (b_i - \hat b_i) (G_i + H_i)`.
+
+        Where the scheme is not stiffly accurate the estimate does not fall off for stiff
+        components; :math:`(I - h \gamma H_u)^{-1}` filters them (Hairer and Wanner, Solving
+        Ordinary Differential Equations II, section IV.8).
+        """
+        u = result.state.u
+        estimate = combine(torch.zeros_like(u), h, self.d, result.g, self.dt, result.k)
+        gamma = next((row[i] for i, row in enumerate(self.at) if row[i] != 0.0), 0.0)
+        if self.scheme.stiffly_accurate or gamma == 0.0:
+            return estimate
+        return self.part.linear_solve(t + h, h * gamma, u, estimate)
+
+    def second_error(self, h: float, result: StepResult) -> Tensor:
+        r"""The estimate :math:`h \sum_i d_i G_i`, with that of :meth:`with_end` as the last.
+
+        Where G alone is stiff, :meth:`error` vanishes at some rates of it (at
+        :math:`h \lambda = -6.24` for ark436l2sa) though the step is unstable; this one does not.
+        """
+        d, at_end = self.scheme.d_second.tolist(), result.state.g.value
+        zero = torch.zeros_like(result.state.u)
+        return combine(zero, h, d, [*result.g, at_end], (), ())
+
+    def transposed(self, t: float, h: float, tape: Tape, lam: OneStepState,
+                   outputs: Sequence[tuple[float, Tensor]], reverse: Reverse,
+                   first: Tensor | None = None) -> OneStepState:
+        r"""The gradient at the start of a step from the gradient :obj:`lam` at its end.
+
+        .. math::
+            v_i &= h (b_i \lambda + \sum_{j>i} A_{ji} \lambda_j), \quad
+            w_i = h (\tilde b_i \lambda + \sum_{j>i} \tilde A_{ji} \lambda_j) \\
+            (I - h \tilde A_{ii} H_u)^T \lambda_i &= G_u^T v_i + H_u^T w_i, \quad
+            \lambda \leftarrow \lambda + \sum_i \lambda_i
+
+        Args:
+            t, h (float): Start and size of the step, units of time.
+            tape (Tape): That of :meth:`step`.
+            lam (OneStepState): The gradient at the end.
+            outputs (sequence): For each output inside the step its theta and its gradient, which
+                count like results with the weights of the interpolant.
+            reverse (Reverse): Products with the transposed Jacobians.
+            first (Tensor, optional): A further gradient at the first evaluation of G.
+        """
+        results = [((self.b, self.bt), lam.u)]
+        results += [(self._weights_at(theta), grad) for theta, grad in outputs]
+        lams: list[Scaled] = [Scaled(None)] * self.scheme.stages
+        for i in reversed(range(self.scheme.stages)):
+            u = tape.stages[i]
+            if u is None:
+                continue
+            v = w = None
+            if self.uses_g[i]:
+                v = weighted([*((h * b[i], x) for (b, _), x in results),
+                              *((h * row[i] * x.factor, x.x)
+                                for row, x in zip(self.a, lams, strict=True))])
+                if first is not None:
+                    v, first = self._with_first(i, v, first)
+            if self.uses_h[i]:
+                w = weighted([*((h * bt[i], x) for (_, bt), x in results),
+                              *((h * row[i] * x.factor, x.x)
+                                for row, x in zip(self.at, lams, strict=True))])
+            back = None if v is None else reverse.explicit(
+                tape.evaluations[i], t + self.c[i] * h, u, v)
+            lams[i] = self._transposed_stage(t + self.ct[i] * h, h * self.at[i][i], u, back, w,
+                                             reverse)
+        return OneStepState(weighted([(1.0, lam.u), *((1.0, grad) for _, grad in outputs),
+                                      *((x.factor, x.x) for x in lams)]))
+
+    def _with_first(self, i: int, v: Tensor | None, first: Tensor
+                    ) -> tuple[Tensor | None, Tensor | None]:
+        """Adds the further gradient at the first stage that evaluates G."""
+        if any(self.uses_g[:i]):
+            return v, first
+        return (first if v is None else v + first), None
+
+    def _transposed_stage(self, t: float, c: float, u: Tensor, back: Tensor | None,
+                          w: Tensor | None, reverse: Reverse) -> Scaled:
+        """Solves for lambda_i, and gives y = w_i + c lambda_i, the weight of H_i, to H's tensors.
+
+        The y alone is solved for, (I - c H_u)^T y = w + c G_u^T v, and lambda_i = (y - w) / c:
+        again without a product with J.
+        """
+        if back is None and w is None:
+            return Scaled(None)
+        if self.part.is_zero:
+            return Scaled(back)
+        if c == 0.0:
+            if w is None:
+                return Scaled(back)
+            reverse.implicit(t, u, w)
+            return Scaled(weighted([(1.0, self.part.transposed_value(t, u, w)), (1.0, back)]))
+        if w is None:
+            assert back is not None
+            lam = self.part.transposed_solve(t, c, u, back)
+            reverse.implicit(t, u, c * lam)
+            return Scaled(lam)
+        right = w if back is None else torch.add(w, back, alpha=c)
+        y = self.part.transposed_solve(t, c, u, right)
+        reverse.implicit(t, u, y)
+        return Scaled(y - w, 1.0 / c)
+
+    def _weights_at(self, theta: float) -> tuple[list[float], list[float]]:
+        """The weights of the interpolant in the G_j and in the H_j."""
+        assert self.scheme.interpolant is not None
+        explicit, implicit = self.scheme.interpolant
+        powers = [theta ** (k + 1) for k in range(explicit.shape[1])]
+        return (explicit @ powers).tolist(), (implicit @ powers).tolist()
+
+
+def combine(u: Tensor, h: float, a: Sequence[float], g: Sequence[Tensor | None],
+            at: Sequence[float], k: Sequence[Scaled]) -> Tensor:
+    """The sum u + h sum_j (a_j g_j + at_j k_j), zero coefficients skipped."""
+    terms = [(h * w, x) for w, x in zip(a, g, strict=False) if w != 0.0 and x is not None]
+    terms += [(h * w * x.factor, x.x) for w, x in zip(at, k, strict=False)
+              if w != 0.0 and x.x is not None]
+    return weighted([(1.0, u), *terms]) if terms else u  # type: ignore[return-value]
+
+
+def weighted(terms: Sequence[Weighted]) -> Tensor | None:
+    """The sum of w_j x_j, or None where every term is zero; one with weight 1 comes as it is."""
+    result: Tensor | None = None
+    own = False  # only the first operation makes a new tensor; the others go into it
+    for weight, x in terms:
+        if weight == 0.0 or x is None:
+            continue
+        if result is None:
+            result, own = (x, False) if weight == 1.0 else (x * weight, True)
+        elif own:
+            result = result.add_(x, alpha=weight)
+        else:
+            result, own = torch.add(result, x, alpha=weight), True
+    return result
+
+
+def _used(matrix: Array, rows: Sequence[Array], present: bool) -> list[bool]:
+    """Whether a later stage or one of the rows of weights uses each stage."""
+    used = (np.tril(matrix, -1) != 0).any(axis=0)
+    for row in rows:
+        used = used | (row != 0)
+    return [bool(present and x) for x in used]
+

@@ -1,0 +1,108 @@
+"""What is a function or module, together with the tensors in force in it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .checks import foreign_leaf
+
+
+@runtime_checkable
+class HasTensors(Protocol):
+    """What names its tensors and can take others in their place, as operators do."""
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """The tensors it depends on."""
+        ...
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        """The same on other tensors."""
+        ...
+
+
+class Function:
+    """A function or module with further arguments, whose tensors can be put in place of its own.
+
+    Its tensors are those among the arguments, those of operators among them, then the parameters
+    that a module has now.
+
+    Args:
+        fn (callable or torch.nn.Module): Called with what it is called with, then the arguments.
+        args (tuple): The further arguments.
+    """
+
+    def __init__(self, fn: Callable[..., Any], args: Sequence[Any] = ()) -> None:
+        self.fn, self.args = fn, tuple(args)
+        self.module = fn if isinstance(fn, torch.nn.Module) else None
+        self.put: tuple[Tensor, ...] | None = None  # what is in force in place of its own tensors
+        self.named: dict[str, Tensor] = {}  # what has to be swapped into a module at each call
+        self.copied: frozenset[str] = frozenset()  # those of it that are copied before
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors in force."""
+        return self.own if self.put is None else self.put
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """Those of the arguments, then the parameters that a module has now."""
+        return (*self.given, *(() if self.module is None else self.module.parameters()))
+
+    @property
+    def given(self) -> list[Tensor]:
+        """Those of the arguments."""
+        return [x for arg in self.args for x in _tensors(arg)]
+
+    def on(self, tensors: Sequence[Tensor], buffers: dict[str, Tensor] | None = None) -> Function:
+        """The same function on other tensors, in the order of :attr:`tensors`.
+
+        Args:
+            tensors (sequence of Tensor): The tensors; a parameter that is the module's own stays.
+            buffers (dict, optional): Buffers of a module by name, copied at each call.
+        """
+        rest, args = list(tensors), []
+        for arg in self.args:
+            count = len(_tensors(arg))
+            args.append(_with_tensors(arg, rest[:count]))
+            del rest[:count]
+        other = Function(self.fn, args)
+        other.put = tuple(tensors)
+        if self.module is not None:
+            pairs = list(zip(self.module.named_parameters(), rest, strict=True))
+            if any(own is not x for (_, own), x in pairs):
+                other.named = {name: x for (name, _), x in pairs}
+            other.named |= buffers or {}
+            other.copied = frozenset(buffers or ())
+        return other
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The value, by the tensors in force."""
+        if self.module is None or not self.named:
+            return self.fn(*inputs, *self.args)
+        named = {name: x.clone() if name in self.copied else x for name, x in self.named.items()}
+        return torch.func.functional_call(self.module, named, (*inputs, *self.args))
+
+    def detached(self) -> Function:
+        """The same function on copies of its tensors, in which its graphs end."""
+        return self.on([p.detach().requires_grad_(p.requires_grad) for p in self.tensors])
+
+    def lost(self, value: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor | None:
+        """A tensor that requires a gradient, that a value depends on, and that nobody named."""
+        return foreign_leaf(value, [*inputs, *self.tensors])
+
+
+def _tensors(arg: Any) -> tuple[Tensor, ...]:
+    if isinstance(arg, Tensor):
+        return (arg,)
+    return tuple(arg.tensors) if isinstance(arg, HasTensors) else ()
+
+
+def _with_tensors(arg: Any, tensors: Sequence[Tensor]) -> Any:
+    if isinstance(arg, Tensor):
+        return tensors[0]
+    return arg.with_tensors(tensors) if isinstance(arg, HasTensors) else arg

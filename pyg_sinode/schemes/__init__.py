@@ -1,0 +1,40 @@
+"""Which scheme has this name?"""
+
+from __future__ import annotations
+
+from .multistep import MULTISTEP, IMEXMultistep
+from .runge_kutta import RUNGE_KUTTA
+from .tableau import IMEXTableau, order_conditions
+
+__all__ = ["ALIASES", "MULTISTEP", "RUNGE_KUTTA", "SCHEMES", "IMEXMultistep", "IMEXTableau",
+           "Scheme", "get_scheme", "order_conditions"]
+
+Scheme = IMEXTableau | IMEXMultistep
+SCHEMES: dict[str, Scheme] = {**RUNGE_KUTTA, **MULTISTEP}
+# The names of Zhang, Liu and Maulik, "Semi-Implicit Neural Ordinary Differential Equations" (2025).
+ALIASES = {"imex_rk2": "ssp222", "imex_rk3": "ark324l2sa", "imex_rk4": "ark436l2sa",
+           "imex_rk5": "ark548l2sa"}
+
+
+def get_scheme(method: str | Scheme) -> Scheme:
+    """Returns the scheme of that name or alias; a scheme comes back as it is.
+
+    Args:
+        method (str, IMEXTableau or IMEXMultistep): A key of :obj:`SCHEMES` or :obj:`ALIASES`, or a
+            scheme.
+
+    Raises:
+        TypeError: If it is neither a string nor a scheme.
+        ValueError: If no scheme goes by that name.
+    """
+    if isinstance(method, (IMEXTableau, IMEXMultistep)):
+        return method
+    known = ", ".join([*RUNGE_KUTTA, *(f"{alias} (= {name})" for alias, name in ALIASES.items()),
+                       *MULTISTEP])
+    message = (f"method expects a scheme's name, an IMEXTableau or an IMEXMultistep (got "
+               f"{method!r}); use {known}.")
+    if not isinstance(method, str):
+        raise TypeError(message)
+    if ALIASES.get(method, method) not in SCHEMES:
+        raise ValueError(message)
+    return SCHEMES[ALIASES.get(method, method)]
