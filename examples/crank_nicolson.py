@@ -57,7 +57,7 @@ class Problem:
         """z(u) = u - c f(t, u), and the copies of u and of the tensors where its graph ends."""
         self.stats.explicit_evaluations += 1
         split = len(self.term.tensors)
-        copies = self.term.stand_ins(tensors[:split])
+        copies = self.term.stand_ins(tensors[:split], self.term.tensors)
         f, u = self.term.with_graph(self.term.function.on(copies), t, u)
         own = [p.detach().requires_grad_(p.requires_grad) for p in tensors[split:]]
         with torch.enable_grad():

@@ -375,9 +375,11 @@ def _checked_term(explicit: Any, args: Any, scheme: Scheme, u0: Tensor,
         raise TypeError("Expected the explicit term as a function or module of (t, u, *args) (got "
                         f"{type(explicit).__name__}).")
     args = tuple(map(widened, args))
-    if isinstance(explicit, torch.nn.Module) and any(map(is_lazy, explicit.parameters())):
-        with torch.no_grad():
-            explicit(u0.new_full((), t), u0.detach(), *args)  # gives its parameters their shapes
+    term = ExplicitTerm(explicit, args, scheme.live_values, tangents=tangents)
+    if not any(map(is_lazy, term.tensors)):
+        return term
+    with torch.no_grad():
+        explicit(u0.new_full((), t), u0.detach(), *args)  # gives its parameters their shapes
     return ExplicitTerm(explicit, args, scheme.live_values, tangents=tangents)
 
 

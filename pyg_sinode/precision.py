@@ -22,8 +22,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def is_autocast(device: torch.device) -> bool:
     """Whether autocast is on for a device."""
-    kind = device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return _has_autocast(device.type) and torch.is_autocast_enabled(device.type)
+
+
+@functools.lru_cache
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -73,13 +73,17 @@ class Affine:
         other.f, other.a = self.f.on(tensors[n:n + m]), self.a.on(tensors[n + m:])
         return other
 
+    def is_constant(self) -> bool:
+        """Whether it is J u, with neither a forcing nor a factor."""
+        return self.f.function is None and self.a.function is None
+
     def check(self, u: Tensor, t: float) -> None:
         """Raises a ValueError or TypeError that says why the part does not fit u at time t."""
         self.operator.check(u)
         if torch.is_grad_enabled():
             self.operator.check_named(u)
         check_tensors("Affine", (*self.f.tensors, *self.a.tensors), u)
-        if self.f.function is None and self.a.function is None:
+        if self.is_constant():
             return
         forcing, scale = self.check_ends(t, u, graph=torch.is_grad_enabled())
         again, factor = self.forcing(t, u), self.scale(t, u)
@@ -92,7 +96,7 @@ class Affine:
     def check_ends(self, t: float, u: Tensor, *, graph: bool = True
                    ) -> tuple[Tensor | None, Tensor | float]:
         """Gives f(t) and a(t); refuses what needs the gradient of a tensor that nobody named."""
-        if self.f.function is None and self.a.function is None:
+        if self.is_constant():
             return None, 1.0
         own = Affine(self.operator)
         own.f, own.a = self.f.detached(), self.a.detached()
@@ -106,7 +110,7 @@ class Affine:
 
     def guarded(self) -> Affine:
         """The same part where no gradient is wanted: it refuses one that f or a would lose."""
-        if self.f.function is None and self.a.function is None:
+        if self.is_constant():
             return self
         other = Affine(self.operator)
         other.f, other.a = self.f.guarded("forcing f"), self.a.guarded("scale")

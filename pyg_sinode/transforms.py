@@ -42,7 +42,8 @@ def refuse_transforms(what: str, tensors: Iterable[Any], *, differentiable: bool
 
 def has_tangent(x: Tensor) -> bool:
     """Whether a tensor carries a tangent of forward-mode differentiation."""
-    return forward_ad.unpack_dual(x).tangent is not None
+    active = getattr(forward_ad, "_current_level", 0) >= 0
+    return active and forward_ad.unpack_dual(x).tangent is not None
 
 
 def seeing_tangents() -> AbstractContextManager[Any]:

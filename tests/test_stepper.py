@@ -8,7 +8,8 @@ import torch
 from cases import double, stepper_of
 
 from pyg_sinode import Stats
-from pyg_sinode.integrate.runge_kutta import OneStepState, Scaled, combine
+from pyg_sinode.integrate.runge_kutta import OneStepState
+from pyg_sinode.integrate.sums import Scaled, combine
 from pyg_sinode.schemes import RUNGE_KUTTA
 
 every_scheme = pytest.mark.parametrize("scheme", RUNGE_KUTTA.values(), ids=RUNGE_KUTTA)
@@ -143,7 +144,7 @@ def matrix_of_transposed_step(stepper, B, t, h):
 
     class Reverse:
         def explicit(self, evaluation, time, u, v):
-            return (1 + time) * (v @ B)
+            return Scaled((1 + time) * (v.x @ B), v.factor)
 
         def implicit(self, time, u, w):
             pass

@@ -17,6 +17,7 @@ from .graph_memory import GraphMemory
 from .integration import Integration
 from .loop import AcceptedStep
 from .runge_kutta import StepResult
+from .sums import Scaled
 
 
 def integrate(run: Integration, u0: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class _Backward:
         self.wanted = [i for i in range(self.split) if wanted[i]]
         self.wanted_implicit = wanted[self.split:]
         self.replay = None if run.term is None else Replay(
-            run.term, tensors[:self.split], GraphMemory(run.graph_memory))
+            run.term, tensors[:self.split], GraphMemory(run.graph_memory), run.stats)
         # The tensors of the forward pass, whatever the modules hold by now.
         linear, term = tensors[self.split:], run.implicit
         self.part = run.part(term.with_tensors(linear) if term is not None and linear else term)
@@ -211,24 +212,23 @@ class _Backward:
         result: Tensor = lam.plus([grad[0]]).u
         return result
 
-    def explicit(self, evaluation: Evaluation | None, t: float, u: Tensor, v: Tensor
-                 ) -> Tensor | None:
+    def explicit(self, evaluation: Evaluation | None, t: float, u: Tensor, v: Scaled) -> Scaled:
         """See :class:`pyg_sinode.integrate.runge_kutta.Reverse`."""
         assert self.replay is not None
         assert evaluation is not None
-        self.stats.explicit_vjps += 1
-        self.stats.explicit_repeated += evaluation.graph is None
-        to_u, found = self.replay.vjp(evaluation, t, u, v, self.wanted)
-        self._add(self.wanted, found)
-        return to_u
+        assert v.x is not None
+        to_u, found = self.replay.vjp(evaluation, t, u, v.x, self.wanted)
+        self._add(self.wanted, found, v.factor)
+        return Scaled(to_u, v.factor)
 
-    def implicit(self, t: float, u: Tensor, w: Tensor) -> None:
+    def implicit(self, t: float, u: Tensor, w: Scaled) -> None:
         """See :class:`pyg_sinode.integrate.runge_kutta.Reverse`."""
-        found = self.part.vjp(t, u, w, self.wanted_implicit)
-        self._add(range(self.split, self.split + len(found)), found)
+        assert w.x is not None
+        found = self.part.vjp(t, u, w.x, self.wanted_implicit)
+        self._add(range(self.split, self.split + len(found)), found, w.factor)
 
-    def _add(self, places: Sequence[int], found: Sequence[Tensor | None]) -> None:
-        """Adds gradients to the sums so far, all in one call."""
+    def _add(self, places: Sequence[int], found: Sequence[Tensor | None], factor: float) -> None:
+        """Adds a multiple of gradients to the sums so far, all in one call."""
         sums, more = [], []
         for place, gradient in zip(places, found, strict=True):
             if gradient is None:
@@ -236,12 +236,12 @@ class _Backward:
             present = self.gradients[place]
             if present is None:
                 # Autograd may hand out one tensor as several gradients: only a copy is ours.
-                self.gradients[place] = gradient.clone()
+                self.gradients[place] = gradient * factor
             else:
                 sums.append(present)
                 more.append(gradient)
         if sums:
-            torch._foreach_add_(sums, more)
+            torch._foreach_add_(sums, more, alpha=factor)
 
 
 def moved(state: Any, device: torch.device) -> Any:

@@ -18,7 +18,7 @@ from ..operators.function import Function
 from ..precision import SHORT
 from ..transforms import forward_mode_error, has_tangent, is_wrapped, seeing_tangents
 from .graph_memory import GraphMemory, KeptGraph
-from .report import ExplicitTermError
+from .report import ExplicitTermError, Stats
 
 
 class Evaluation:
@@ -68,11 +68,11 @@ class ExplicitTerm:
         self.tensors = list(self.function.tensors)
         self.derives = False  # whether G takes derivatives by the state itself
         module = self.function.module
-        self.modes = [] if module is None else [(m, m.training) for m in module.modules()]
+        named = [] if module is None else list(module.named_modules())
+        self.modes = [(m, m.training) for _, m in named]
         # Where the buffers are looked up; a module may put another tensor in a buffer's place.
-        self.buffer_places = [] if module is None else [
-            (f"{prefix}.{name}" if prefix else name, m, name)
-            for prefix, m in module.named_modules() for name in m._buffers]
+        self.buffer_places = [(f"{prefix}.{name}" if prefix else name, m, name)
+                              for prefix, m in named for name in m._buffers]
 
     @contextmanager
     def in_its_modes(self) -> Iterator[None]:
@@ -91,14 +91,18 @@ class ExplicitTerm:
         found = ((full, m._buffers.get(name)) for full, m, name in self.buffer_places)
         return {full: b for full, b in found if b is not None}
 
-    def stand_ins(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def stand_ins(self, tensors: Sequence[Tensor], present: Sequence[Tensor]) -> list[Tensor]:
         """What the graph of an evaluation ends in, in the place of each tensor.
 
         A parameter that is a leaf, still the module's own and without hooks (which are for the
         whole gradient) stands for itself.
+
+        Args:
+            tensors (sequence of Tensor): The tensors in force.
+            present (sequence of Tensor): The function's own by now.
         """
-        function, count = self.function, len(self.function.given)
-        present = function.own[count:]
+        count = len(self.function.given)
+        present = present[count:]
         owned = len(present) == len(tensors) - count and all(
             a is b and a.is_leaf and not a._backward_hooks
             for a, b in zip(present, tensors[count:], strict=True))
@@ -251,8 +255,8 @@ class Capture:
 
     def __init__(self, term: ExplicitTerm, tensors: Sequence[Tensor], memory: GraphMemory) -> None:
         self.term, self.memory = term, memory
-        self.stand = term.stand_ins(tensors)
-        self.function = term.function.on(self.stand)
+        self.stand = term.stand_ins(tensors, term.tensors)
+        self.function = term.function.on(self.stand, present=term.tensors)
         self.last: Record | None = None
         self.buffers: dict[str, Tensor] | None = None
         self.versions: list[tuple[Tensor, int]] = []
@@ -304,14 +308,17 @@ class Replay:
         term (ExplicitTerm): The term.
         tensors (sequence of Tensor): The tensors of the forward pass.
         memory (GraphMemory): The graphs that may be kept of evaluations made by :meth:`__call__`.
+        stats (Stats): Filled on the way.
     """
 
-    def __init__(self, term: ExplicitTerm, tensors: Sequence[Tensor], memory: GraphMemory) -> None:
-        self.term, self.memory, self.keeps = term, memory, False
-        self.stand = term.stand_ins(tensors)
+    def __init__(self, term: ExplicitTerm, tensors: Sequence[Tensor], memory: GraphMemory,
+                 stats: Stats) -> None:
+        self.term, self.memory, self.stats, self.keeps = term, memory, stats, False
+        present = term.function.own
+        self.stand = term.stand_ins(tensors, present)
         self.records: Iterator[Record] = iter(())
         self.functions: dict[int, Function] = {}
-        self.plain = term.function.on(self.stand)
+        self.plain = term.function.on(self.stand, present=present)
 
     def start(self, records: Iterable[Record], *, keeps: bool) -> None:
         """Takes the records of the next step; its graphs are kept if it is reversed next."""
@@ -336,6 +343,7 @@ class Replay:
     def vjp(self, evaluation: Evaluation, t: float, u: Tensor, v: Tensor, wanted: Sequence[int]
             ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
         """The gradients of <v, G(t, u)> at u and at the wanted ones of the tensors."""
+        self.stats.explicit_vjps += 1
         graph = evaluation.take_graph()
         if graph is not None:
             try:
@@ -345,6 +353,7 @@ class Replay:
                     raise
             finally:
                 graph.release()
+        self.stats.explicit_repeated += 1
         value, copy = self.again(evaluation.record, t, u)
         return _pull(value, copy, self.stand, v, wanted, t)
 

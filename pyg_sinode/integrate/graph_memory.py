@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MEASURED = frozenset([0, *(4**k + 1 for k in range(1, 16))])  # the evaluations whose graph is sized
 _SAVED: dict[type, tuple[str, ...]] = {}  # the attributes with saved tensors of each kind of node
 
 
@@ -60,9 +61,9 @@ class GraphMemory:
         """The graph of a value, if the budget allows it."""
         if self.limit == 0 or not value.requires_grad:
             return None
-        self.count += 1
-        if self.count & (self.count - 1) == 0:  # evaluations 1, 2, 4, 8, ...: most are alike
+        if self.count in MEASURED:  # most are alike
             self.size = max(self.size, held_bytes(value, [u, *stand]))
+        self.count += 1
         return None if self.used + self.size > self.limit else KeptGraph(value, u, stand, self)
 
 
@@ -98,9 +99,16 @@ def _saved(value: Tensor) -> Iterator[Tensor]:
 def _names(node: Any) -> tuple[str, ...]:
     kind = type(node)
     if kind not in _SAVED:
-        _SAVED[kind] = tuple(name for name in dir(kind) if name == "saved_tensors"
-                             or name.startswith("_saved_"))
+        names = (name for name in dir(kind) if name == "saved_tensors"
+                 or name.startswith("_saved_"))
+        # Numbers and sizes are never tensors; None may be one the next time.
+        _SAVED[kind] = tuple(name for name in names if not _is_number(getattr(node, name, None)))
     return _SAVED[kind]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str, torch.dtype)) or (
+        isinstance(value, (tuple, list)) and bool(value) and _is_number(value[0]))
 
 
 def _dense(x: Tensor) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ their transposes. A linear part ignores the states at which a nonlinear one is l
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -110,7 +111,9 @@ class LinearPart:
 
     def __init__(self, term: Affine, inverse: InverseOf, stats: Stats) -> None:
         self.term, self.inverse, self.stats = term, inverse, stats
+        self.constant = term.is_constant()
         self.iterative = False  # whether the last inverse could use a guess
+        self.last: tuple[LinearOperator, LinearOperator] | None = None  # one and its transpose
 
     def on(self, term: Affine) -> LinearPart:
         """The same part with another term, that has the same J in its values."""
@@ -123,6 +126,8 @@ class LinearPart:
 
     def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
         """The U with U = r + c (a(t) J U + f(t))."""
+        if self.constant:
+            return self._solve(self.inverse(c, 1.0), r, guess)
         scale, forcing = self.term.scale(t, r), self.term.forcing(t, r)
         b = r if forcing is None else r + c * forcing
         # Autograd has to see a scale of zero: its derivative need not vanish.
@@ -139,8 +144,13 @@ class LinearPart:
 
     def transposed_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
         """The y with (I - c a(t) J)^T y = b."""
-        scale = self.term.scale(t, b)
-        return b if as_float(scale) == 0.0 else self._solve(self.inverse(c, scale).T, b, None)
+        scale = 1.0 if self.constant else self.term.scale(t, b)
+        if as_float(scale) == 0.0:
+            return b
+        inverse = self.inverse(c, scale)
+        if self.last is None or self.last[0] is not inverse:
+            self.last = inverse, inverse.T
+        return self._solve(self.last[1], b, None)
 
     def transposed_value(self, t: float, U: Tensor, w: Tensor) -> Tensor:
         """The product a(t) J^T w."""
@@ -150,9 +160,10 @@ class LinearPart:
     def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
             ) -> Sequence[Tensor | None]:
         """The gradients of <w, a(t) J u + f(t)> at the tensors of J, f and a that are wanted."""
-        self.term.check_ends(t, U)
+        if not self.constant:
+            self.term.check_ends(t, U)
         if not any(wanted):
-            return [None] * len(wanted)
+            return ()
         self.stats.operator_products += 1
         return self.term.vjp(t, U, w, wanted)
 
@@ -196,6 +207,7 @@ class Factorizations:
     def __init__(self, operator: LinearOperator, solver: Any, stats: Stats) -> None:
         self.operator, self.solver, self.stats = operator, solver, stats
         self.made: dict[float, LinearOperator] = {}
+        self.last_c = math.nan
         # An iteration has no factors, and follows whatever is changed in the operator itself.
         self.iterates = isinstance(solver, Krylov) or (
             solver is None and not operator.has_closed_inverse())
@@ -205,12 +217,15 @@ class Factorizations:
     def inverse(self, c: float, scale: Tensor | float = 1.0) -> LinearOperator:
         """The inverse of I - c scale J."""
         c *= as_float(scale)
+        if c == self.last_c:
+            return self.made[c]
         found = self.made.pop(c, None)
         if found is None:
             found = self._new(self.operator, c) if self.kept is None else self._found(self.kept, c)
             if len(self.made) >= KEPT:
                 self.made.pop(next(iter(self.made)))  # the one not used for longest
         self.made[c] = found
+        self.last_c = c
         return found
 
     def _new(self, operator: LinearOperator, c: float) -> LinearOperator:

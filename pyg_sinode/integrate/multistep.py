@@ -18,7 +18,8 @@ from ..schemes import IMEXMultistep
 from .explicit import Evaluation, Explicit
 from .implicit import ImplicitPart
 from .report import Stats
-from .runge_kutta import OneStepState, Reverse, RungeKutta, StepResult, Tape, weighted
+from .runge_kutta import OneStepState, Reverse, RungeKutta, StepResult, Tape
+from .sums import Scaled, total
 
 
 class History(NamedTuple):
@@ -41,7 +42,7 @@ class History(NamedTuple):
 
     def plus(self, grads: Iterable[Tensor]) -> History:
         """Gradients with further ones at the state."""
-        u = weighted([(1.0, self.u), *((1.0, x) for x in grads)])
+        u = total([(1.0, self.u), *((1.0, x) for x in grads)])
         return self._replace(states=[u, *self.states[1:]])
 
 
@@ -103,7 +104,7 @@ class Multistep:
             values = [value, *values]
         terms = [(-a, x) for a, x in zip(self.scheme.a[1:], state.states, strict=True)]
         terms += [(h * b, g) for b, g in zip(self.scheme.b, values, strict=False)]
-        r = weighted([*terms, (h * self.scheme.c[1], state.h)])
+        r = total([*terms, (h * self.scheme.c[1], state.h)])
         assert r is not None
         c = h * self.scheme.c[0]
         guess = None
@@ -130,22 +131,22 @@ class Multistep:
         mu = states[0]
         if not self.part.is_zero:
             c = h * self.scheme.c[0]
-            right = weighted([(1.0, mu), (1.0 / c, lam.h)])
+            right = total([(1.0, mu), (1.0 / c, lam.h)])
             if right is not None:
                 y = self.part.transposed_solve(t + h, c, u, right)
-                reverse.implicit(t + h, u, c * y)
-                mu = weighted([(1.0, y), (-1.0 / c, lam.h)])
-        states = [weighted([(-a, mu), (1.0, later)])
+                reverse.implicit(t + h, u, Scaled(y, c))
+                mu = total([(1.0, y), (-1.0 / c, lam.h)])
+        states = [total([(-a, mu), (1.0, later)])
                   for a, later in zip(self.scheme.a[1:], [*states[1:], None], strict=True)]
-        last = weighted([(h * self.scheme.c[1], mu)]) if self.remembers_h else None
+        last = total([(h * self.scheme.c[1], mu)]) if self.remembers_h else None
         if self.explicit is None:
             return History(states, (), last)
-        values = [weighted([(h * b, mu), (1.0, later)])
+        values = [total([(h * b, mu), (1.0, later)])
                   for b, later in zip(self.scheme.b, [*values, None], strict=True)]
         if values[0] is not None:
             (evaluation,) = tape.evaluations
-            back = reverse.explicit(evaluation, t, before, values[0])
-            states[0] = weighted([(1.0, states[0]), (1.0, back)])
+            back = reverse.explicit(evaluation, t, before, Scaled(values[0]))
+            states[0] = total([(1.0, states[0]), (back.factor, back.x)])
         return History(states, values[1:], last)
 
     def _start(self, t: float, h: float, state: History, earlier: int) -> StepResult:
@@ -166,13 +167,13 @@ class Multistep:
         if lam.h is not None:
             u = tape.stages[-1]
             assert u is not None
-            reverse.implicit(t + h, u, lam.h)
+            reverse.implicit(t + h, u, Scaled(lam.h))
             back = self.part.transposed_value(t + h, u, lam.h)
-            at_end = weighted([(1.0, at_end), (1.0, back)])
+            at_end = total([(1.0, at_end), (1.0, back)])
         stages = Tape(tape.stages[:-1], tape.evaluations)
         first = values[0] if self.explicit is not None else None
         found = self.start.transposed(t, h, stages, OneStepState(at_end), [], reverse, first)
-        before = weighted([(1.0, found.u), (1.0, states[1])])
+        before = total([(1.0, found.u), (1.0, states[1])])
         return History([before, *states[2:]], values[1:], None)
 
 

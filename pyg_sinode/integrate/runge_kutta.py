@@ -9,6 +9,7 @@ U_i - R_i is kept as it is, and the division by c is left to the weights of the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,8 +21,7 @@ from ..schemes.tableau import Array
 from .explicit import Evaluated, Evaluation, Explicit
 from .implicit import ImplicitPart
 from .report import Stats
-
-Weighted = tuple[float, Tensor | None]
+from .sums import Scaled, Weighted, combine, total, weighted
 
 
 class OneStepState(NamedTuple):
@@ -32,7 +32,7 @@ class OneStepState(NamedTuple):
 
     def plus(self, grads: Iterable[Tensor]) -> OneStepState:
         """A gradient with further ones at the state."""
-        return OneStepState(weighted([(1.0, self.u), *((1.0, x) for x in grads)]))
+        return OneStepState(total([(1.0, self.u), *((1.0, x) for x in grads)]))
 
 
 class Tape(NamedTuple):
@@ -62,22 +62,14 @@ class StepResult(NamedTuple):
     k: Sequence[Scaled] = ()
 
 
-class Scaled(NamedTuple):
-    """A tensor times a number; None for zero."""
-
-    x: Tensor | None
-    factor: float = 1.0
-
-
 class Reverse(Protocol):
     """What the transpose of a step asks for: products with the transposed Jacobians."""
 
-    def explicit(self, evaluation: Evaluation | None, t: float, u: Tensor, v: Tensor
-                 ) -> Tensor | None:
+    def explicit(self, evaluation: Evaluation | None, t: float, u: Tensor, v: Scaled) -> Scaled:
         """G_u^T v for an evaluation; takes the gradient of G's tensors."""
         ...
 
-    def implicit(self, t: float, u: Tensor, w: Tensor) -> None:
+    def implicit(self, t: float, u: Tensor, w: Scaled) -> None:
         """Takes the gradient of <w, H(t, u)> with respect to the implicit tensors."""
         ...
 
@@ -97,24 +89,18 @@ class RungeKutta:
     def __init__(self, scheme: IMEXTableau, explicit: Explicit | None, part: ImplicitPart,
                  stats: Stats, *, embedded: bool = False, dense: bool = False) -> None:
         self.scheme, self.explicit, self.part, self.stats = scheme, explicit, part, stats
-        # Python floats: indexing an array of numpy in the loop over stages costs more than adding.
-        self.a, self.at = scheme.a_explicit.tolist(), scheme.a_implicit.tolist()
-        self.b, self.bt = scheme.b_explicit.tolist(), scheme.b_implicit.tolist()
-        self.c, self.ct = scheme.c_explicit.tolist(), scheme.c_implicit.tolist()
-        rows_g, rows_k = [scheme.b_explicit], [scheme.b_implicit]
-        if embedded:
-            self.d = (scheme.b_explicit - scheme.b_embedded).tolist()
-            self.dt = (scheme.b_implicit - scheme.b_embedded_implicit).tolist()
-            rows_g.append(scheme.b_embedded)
-            rows_k.append(scheme.b_embedded_implicit)
-            if scheme.d_second is not None:
-                rows_g.append(scheme.d_second[:-1])
-        if dense and scheme.interpolant is not None:
-            rows_g.extend(scheme.interpolant[0].T)
-            rows_k.extend(scheme.interpolant[1].T)
-        self.has_second = embedded and explicit is not None and scheme.d_second is not None
-        self.uses_g = _used(scheme.a_explicit, rows_g, explicit is not None)
-        self.uses_h = _used(scheme.a_implicit, rows_k, not part.is_zero)
+        numbers = _numbers(scheme, embedded, dense)
+        self.a, self.at, self.b, self.bt = numbers.a, numbers.at, numbers.b, numbers.bt
+        self.c, self.ct, self.d, self.dt = numbers.c, numbers.ct, numbers.d, numbers.dt
+        self.d_second = numbers.d_second if explicit is not None else ()
+        none = [False] * scheme.stages
+        self.uses_g = none if explicit is None else numbers.uses_g
+        self.uses_h = none if part.is_zero else numbers.uses_h
+
+    @property
+    def has_second(self) -> bool:
+        """Whether there is a second estimate of the error."""
+        return bool(self.d_second)
 
     def initial(self, u: Tensor) -> OneStepState:
         """The state from which the first step starts."""
@@ -203,9 +189,8 @@ class RungeKutta:
         Where G alone is stiff, :meth:`error` vanishes at some rates of it (at
         :math:`h \lambda = -6.24` for ark436l2sa) though the step is unstable; this one does not.
         """
-        d, at_end = self.scheme.d_second.tolist(), result.state.g.value
         zero = torch.zeros_like(result.state.u)
-        return combine(zero, h, d, [*result.g, at_end], (), ())
+        return combine(zero, h, self.d_second, [*result.g, result.state.g.value], (), ())
 
     def transposed(self, t: float, h: float, tape: Tape, lam: OneStepState,
                    outputs: Sequence[tuple[float, Tensor]], reverse: Reverse,
@@ -227,63 +212,63 @@ class RungeKutta:
             reverse (Reverse): Products with the transposed Jacobians.
             first (Tensor, optional): A further gradient at the first evaluation of G.
         """
-        results = [((self.b, self.bt), lam.u)]
-        results += [(self._weights_at(theta), grad) for theta, grad in outputs]
-        lams: list[Scaled] = [Scaled(None)] * self.scheme.stages
-        for i in reversed(range(self.scheme.stages)):
+        results = [(self.b, self.bt, lam.u)]
+        results += [(*self._weights_at(theta), grad) for theta, grad in outputs]
+        n = self.scheme.stages
+        lams: list[Scaled] = [Scaled(None)] * n
+        for i in reversed(range(n)):
             u = tape.stages[i]
             if u is None:
                 continue
-            v = w = None
+            v = w = back = Scaled(None)
             if self.uses_g[i]:
-                v = weighted([*((h * b[i], x) for (b, _), x in results),
-                              *((h * row[i] * x.factor, x.x)
-                                for row, x in zip(self.a, lams, strict=True))])
+                terms: list[Weighted] = [(h * b[i], x) for b, _, x in results]
+                terms += [(h * self.a[j][i] * lams[j].factor, lams[j].x) for j in range(i + 1, n)]
+                v = weighted(terms)
                 if first is not None:
                     v, first = self._with_first(i, v, first)
             if self.uses_h[i]:
-                w = weighted([*((h * bt[i], x) for (_, bt), x in results),
-                              *((h * row[i] * x.factor, x.x)
-                                for row, x in zip(self.at, lams, strict=True))])
-            back = None if v is None else reverse.explicit(
-                tape.evaluations[i], t + self.c[i] * h, u, v)
+                terms = [(h * bt[i], x) for _, bt, x in results]
+                terms += [(h * self.at[j][i] * lams[j].factor, lams[j].x) for j in range(i + 1, n)]
+                w = weighted(terms)
+            if v.x is not None:
+                back = reverse.explicit(tape.evaluations[i], t + self.c[i] * h, u, v)
             lams[i] = self._transposed_stage(t + self.ct[i] * h, h * self.at[i][i], u, back, w,
                                              reverse)
-        return OneStepState(weighted([(1.0, lam.u), *((1.0, grad) for _, grad in outputs),
-                                      *((x.factor, x.x) for x in lams)]))
+        return OneStepState(total([(1.0, lam.u), *((1.0, grad) for _, grad in outputs),
+                                   *((x.factor, x.x) for x in lams)]))
 
-    def _with_first(self, i: int, v: Tensor | None, first: Tensor
-                    ) -> tuple[Tensor | None, Tensor | None]:
+    def _with_first(self, i: int, v: Scaled, first: Tensor) -> tuple[Scaled, Tensor | None]:
         """Adds the further gradient at the first stage that evaluates G."""
         if any(self.uses_g[:i]):
             return v, first
-        return (first if v is None else v + first), None
+        return weighted([(v.factor, v.x), (1.0, first)]), None
 
-    def _transposed_stage(self, t: float, c: float, u: Tensor, back: Tensor | None,
-                          w: Tensor | None, reverse: Reverse) -> Scaled:
+    def _transposed_stage(self, t: float, c: float, u: Tensor, back: Scaled, w: Scaled,
+                          reverse: Reverse) -> Scaled:
         """Solves for lambda_i, and gives y = w_i + c lambda_i, the weight of H_i, to H's tensors.
 
         The y alone is solved for, (I - c H_u)^T y = w + c G_u^T v, and lambda_i = (y - w) / c:
-        again without a product with J.
+        again without a product with J. Factors go through the solve.
         """
-        if back is None and w is None:
-            return Scaled(None)
-        if self.part.is_zero:
-            return Scaled(back)
+        if (back.x is None and w.x is None) or self.part.is_zero:
+            return back
         if c == 0.0:
-            if w is None:
-                return Scaled(back)
+            if w.x is None:
+                return back
             reverse.implicit(t, u, w)
-            return Scaled(weighted([(1.0, self.part.transposed_value(t, u, w)), (1.0, back)]))
-        if w is None:
-            assert back is not None
-            lam = self.part.transposed_solve(t, c, u, back)
-            reverse.implicit(t, u, c * lam)
-            return Scaled(lam)
-        right = w if back is None else torch.add(w, back, alpha=c)
+            value = self.part.transposed_value(t, u, w.x)
+            return weighted([(w.factor, value), (back.factor, back.x)])
+        if w.x is None:
+            assert back.x is not None
+            lam = self.part.transposed_solve(t, c, u, back.x)
+            reverse.implicit(t, u, Scaled(lam, c * back.factor))
+            return Scaled(lam, back.factor)
+        right = w.x if back.x is None else torch.add(
+            w.x, back.x, alpha=c * back.factor / w.factor)
         y = self.part.transposed_solve(t, c, u, right)
-        reverse.implicit(t, u, y)
-        return Scaled(y - w, 1.0 / c)
+        reverse.implicit(t, u, Scaled(y, w.factor))
+        return Scaled(y - w.x, w.factor / c)
 
     def _weights_at(self, theta: float) -> tuple[list[float], list[float]]:
         """The weights of the interpolant in the G_j and in the H_j."""
@@ -293,35 +278,50 @@ class RungeKutta:
         return (explicit @ powers).tolist(), (implicit @ powers).tolist()
 
 
-def combine(u: Tensor, h: float, a: Sequence[float], g: Sequence[Tensor | None],
-            at: Sequence[float], k: Sequence[Scaled]) -> Tensor:
-    """The sum u + h sum_j (a_j g_j + at_j k_j), zero coefficients skipped."""
-    terms = [(h * w, x) for w, x in zip(a, g, strict=False) if w != 0.0 and x is not None]
-    terms += [(h * w * x.factor, x.x) for w, x in zip(at, k, strict=False)
-              if w != 0.0 and x.x is not None]
-    return weighted([(1.0, u), *terms]) if terms else u  # type: ignore[return-value]
+class _Numbers(NamedTuple):
+    """The coefficients of a scheme as Python floats, and which stages are used.
+
+    Indexing an array of numpy in the loop over stages costs more than adding.
+    """
+
+    a: list[list[float]]
+    at: list[list[float]]
+    b: list[float]
+    bt: list[float]
+    c: list[float]
+    ct: list[float]
+    d: list[float]
+    dt: list[float]
+    d_second: list[float]
+    uses_g: list[bool]
+    uses_h: list[bool]
 
 
-def weighted(terms: Sequence[Weighted]) -> Tensor | None:
-    """The sum of w_j x_j, or None where every term is zero; one with weight 1 comes as it is."""
-    result: Tensor | None = None
-    own = False  # only the first operation makes a new tensor; the others go into it
-    for weight, x in terms:
-        if weight == 0.0 or x is None:
-            continue
-        if result is None:
-            result, own = (x, False) if weight == 1.0 else (x * weight, True)
-        elif own:
-            result = result.add_(x, alpha=weight)
-        else:
-            result, own = torch.add(result, x, alpha=weight), True
-    return result
+@lru_cache(maxsize=64)
+def _numbers(scheme: IMEXTableau, embedded: bool, dense: bool) -> _Numbers:
+    rows_g, rows_h = [scheme.b_explicit], [scheme.b_implicit]
+    d = dt = d_second = np.zeros(0)
+    if embedded:
+        d = scheme.b_explicit - scheme.b_embedded
+        dt = scheme.b_implicit - scheme.b_embedded_implicit
+        rows_g.append(scheme.b_embedded)
+        rows_h.append(scheme.b_embedded_implicit)
+        if scheme.d_second is not None:
+            d_second = scheme.d_second
+            rows_g.append(d_second[:-1])
+    if dense and scheme.interpolant is not None:
+        rows_g.extend(scheme.interpolant[0].T)
+        rows_h.extend(scheme.interpolant[1].T)
+    return _Numbers(
+        scheme.a_explicit.tolist(), scheme.a_implicit.tolist(), scheme.b_explicit.tolist(),
+        scheme.b_implicit.tolist(), scheme.c_explicit.tolist(), scheme.c_implicit.tolist(),
+        d.tolist(), dt.tolist(), d_second.tolist(), _used(scheme.a_explicit, rows_g),
+        _used(scheme.a_implicit, rows_h))
 
 
-def _used(matrix: Array, rows: Sequence[Array], present: bool) -> list[bool]:
+def _used(matrix: Array, rows: Sequence[Array]) -> list[bool]:
     """Whether a later stage or one of the rows of weights uses each stage."""
     used = (np.tril(matrix, -1) != 0).any(axis=0)
     for row in rows:
         used = used | (row != 0)
-    return [bool(present and x) for x in used]
-
+    return [bool(x) for x in used]

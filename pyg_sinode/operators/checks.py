@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -88,8 +89,11 @@ def shares_memory(a: Tensor, b: Tensor) -> bool:
 
 def foreign_leaf(value: Tensor, named: Sequence[Tensor]) -> Tensor | None:
     """A tensor that requires a gradient, in which a value's graph ends, and which is not named."""
-    allowed = {id(x) for x in named}
-    return next((leaf for leaf in leaves(value) if id(leaf) not in allowed), None)
+    found = leaves(value)
+    if not found:
+        return None
+    allowed = set(map(id, named))
+    return next((leaf for leaf in found if id(leaf) not in allowed), None)
 
 
 def lost_gradient(expected: str, lost: Tensor, remedy: str, when: str = "") -> ValueError:
@@ -99,19 +103,30 @@ def lost_gradient(expected: str, lost: Tensor, remedy: str, when: str = "") -> V
         f"a gradient, which would be lost); {remedy}")
 
 
-def leaves(value: Tensor) -> Iterator[Tensor]:
+def leaves(value: Tensor) -> list[Tensor]:
     """The tensors that require a gradient in which a value's graph ends, itself if it is one."""
     if value.grad_fn is None:
-        if value.requires_grad:
-            yield value
-        return
-    seen: set[Any] = set()
-    stack: list[Any] = [value.grad_fn]
+        return [value] if value.requires_grad else []
+    # This walk is made for every graph that is differentiated: no generators, few look-ups.
+    found, stack = [], [value.grad_fn]
+    seen = {value.grad_fn}
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
+        if type(node) is _END:
+            found.append(node.variable)  # type: ignore[attr-defined]
             continue
-        seen.add(node)
-        if type(node).__name__ == "AccumulateGrad":
-            yield node.variable
-        stack.extend(following for following, _ in node.next_functions)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return found
+
+
+def _end_of_graphs() -> Any:
+    """The kind of node in which graphs end: torch has no public name for it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        root: Any = torch.zeros((), requires_grad=True).view(())
+    return type(root.grad_fn.next_functions[0][0])
+
+
+_END = _end_of_graphs()

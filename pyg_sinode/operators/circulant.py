@@ -251,16 +251,20 @@ class Resolvent(LinearOperator):
         self.operator, self.c, self.transposed = operator, c, transposed
         self.dims = operator.dims
         self._kept: dict[Any, Tensor] = {}
+        self._shaped: tuple[Any, Tensor] | None = None  # the last one used, as it is multiplied by
 
     def mv(self, u: Tensor) -> Tensor:
         sizes = tuple(u.shape[d] for d in self.dims)
         key = (sizes, u.dtype, u.device)
-        if key not in self._kept:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept[key] = self._reciprocal(u, sizes)
-        symbol = self._kept[key]
-        turned = self.transposed != self.operator.transposed
-        return multiply(u, along_dims(symbol.conj() if turned else symbol, self.dims), self.dims)
+        if self._shaped is None or self._shaped[0] != key:
+            if key not in self._kept:
+                with torch.inference_mode(False), torch.no_grad():
+                    self._kept[key] = self._reciprocal(u, sizes)
+            symbol = self._kept[key]
+            turned = self.transposed != self.operator.transposed
+            symbol = along_dims(symbol.conj() if turned else symbol, self.dims)
+            self._shaped = key, symbol
+        return multiply(u, self._shaped[1], self.dims)
 
     def _reciprocal(self, u: Tensor, sizes: tuple[int, ...]) -> Tensor:
         divisor = 1.0 - self.c * self.operator.half(sizes).detach()

@@ -58,12 +58,14 @@ class Function:
         """Those of the arguments."""
         return [x for arg in self.args for x in _tensors(arg)]
 
-    def on(self, tensors: Sequence[Tensor], buffers: dict[str, Tensor] | None = None) -> Function:
+    def on(self, tensors: Sequence[Tensor], buffers: dict[str, Tensor] | None = None,
+           present: Sequence[Tensor] | None = None) -> Function:
         """The same function on other tensors, in the order of :attr:`tensors`.
 
         Args:
             tensors (sequence of Tensor): The tensors; a parameter that is the module's own stays.
             buffers (dict, optional): Buffers of a module by name, copied at each call.
+            present (sequence of Tensor, optional): Those of :attr:`own`, if they are known.
         """
         rest, args = list(tensors), []
         for arg in self.args:
@@ -73,9 +75,10 @@ class Function:
         other = Function(self.fn, args)
         other.put = tuple(tensors)
         if self.module is not None:
-            pairs = list(zip(self.module.named_parameters(), rest, strict=True))
-            if any(own is not x for (_, own), x in pairs):
-                other.named = {name: x for (name, _), x in pairs}
+            own = (self.own if present is None else present)[len(tensors) - len(rest):]
+            if len(own) != len(rest) or any(a is not b for a, b in zip(own, rest, strict=True)):
+                names = [name for name, _ in self.module.named_parameters()]
+                other.named = dict(zip(names, rest, strict=True))
             other.named |= buffers or {}
             other.copied = frozenset(buffers or ())
         return other

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, Solution
-from ..precision import without_autocast
+from ..precision import full_precision, is_autocast
 
 
 class Inverse(LinearOperator):
@@ -80,10 +80,14 @@ class ClosedInverse(Inverse):
         super().__init__(operator)
         self.closed = closed
 
-    @torch.no_grad()
-    @without_autocast
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
         """The solution of A x = b; a guess is of no use."""
+        if torch.is_grad_enabled() or is_autocast(b.device):
+            with torch.no_grad(), full_precision(b.device):
+                return self._solve(b)
+        return self._solve(b)
+
+    def _solve(self, b: Tensor) -> Solution:
         return Solution(self.closed.mv(b) if b.numel() else torch.zeros_like(b))
 
     def transpose(self) -> ClosedInverse:
