@@ -83,7 +83,8 @@ class KuramotoSivashinsky(Dataset):
         u = resample(u, self.grid.shape[0])
         transient, saved = 100.0, round(self.key["duration"] / self.step)
         count = round(transient / self.step) + saved
-        states = march(self.equation, u, self.step, count, lambda u: 0.025, "Kuramoto-Sivashinsky")
+        states = integrate_states(self.equation, u, self.step, count, lambda u: 0.025,
+                                  "Kuramoto-Sivashinsky")
         return states[:, -saved - 1 :].clone()
 
     def len(self) -> int:
@@ -154,15 +155,15 @@ class BurgersTurbulence(Dataset):
         fine = PeriodicGrid(max(1024, self.grid.shape[0]), 1.0)
         equation = viscous_burgers(fine, self.viscosity)
         generator = torch.Generator().manual_seed(int(self.key["seed"]))
-        # The same initial states on every grid: the spectrum is empty beyond the waves of this one.
+        # The same initial states on every grid: the spectrum is empty beyond the modes of this one.
         u = viscous_burgers(PeriodicGrid(64, 1.0), self.viscosity).initial(
             int(self.key["trajectories"]), generator)
 
         def moved(u: Tensor) -> float:
             return min(0.01, 1.2 * fine.spacing[0] / float(u.abs().max()))
 
-        states = march(equation, resample(u, fine.shape[0]), self.step,
-                       round(self.key["duration"] / self.step), moved, "Burgers")
+        states = integrate_states(equation, resample(u, fine.shape[0]), self.step,
+                                  round(self.key["duration"] / self.step), moved, "Burgers")
         return resample(states, self.grid.shape[0])
 
     def len(self) -> int:
@@ -175,8 +176,8 @@ class BurgersTurbulence(Dataset):
 
 
 @torch.no_grad()
-def march(equation: Equation, u: Tensor, interval: float, count: int,
-          step_size: Callable[[Tensor], float], name: str) -> Tensor:
+def integrate_states(equation: Equation, u: Tensor, interval: float, count: int,
+                     step_size: Callable[[Tensor], float], name: str) -> Tensor:
     """The states at 0, interval, ..., count * interval, with a step size chosen at each of them.
 
     Shapes:

@@ -95,8 +95,8 @@ class PeriodicGrid:
         Args:
             order (int): The order p, at least 1.
             axis (int): The axis of the grid. (default: :obj:`0`)
-            discretization (str): :obj:`"spectral"`, exact for every wave that the grid holds; the
-                highest of an even grid has no odd derivative. Or :obj:`"finite_difference"`,
+            discretization (str): :obj:`"spectral"`, exact for every Fourier mode that the grid
+                holds; the Nyquist mode has no odd derivative. Or :obj:`"finite_difference"`,
                 central, of second order, up to p = 4. (default: :obj:`"spectral"`)
 
         Raises:
@@ -201,8 +201,8 @@ class PeriodicGrid:
 class Advection(torch.nn.Module):
     r"""The term :math:`G(u) = -u\, u_x = -(u^2 / 2)_x` on a periodic grid of one dimension.
 
-    Spectral: the square is taken on half as many points again, so that no wave of it is mistaken
-    for a longer one (Orszag 1971). By differences: the central one of :math:`u^2 / 2`.
+    Spectral: dealiased by the 3/2 rule, the square is taken on half as many points again (Orszag
+    1971). By differences: the central one of :math:`u^2 / 2`.
 
     Args:
         grid (PeriodicGrid): The grid.
@@ -215,7 +215,7 @@ class Advection(torch.nn.Module):
         _check_one_axis(grid)
         self.grid, self.discretization = grid, discretization
         self.derivative = grid.derivative(1, discretization=discretization)
-        # The highest wave of an even grid is left out: its sign is not known.
+        # The Nyquist mode of an even grid is left out: its sign is not known.
         self.modes = (grid.shape[0] - 1) // 2 + 1
         self.more = scipy.fft.next_fast_len(3 * self.modes - 2, real=True)
 
@@ -230,8 +230,8 @@ class Advection(torch.nn.Module):
             return self.derivative.mv(-0.5 * u * u)
         n, modes, more = u.size(-1), self.modes, self.more
         fine = torch.fft.irfft(torch.fft.rfft(u)[..., :modes], more)
-        waves = torch.fft.rfft(fine * fine)[..., :modes]
-        slope = waves * self.derivative.symbol(u)[..., :modes]
+        coefficients = torch.fft.rfft(fine * fine)[..., :modes]
+        slope = coefficients * self.derivative.symbol(u)[..., :modes]
         result: Tensor = torch.fft.irfft(slope, n) * (-0.5 * more / n)
         return result
 
@@ -309,7 +309,7 @@ def viscous_burgers(grid: PeriodicGrid, viscosity: float, *,
 def resample(u: Tensor, num_points: int) -> Tensor:
     """The Fourier interpolation of states on a periodic grid to another number of points.
 
-    Waves that one of the two grids cannot hold, its highest even one among them, are left out.
+    Fourier modes that one of the two grids cannot hold, a Nyquist mode among them, are left out.
 
     Shapes:
         - **u:** (\\*, n), and the output (\\*, num_points)
@@ -337,7 +337,7 @@ def _combined(grid: PeriodicGrid, factors: dict[int, float], discretization: str
 
 
 def _few_waves(grid: PeriodicGrid, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Random sums of the first L / 5 waves, rounded up; the fastest to grow is 2 pi sqrt 2 long."""
+    """Random sums of the first L / 5 modes, rounded up; the fastest to grow is 2 pi sqrt 2 long."""
     modes = max(1, math.ceil(grid.length[0] / 5.0))
     amplitude = torch.full((modes,), 1.0, dtype=torch.float64)
     return _random_phases(grid, amplitude, count, generator)
@@ -353,7 +353,7 @@ def _turbulent(grid: PeriodicGrid, count: int, generator: torch.Generator | None
 
 def _random_phases(grid: PeriodicGrid, amplitude: Tensor, count: int,
                    generator: torch.Generator | None) -> Tensor:
-    """Sums of waves cos(2 pi m x / L + phase) of given amplitudes, m = 1, 2, ..."""
+    """Sums of modes cos(2 pi m x / L + phase) of given amplitudes, m = 1, 2, ..."""
     n = grid.shape[0]
     amplitude = amplitude[: (n - 1) // 2]
     phase = 2 * math.pi * torch.rand(count, len(amplitude), dtype=torch.float64,

@@ -254,7 +254,7 @@ def fits(solver: str, case: Case) -> bool:
         return operator.symmetric()
     if solver == "Direct" and not operator.has_closed_inverse():
         dims = operator.dims
-        return len(dims) == 1 and operator.entries(dims[0], case.shape[dims[0]]) is not None
+        return len(dims) == 1 and operator.to_coo(dims[0], case.shape[dims[0]]) is not None
     return True
 
 

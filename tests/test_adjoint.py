@@ -19,7 +19,7 @@ every_pair = pytest.mark.parametrize(("name", "solver"), fitting_pairs())
 every_gradient = pytest.mark.parametrize("gradient", ["discrete", "backprop"])
 # Two steps of different sizes, and an output after each.
 TIMES, STEP_SIZE = torch.tensor([0.3, 0.5, 0.6], dtype=torch.float64), 0.2
-STEPS = {"Direct": 2, "CG": 1, "GMRES": 1, "BiCGStab": 1}  # the march does not know its solver
+STEPS = {"Direct": 2, "CG": 1, "GMRES": 1, "BiCGStab": 1}  # the loop does not know its solver
 
 
 def random(*shape):

@@ -212,7 +212,7 @@ def test_short_states_and_layers_without_autocast_are_refused(dtype):
 def test_a_sum_with_python_numbers_has_entries_in_the_dtype_of_its_tensors(make):
     J = make(Graph(EDGES, torch.full((5,), 0.1), 4))
     for operator in (J, Shifted(J, 0.5)):
-        entries = operator.entries(-2, 4)
+        entries = operator.to_coo(-2, 4)
         assert entries.value.dtype == torch.float32
         matrix = torch.zeros(4, 4).index_put_(entries[:2], entries.value, accumulate=True)
         torch.testing.assert_close(matrix, operator.mv(torch.eye(4)))

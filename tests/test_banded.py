@@ -59,7 +59,7 @@ def test_the_matrix_is_that_of_scipy(offsets, turned):
     J, exact = Banded(diagonals, offsets), by_scipy(diagonals, offsets)
     J, exact = (J.T, exact.t()) if turned else (J, exact)
     assert torch.equal(dense_matrix(J, (N,)), exact)
-    entries = J.entries(-1, N)
+    entries = J.to_coo(-1, N)
     assert torch.equal(torch.zeros(N, N, dtype=F64).index_put(entries[:2], entries.value), exact)
     assert torch.equal(J.diagonal(torch.ones(N)), exact.diagonal())
     rows = exact.abs().sum(dim=1) + exact.diagonal() - exact.diagonal().abs()

@@ -59,7 +59,7 @@ def test_the_symbol_of_a_derivative_differentiates(n):
     x = 2 * torch.pi * torch.arange(n, dtype=F64) / n
     J = Circulant.from_symbol(derivative(n))
     torch.testing.assert_close(J.mv(torch.sin(3 * x)), 3 * torch.cos(3 * x), rtol=0, atol=1e-13)
-    if n % 2 == 0:  # the highest wave of an even grid has no derivative there
+    if n % 2 == 0:  # the Nyquist mode of an even grid has no derivative
         assert not J.mv(torch.cos(n // 2 * x)).abs().max() > 1e-13
 
 

@@ -8,7 +8,7 @@ import torch
 from torch_geometric.loader import DataLoader
 
 from pyg_sinode import datasets
-from pyg_sinode.datasets import BurgersTurbulence, KuramotoSivashinsky, march
+from pyg_sinode.datasets import BurgersTurbulence, KuramotoSivashinsky, integrate_states
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, resample, viscous_burgers
 
 F64 = torch.float64
@@ -251,7 +251,8 @@ def test_an_interrupted_write_leaves_no_file_of_that_name_and_no_harm(cheap, tmp
 def test_the_reference_step_of_kuramoto_sivashinsky_is_fine_enough(kuramoto):
     """All three splits, from the first state on by half the step over 20 units of time."""
     train = kuramoto[0]
-    finer = march(train.equation, train.states[:, 0], 0.2, 100, lambda u: 0.0125, "finer")
+    finer = integrate_states(train.equation, train.states[:, 0], 0.2, 100, lambda u: 0.0125,
+                             "finer")
     for part in kuramoto:
         first = round(part.times[0].item() / 0.2)
         assert off(part.states, finer[:, first : first + len(part.times)]) < 1e-6
@@ -260,8 +261,9 @@ def test_the_reference_step_of_kuramoto_sivashinsky_is_fine_enough(kuramoto):
 def test_the_grid_of_kuramoto_sivashinsky_is_fine_enough(kuramoto):
     """64 points are: from the same states, 512 give the same for half a Lyapunov time."""
     u = kuramoto[0].states[:, 0]
-    coarse, fine = (march(kuramoto_sivashinsky(PeriodicGrid(n, 22.0)), resample(u, n), 0.2, 50,
-                          lambda u: 0.1, "grid") for n in (64, 512))
+    coarse, fine = (
+        integrate_states(kuramoto_sivashinsky(PeriodicGrid(n, 22.0)), resample(u, n), 0.2, 50,
+                         lambda u: 0.1, "grid") for n in (64, 512))
     assert off(coarse, resample(fine, 64)) < 1e-11
 
 
@@ -281,7 +283,7 @@ def test_statistics_of_kuramoto_sivashinsky_do_not_depend_on_the_grid():
     for n, seed in ((64, 1), (512, 2)):
         equation = kuramoto_sivashinsky(PeriodicGrid(n, 22.0))
         u = equation.initial(32, torch.Generator().manual_seed(seed))
-        states = march(equation, u, 0.4, 300, lambda u: 0.4, "statistics")[:, 150:]
+        states = integrate_states(equation, u, 0.4, 300, lambda u: 0.4, "statistics")[:, 150:]
         waves = torch.fft.rfft(states).abs()[..., 1:11].square().mean(1) / n**2
         energy = states.square().mean((1, 2)) / 2
         each = torch.cat([energy[:, None], waves], dim=1)
@@ -315,7 +317,7 @@ def test_the_grid_and_the_steps_of_burgers_are_fine_enough(burgers, n, count, to
     """On half and twice the points, with steps in proportion; the first 0.1 is the hardest."""
     grid = PeriodicGrid(n, 1.0)
     u = resample(torch.cat([part.states[:, 0] for part in burgers]), n)
-    states = march(viscous_burgers(grid, 8e-4), u, 0.1, count,
+    states = integrate_states(viscous_burgers(grid, 8e-4), u, 0.1, count,
                    lambda u: min(0.01, 1.2 * grid.spacing[0] / float(u.abs().max())), "grid")
     expected = torch.cat([part.states[:, : count + 1] for part in burgers])
     assert off(resample(states, 512), expected) < tolerance

@@ -232,7 +232,7 @@ def test_entries_are_known_exactly_where_one_matrix_serves_all_columns(name):
         dense = matrix_of(case, operator)
         for dim in range(-len(case.shape), 0):
             size = case.shape[dim]
-            entries, exact = operator.entries(dim, size), one_matrix_along(dense, case.shape, dim)
+            entries, exact = operator.to_coo(dim, size), one_matrix_along(dense, case.shape, dim)
             if of_function(name) or exact is None:
                 assert entries is None
                 continue
@@ -258,7 +258,7 @@ def test_the_diagonal_is_known_except_of_functions(name):
 @every_case
 def test_pointwise_operators_multiply_by_their_numbers(case):
     J, u = case.operator(), case.state()
-    d = J.pointwise()
+    d = J.as_diagonal()
     assert (d is not None) == (J.dims == ())
     if d is not None:
         torch.testing.assert_close(J.mv(u), u * d, **EXACT)
@@ -408,7 +408,7 @@ def test_a_new_kind_needs_its_product_only():
     assert not hasattr(J, "solve")  # only inverses have one
     assert not J.symmetric()
     assert J.largest_eigenvalue() == math.inf
-    assert J.pointwise() is J.diagonal(u) is J.entries(-1, 2) is J.resolvent(0.1) is None
+    assert J.as_diagonal() is J.diagonal(u) is J.to_coo(-1, 2) is J.resolvent(0.1) is None
     assert not J.has_closed_inverse()
     assert J.inverse() is None
     with pytest.raises(NotImplementedError):
@@ -500,7 +500,7 @@ def test_a_linear_solve_error_carries_what_the_solver_reached():
 
 
 def test_a_python_number_counts_in_full_precision():
-    entries = (graph(numbers(9)) + ScaledIdentity(-0.3)).entries(-2, NODES)
+    entries = (graph(numbers(9)) + ScaledIdentity(-0.3)).to_coo(-2, NODES)
     assert entries.value[-1].item() == -0.3
 
 

@@ -172,7 +172,7 @@ class WrongEntries(LinearOperator):
     def symmetric(self):
         return False
 
-    def entries(self, dim, size):
+    def to_coo(self, dim, size):
         at = torch.arange(size) + 1
         return Entries(at, at, -torch.ones(size))
 

@@ -68,7 +68,7 @@ def make_operator(equation: str, n: int) -> Circulant:
 
 def with_ends(operator: Circulant, n: int, dtype: torch.dtype) -> Banded:
     """The same stencil, cut off at the ends."""
-    entries = operator.entries(-1, n)
+    entries = operator.to_coo(-1, n)
     stencil = entries.value[: len(entries.value) // n].to(dtype)
     reach = len(stencil) // 2
     return Banded(stencil.unsqueeze(1).repeat(1, n), range(-reach, reach + 1))

@@ -311,7 +311,7 @@ def second_difference(grid: PeriodicGrid, factor: float) -> Circulant:
 
 def matrix(operator: Circulant, n: int) -> Array:
     """An operator as a sparse matrix."""
-    row, col, value = operator.entries(-1, n)
+    row, col, value = operator.to_coo(-1, n)
     return sparse.csc_matrix((value.numpy(), (row.numpy(), col.numpy())), shape=(n, n))
 
 

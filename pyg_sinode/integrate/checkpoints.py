@@ -1,4 +1,4 @@
-"""Which states are kept, and which steps made again, to march backwards in little memory?
+"""Which states are kept, and which steps made again, to go backwards in little memory?
 
 The schedule is the binomial one of Griewank and Walther, "Algorithm 799: Revolve" (2000),
 doi:10.1145/347837.347846: with k states it reverses l steps in the fewest advances.

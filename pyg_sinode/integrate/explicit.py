@@ -92,10 +92,10 @@ class ExplicitTerm:
         return {full: b for full, b in found if b is not None}
 
     def stand_ins(self, tensors: Sequence[Tensor], present: Sequence[Tensor]) -> list[Tensor]:
-        """What the graph of an evaluation ends in, in the place of each tensor.
+        """The tensors used in place of the given ones, in which graphs of evaluations end.
 
         A parameter that is a leaf, still the module's own and without hooks (which are for the
-        whole gradient) stands for itself.
+        whole gradient) is used as it is.
 
         Args:
             tensors (sequence of Tensor): The tensors in force.

@@ -22,7 +22,7 @@ class KeptGraph:
     Args:
         value (Tensor): The value of G.
         u (Tensor): The copy of the state.
-        stand (sequence of Tensor): What stands for the other tensors.
+        stand (sequence of Tensor): The tensors used in place of the others.
         memory (GraphMemory): Where its size is taken from, and given back to.
     """
 

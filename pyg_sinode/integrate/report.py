@@ -47,7 +47,7 @@ class ExplicitTermError(ValueError):
     """A value of the explicit term that cannot be a rate of change of the state.
 
     Attributes:
-        time (float or None): Time at the start of the step in which it came, set by the march.
+        time (float or None): Time at the start of the step in which it came, set by the loop.
         step (int or None): Number of that step, from 0.
     """
 

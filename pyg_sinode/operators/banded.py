@@ -134,7 +134,7 @@ class Banded(LinearOperator):
         main = dict(self._inside()).get(0, diagonals.new_zeros(diagonals.size(1)))
         return along(main, self.dims[0])
 
-    def entries(self, dim: int, size: int) -> Entries | None:
+    def to_coo(self, dim: int, size: int) -> Entries | None:
         if dim != self.dims[0]:
             return None
         inside, at = self._inside(), torch.arange(size, device=self.tensors[0].device)
@@ -164,14 +164,14 @@ class BandedInverse(LinearOperator):
     Args:
         lu (numpy.ndarray): The factors in LAPACK's band storage.
         pivots (numpy.ndarray): The rows that were exchanged.
-        reach (tuple of int): The number of diagonals below and above the main one.
+        bandwidth (tuple of int): The number of diagonals below and above the main one.
         dim (int): The dimension, counted from the end.
         transposed (bool): Whether it is the inverse of the transpose. (default: :obj:`False`)
     """
 
-    def __init__(self, lu: Any, pivots: Any, reach: tuple[int, int], dim: int,
+    def __init__(self, lu: Any, pivots: Any, bandwidth: tuple[int, int], dim: int,
                  transposed: bool = False) -> None:
-        self.lu, self.pivots, self.reach = lu, pivots, reach
+        self.lu, self.pivots, self.bandwidth = lu, pivots, bandwidth
         self.transposed, self.dims = transposed, (dim,)
 
     @classmethod
@@ -182,7 +182,7 @@ class BandedInverse(LinearOperator):
         """
         # Entry (i, j) is in row below + above + i - j of column j; the first rows are for what the
         # exchange of rows fills in.
-        below, above = _reach(parts)
+        below, above = _bandwidth(parts)
         band = parts[0].new_zeros(n, 2 * below + above + 1).t()
         for o, d in parts.items():
             band[below + above - o].narrow(0, max(0, o), d.numel()).copy_(d)
@@ -205,11 +205,12 @@ class BandedInverse(LinearOperator):
     def _solve(self, b: Tensor) -> Tensor:
         """The solutions for the rows of b."""
         _, solve = LAPACK[b.dtype]
-        x, _ = solve(self.lu, *self.reach, b.numpy().T, self.pivots, trans=int(self.transposed))
+        x, _ = solve(self.lu, *self.bandwidth, b.numpy().T, self.pivots, trans=int(self.transposed))
         return torch.from_numpy(x.T)
 
     def transpose(self) -> BandedInverse:
-        return BandedInverse(self.lu, self.pivots, self.reach, self.dims[0], not self.transposed)
+        return BandedInverse(self.lu, self.pivots, self.bandwidth, self.dims[0],
+                             not self.transposed)
 
 
 def _check_offsets(offsets: Sequence[int], k: int, n: int) -> tuple[int, ...]:
@@ -230,7 +231,7 @@ def _check_offsets(offsets: Sequence[int], k: int, n: int) -> tuple[int, ...]:
     return result
 
 
-def _reach(offsets: Iterable[int]) -> tuple[int, int]:
+def _bandwidth(offsets: Iterable[int]) -> tuple[int, int]:
     """The number of diagonals below and above the main one."""
     offsets = tuple(offsets)
     return max(0, -min(offsets)), max(0, *offsets)
@@ -238,7 +239,7 @@ def _reach(offsets: Iterable[int]) -> tuple[int, int]:
 
 def _shifted(x: Tensor, offsets: Sequence[int], dim: int) -> list[Tensor]:
     """For each offset o the entries x_{i + o} along a dimension, zero where there are none."""
-    below, above = _reach(offsets)
+    below, above = _bandwidth(offsets)
     wide = F.pad(x, [0, 0] * (-dim - 1) + [below, above])
     return [wide.narrow(dim, below + o, x.size(dim)) for o in offsets]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from .checks import (
 from .results import Entries, LinearSolveError, equals_transpose
 
 Self = TypeVar("Self", bound="LinearOperator")
+_RENAMED = {"entries": "to_coo", "pointwise": "as_diagonal"}
 
 
 class LinearOperator:
@@ -40,6 +42,24 @@ class LinearOperator:
 
     dims: tuple[int, ...] = ()
     tensors: tuple[Tensor, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Takes methods by their old names, for one release."""
+        super().__init_subclass__(**kwargs)
+        for old, new in _RENAMED.items():
+            if old in vars(cls) and new not in vars(cls):
+                warnings.warn(f"{cls.__name__}.{old} is now {new}.", DeprecationWarning,
+                              stacklevel=2)
+                setattr(cls, new, vars(cls)[old])
+
+    if not TYPE_CHECKING:
+        def __getattr__(self, name):
+            """Finds methods by their old names, for one release."""
+            if name not in _RENAMED:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            warnings.warn(f"{name} of an operator is now {_RENAMED[name]}.", DeprecationWarning,
+                          stacklevel=2)
+            return getattr(self, _RENAMED[name])
     generation: int = 0  # how often reset() was called
 
     def mv(self, u: Tensor) -> Tensor:
@@ -137,7 +157,7 @@ class LinearOperator:
         """The length that a state must have along ``dim``; None where J does not determine it."""
         return None
 
-    def pointwise(self) -> Tensor | float | None:
+    def as_diagonal(self) -> Tensor | float | None:
         """The d of J u = d * u where that is all the operator does, else None."""
         return None
 
@@ -145,17 +165,17 @@ class LinearOperator:
         """The diagonal of J, broadcastable against u, or None where it is not to be had."""
         return None
 
-    def entries(self, dim: int, size: int) -> Entries | None:
+    def to_coo(self, dim: int, size: int) -> Entries | None:
         """J as one matrix for all columns along ``dim`` of length ``size``, or None."""
         return None
 
     def has_closed_inverse(self) -> bool:
         """Whether :meth:`resolvent` gives an inverse of I - cJ without iteration."""
-        return self.pointwise() is not None
+        return self.as_diagonal() is not None
 
     def resolvent(self, c: float) -> LinearOperator | None:
         """The closed inverse of I - cJ where there is one, else None."""
-        d = self.pointwise()
+        d = self.as_diagonal()
         return None if d is None else Reciprocal(1.0 - c * d)
 
     def inverse(self) -> LinearOperator | None:
@@ -276,8 +296,8 @@ class Transposed(LinearOperator):
     def diagonal(self, u: Tensor) -> Tensor | None:
         return self.operator.diagonal(u)
 
-    def entries(self, dim: int, size: int) -> Entries | None:
-        e = self.operator.entries(dim, size)
+    def to_coo(self, dim: int, size: int) -> Entries | None:
+        e = self.operator.to_coo(dim, size)
         return None if e is None else Entries(e.col, e.row, e.value)
 
 
@@ -339,16 +359,16 @@ class Scaled(LinearOperator):
     def size_along(self, dim: int) -> int | None:
         return self.operator.size_along(dim)
 
-    def pointwise(self) -> Tensor | float | None:
-        d = self.operator.pointwise()
+    def as_diagonal(self) -> Tensor | float | None:
+        d = self.operator.as_diagonal()
         return None if d is None else d * detached(self.factor)
 
     def diagonal(self, u: Tensor) -> Tensor | None:
         d = self.operator.diagonal(u)
         return None if d is None else d * detached(self.factor)
 
-    def entries(self, dim: int, size: int) -> Entries | None:
-        e = self.operator.entries(dim, size)
+    def to_coo(self, dim: int, size: int) -> Entries | None:
+        e = self.operator.to_coo(dim, size)
         return None if e is None else Entries(e.row, e.col, e.value * detached(self.factor))
 
     def has_closed_inverse(self) -> bool:
@@ -419,12 +439,12 @@ class Sum(LinearOperator):
         if others < 2:  # one that is not cannot be made up for by those that are
             return others == 0
         size = self.size_along(self.dims[0]) if len(self.dims) == 1 else None
-        entries = None if size is None else self.entries(self.dims[0], size)
+        entries = None if size is None else self.to_coo(self.dims[0], size)
         return entries is not None and size is not None and equals_transpose(entries, size)
 
     def largest_eigenvalue(self) -> float:
         # A sum that is symmetric may have terms that are not, whose bounds say nothing.
-        mixing = [term for term in self.terms if term.pointwise() is None]
+        mixing = [term for term in self.terms if term.as_diagonal() is None]
         own = math.inf
         if len(mixing) < 2 or all(term.symmetric() for term in mixing):
             own = sum(term.largest_eigenvalue() for term in self.terms)
@@ -446,10 +466,10 @@ class Sum(LinearOperator):
         sizes = (term.size_along(dim) for term in self.terms)
         return next((size for size in sizes if size is not None), None)
 
-    def pointwise(self) -> Tensor | float | None:
+    def as_diagonal(self) -> Tensor | float | None:
         total: Tensor | float = 0.0
         for term in self.terms:
-            d = term.pointwise()
+            d = term.as_diagonal()
             if d is None:
                 return None
             total = total + d
@@ -464,8 +484,8 @@ class Sum(LinearOperator):
             total = d if total is None else total + d
         return total
 
-    def entries(self, dim: int, size: int) -> Entries | None:
-        parts = [term.entries(dim, size) for term in self.terms]
+    def to_coo(self, dim: int, size: int) -> Entries | None:
+        parts = [term.to_coo(dim, size) for term in self.terms]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             return None
@@ -480,7 +500,7 @@ class Sum(LinearOperator):
         """The multiple of the identity in the sum, and the other terms."""
         number, others = 0.0, []
         for term in self.terms:
-            d = term.pointwise()
+            d = term.as_diagonal()
             if d is None or (isinstance(d, Tensor) and d.dim() > 0):
                 others.append(term)
             else:
@@ -488,13 +508,13 @@ class Sum(LinearOperator):
         return number, others
 
     def has_closed_inverse(self) -> bool:
-        if self.pointwise() is not None:
+        if self.as_diagonal() is not None:
             return True
-        others = [t for t in self.terms if t.pointwise() is None or _is_array(t.pointwise())]
+        others = [t for t in self.terms if t.as_diagonal() is None or _is_array(t.as_diagonal())]
         return len(others) == 1 and others[0].has_closed_inverse()
 
     def resolvent(self, c: float) -> LinearOperator | None:
-        if self.pointwise() is not None:
+        if self.as_diagonal() is not None:
             return super().resolvent(c)
         # I - c (a I + J) = (1 - c a) (I - c / (1 - c a) J)
         number, others = self._split()

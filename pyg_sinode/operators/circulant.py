@@ -159,7 +159,7 @@ class Circulant(LinearOperator):
     def diagonal(self, u: Tensor) -> Tensor:
         return self._kernel(u)[(0,) * len(self.dims)]
 
-    def entries(self, dim: int, size: int) -> Entries | None:
+    def to_coo(self, dim: int, size: int) -> Entries | None:
         if self.dims != (dim,):
             return None
         like = self.tensors[0] if self.tensors else torch.zeros((), dtype=torch.float64)

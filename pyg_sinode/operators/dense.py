@@ -68,7 +68,7 @@ class Dense(LinearOperator):
     def diagonal(self, u: Tensor) -> Tensor:
         return along(self.tensors[0].detach().diagonal(), self.dims[0])
 
-    def entries(self, dim: int, size: int) -> Entries | None:
+    def to_coo(self, dim: int, size: int) -> Entries | None:
         matrix = self.tensors[0].detach()
         if dim != self.dims[0]:
             return None

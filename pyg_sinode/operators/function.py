@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import foreign_leaf
-
-
-@runtime_checkable
-class HasTensors(Protocol):
-    """What names its tensors and can take others in their place, as operators do."""
-
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        """The tensors it depends on."""
-        ...
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
-        """The same on other tensors."""
-        ...
 
 
 class Function:
@@ -102,10 +88,10 @@ class Function:
 def _tensors(arg: Any) -> tuple[Tensor, ...]:
     if isinstance(arg, Tensor):
         return (arg,)
-    return tuple(arg.tensors) if isinstance(arg, HasTensors) else ()
+    return tuple(arg.tensors) if hasattr(arg, "with_tensors") else ()
 
 
 def _with_tensors(arg: Any, tensors: Sequence[Tensor]) -> Any:
     if isinstance(arg, Tensor):
         return tensors[0]
-    return arg.with_tensors(tensors) if isinstance(arg, HasTensors) else arg
+    return arg.with_tensors(tensors) if hasattr(arg, "with_tensors") else arg

@@ -134,7 +134,7 @@ class Graph(LinearOperator):
     def diagonal(self, u: Tensor) -> Tensor:
         return along(self._diagonal(), self.dims[0])
 
-    def entries(self, dim: int, size: int) -> Entries | None:
+    def to_coo(self, dim: int, size: int) -> Entries | None:
         if dim != self.dims[0]:
             return None
         return Entries(self.pattern.row, self.pattern.col, self.value.detach())
@@ -182,5 +182,5 @@ class TransposedGraph(LinearOperator):
     def diagonal(self, u: Tensor) -> Tensor:
         return self.graph.diagonal(u)
 
-    def entries(self, dim: int, size: int) -> Entries | None:
-        return self._turned().entries(dim, size)
+    def to_coo(self, dim: int, size: int) -> Entries | None:
+        return self._turned().to_coo(dim, size)

@@ -56,13 +56,13 @@ class ScaledIdentity(LinearOperator):
     def gershgorin(self) -> tuple[Tensor | float, float]:
         return detached(self.alpha), 0.0
 
-    def pointwise(self) -> Tensor | float:
+    def as_diagonal(self) -> Tensor | float:
         return detached(self.alpha)
 
     def diagonal(self, u: Tensor) -> Tensor:
         return torch.as_tensor(detached(self.alpha), dtype=u.dtype, device=u.device)
 
-    def entries(self, dim: int, size: int) -> Entries | None:
+    def to_coo(self, dim: int, size: int) -> Entries | None:
         alpha = detached(self.alpha)
         # A Python number counts in full precision, whatever the default dtype.
         d = alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
@@ -102,13 +102,13 @@ class Diagonal(LinearOperator):
     def gershgorin(self) -> tuple[Tensor, float]:
         return self.tensors[0].detach(), 0.0
 
-    def pointwise(self) -> Tensor:
+    def as_diagonal(self) -> Tensor:
         return self.tensors[0].detach()
 
     def diagonal(self, u: Tensor) -> Tensor:
         return self.tensors[0].detach()
 
-    def entries(self, dim: int, size: int) -> Entries | None:
+    def to_coo(self, dim: int, size: int) -> Entries | None:
         d = self.tensors[0].detach()
         # A diagonal that varies along a right-hand side gives every column its own matrix.
         if any(length != 1 and at - d.dim() != dim for at, length in enumerate(d.shape)):

@@ -57,8 +57,8 @@ class Shifted(LinearOperator):
         d = self.operator.diagonal(u)
         return None if d is None else 1.0 - self.c * d
 
-    def entries(self, dim: int, size: int) -> Entries | None:
-        e = self.operator.entries(dim, size)
+    def to_coo(self, dim: int, size: int) -> Entries | None:
+        e = self.operator.to_coo(dim, size)
         if e is None:
             return None
         at = torch.arange(size, device=e.row.device)

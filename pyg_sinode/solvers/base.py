@@ -48,12 +48,12 @@ class Inverse(LinearOperator):
                              "them, or write the product with torch.linalg.solve in MatrixFree.")
 
     def transpose(self) -> Inverse:
-        """The inverse of the transposed operator, from the same set-up."""
+        """The inverse of the transposed operator, from the same factors."""
         raise NotImplementedError
 
     @property
     def T(self) -> Inverse:
-        """The inverse of the transposed operator, from the same set-up."""
+        """The inverse of the transposed operator, from the same factors."""
         return self.transpose()
 
     def __repr__(self) -> str:

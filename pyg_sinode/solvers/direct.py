@@ -46,7 +46,7 @@ class Direct:
         """
         with torch.no_grad():
             closed = operator.inverse() if self.dense is None else None
-            d = operator.pointwise() if self.dense is None else None
+            d = operator.as_diagonal() if self.dense is None else None
         if closed is None and d is not None:
             closed = Reciprocal(d)
         if closed is not None:
@@ -77,7 +77,7 @@ class Factors:
     def _factorise(self, b: Tensor) -> LinearOperator:
         (dim,) = self.operator.dims
         size = b.size(dim)
-        entries = self.operator.entries(dim, size)
+        entries = self.operator.to_coo(dim, size)
         if entries is None:
             raise ValueError(
                 f"Expected an operator that knows its entries for Direct (got {self.operator!r}: a "

@@ -72,7 +72,7 @@ class LeastSquares:
 
     The rotations of a column are gathered in one orthogonal matrix Q: a new column of H then takes
     one product with it, however many rotations came before. Where a column of the state is
-    finished, R goes on as the identity, with 0 on the right, so that its y stays as it is.
+    finished, R gets identity rows, with 0 on the right, so that its y stays as it is.
 
     Args:
         beta (Tensor): Norm of each column's residual.

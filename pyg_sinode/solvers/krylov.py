@@ -23,9 +23,9 @@ class Krylov:
     .. math::
         \Vert b - Ax \Vert_2 \leq \max(rtol \, \Vert b \Vert_2,\ atol).
 
-    Where the iteration's own residual meets the bound and the true one does not, or falls while the
-    true one does not, rounding has parted the two: the column is started once more from its true
-    residual, then given up. So is a column in which neither changes.
+    Where the recurrence's residual converges, or falls, and the true one does not, the column is
+    restarted once from its true residual, then fails: rounding limits it. So does a column in which
+    neither changes.
     """
 
     rtol: float | None
@@ -203,7 +203,7 @@ class System:
         """Runs cycles of the method until each column's true residual is within its bound."""
         r, norm = self._start(guess)
         active = ~(norm <= self.bound)  # so written, NaN stays active
-        parted, stalled = torch.zeros_like(self.iterations), torch.zeros_like(self.iterations)
+        limited, stalled = torch.zeros_like(self.iterations), torch.zeros_like(self.iterations)
         unsolved = bool(active.any())
         while unsolved:
             self._lowest = None
@@ -220,9 +220,9 @@ class System:
                 claimed = own <= self.target
                 floating = (norm > 2 * own) & (norm > 0.5 * before)
                 still = (norm - before).abs() <= _root_eps(r) * before
-                parted += active & (claimed | floating)
+                limited += active & (claimed | floating)
                 stalled += active & still & ~claimed & ~floating
-                self._give_up(active & (parted > 1), active & (stalled > 1))
+                self._give_up(active & (limited > 1), active & (stalled > 1))
         return Solution(self.x.mul_(self.scale), self.iterations, norm.mul_(self.scale))
 
     def _start(self, guess: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -247,15 +247,15 @@ class System:
         self.best = torch.where(better, x, self.best)
         self.best_norm = torch.where(better, norm, self.best_norm)
 
-    def _give_up(self, parted: Tensor, stalled: Tensor) -> None:
+    def _give_up(self, limited: Tensor, stalled: Tensor) -> None:
         """Raises where a column is beyond help: at its floor, out of iterations or stalled."""
         # Where rounding leaves next to nothing of a solution, the operator is as good as singular.
-        hopeless = parted & (self.best_norm > 0.1 * self.norm_b)
-        parted, stalled = parted & ~hopeless, stalled | hopeless
+        hopeless = limited & (self.best_norm > 0.1 * self.norm_b)
+        limited, stalled = limited & ~hopeless, stalled | hopeless
         finer = "." if self.b.dtype == torch.float64 else ", or float64."
-        if bool(parted.any()):
+        if bool(limited.any()):
             raise self._failure(f"{self.solver!r} reached the floor of rounding in {self.b.dtype}",
-                                f"use a larger rtol or atol{finer}", parted)
+                                f"use a larger rtol or atol{finer}", limited)
         if self.spent >= self.limit:
             raise self._failure(
                 f"{self.solver!r} did not converge in {self.spent} iterations",

@@ -1,4 +1,4 @@
-"""Do adaptive steps keep to their tolerance, and does a march tell, stop and fail as it should?"""
+"""Do adaptive steps keep to their tolerance, and does the loop tell, stop and fail as it should?"""
 
 import math
 
@@ -465,7 +465,7 @@ def test_what_does_not_fit_is_refused_before_any_work(options, error, message):
                     **options)
 
 
-# A march by itself
+# The loop by itself
 
 MATRIX, U0 = np.array([[-3.0, 1.0], [0.5, -40.0]]), np.array([0.7, -1.3])
 
