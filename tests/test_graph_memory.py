@@ -9,6 +9,7 @@ from cases import double
 from torch import nn
 
 from pyg_sinode import SINODEConv, imex_odeint
+from pyg_sinode.integrate import explicit
 from pyg_sinode.integrate.graph_memory import held_bytes
 from pyg_sinode.operators import Dense, ScaledIdentity
 from pyg_sinode.schemes import SCHEMES
@@ -103,6 +104,20 @@ def test_a_step_made_again_before_it_is_reversed_is_not_evaluated_twice():
     assert stats.explicit_evaluations == 4 * (10 + stats.steps_recomputed)
     _, none = gradients(Perceptron, 0, method="ark324l2sa", checkpoints=2)
     assert none.explicit_repeated == none.explicit_vjps == 40
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_gradients_come_from_autograd_s_engine_or_its_public_function(there, monkeypatch):
+    if not there:
+        monkeypatch.setattr(explicit, "ENGINE", None)
+    G, u0 = Perceptron(), U0.clone().requires_grad_()
+    G.unused = nn.Parameter(torch.ones(2).double())
+    wanted, found = [u0, *G.net.parameters()], []
+    for gradient in ("discrete", "backprop"):
+        u, _ = solve(G, u0, 2**30, gradient=gradient)
+        found.append(torch.autograd.grad(u[1:].square().sum(), wanted))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 # Sizes
