@@ -20,3 +20,12 @@ torch.set_num_threads(int(os.environ.get("PYG_SINODE_TEST_THREADS", "1")))
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread of PyTorch, for sums whose order must not change."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -20,7 +20,6 @@ from ..transforms import forward_mode_error, has_tangent, is_wrapped, seeing_tan
 from .graph_memory import GraphMemory, KeptGraph
 from .report import ExplicitTermError, Stats
 
-
 ENGINE: Any = getattr(torch.autograd.Variable, "_execution_engine", None)  # of autograd
 
 
