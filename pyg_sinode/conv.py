@@ -105,6 +105,14 @@ class SINODEConv(MessagePassing):
         NonFiniteStateError, LinearSolveError: from the integration.
     """
 
+    # Layers that were pickled whole by an earlier version have none of their own.
+    graph_memory: int = 2**30
+    checkpoints: Checkpoints | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    controller: Controller | None = None
+    max_steps: int | None = None
+
     def __init__(
         self, in_channels: int, out_channels: int, heads: int = 1, *,
         attention: str = "scaled_dot", attention_channels: int | None = None,

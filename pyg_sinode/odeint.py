@@ -25,7 +25,7 @@ from .integrate.steps import Steps
 from .norms import maximum
 from .operators import LinearOperator
 from .operators.checks import broadcasts, check_real
-from .operators.replaced import refuse_replaced
+from .operators.replaced import is_replacing, refuse_replaced
 from .precision import SHORT, check_full, full_precision, is_autocast, widened
 from .schemes import SCHEMES, Scheme, get_scheme
 from .terms import Affine
@@ -394,6 +394,8 @@ def _part(implicit: Any, u0: Tensor, t: float) -> Affine | None:
     if is_autocast(u0.device) and any(x.dtype in SHORT for x in part.tensors):
         part = part.with_tensors(list(map(widened, part.tensors)))
     refuse_replaced(part.tensors)
+    if is_replacing():  # modules in it have other parameters in the backward pass
+        part = part.with_tensors(part.tensors)
     with full_precision(u0.device):
         part.check(u0, t)
     return part

@@ -151,6 +151,8 @@ class Affine:
     def transposed(self, t: float, u: Tensor) -> Tensor:
         """The product a(t) J^T u."""
         product, scale = self.operator.T.mv(u), as_float(self.scale(t, u))
+        if self.operator.is_foreign():
+            product = product.clone()  # the next one may be written over it
         return product if scale == 1.0 else product * scale
 
     def vjp(self, t: float, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:

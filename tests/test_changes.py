@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import double
+from torch import nn
 
 from pyg_sinode import GRANDAttention, SINODEConv, imex_odeint, solvers
 from pyg_sinode.operators import Dense, Diagonal, MatrixFree, Scaled, ScaledIdentity, Shifted
@@ -171,6 +172,51 @@ def test_a_subclass_whose_copies_are_of_its_own_has_its_gradient():
         u = solve(None, J, solver=solvers.GMRES(rtol=1e-13))
         found.append(torch.autograd.grad(u.sum(), W)[0])
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoints": 2}, {"gradient": "backprop"}])
+def test_modules_in_operators_are_those_of_a_functional_call(options):
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.g, self.j = nn.Linear(2, 2).double(), nn.Linear(2, 2, bias=False).double()
+
+        def forward(self, u):
+            J = MatrixFree(self.j) + ScaledIdentity(-1.0)
+            return solve(Named(self.g), J, u, solver=solvers.GMRES(rtol=1e-13), **options)
+
+    class Named(nn.Module):
+        def __init__(self, lin):
+            super().__init__()
+            self.lin = lin
+
+        def forward(self, t, u):
+            return torch.tanh(self.lin(u))
+
+    whole = Whole()
+    other = {name: (0.5 * p.detach()).requires_grad_() for name, p in whole.named_parameters()}
+    u = torch.func.functional_call(whole, other, (double([1.0, -0.5]),))
+    found = torch.autograd.grad(u.square().sum(), list(other.values()))
+    with torch.no_grad():
+        for name, p in whole.named_parameters():
+            p.copy_(other[name])
+    expected = torch.autograd.grad(whole(double([1.0, -0.5])).square().sum(),
+                                   list(whole.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_subclass_that_is_not_trained_may_inherit_its_copies():
+    class Twice(Dense):
+        def mv(self, u):
+            return 2.0 * super().mv(u)
+
+        def resolvent(self, c):
+            return super().resolvent(2.0 * c)
+
+    found = [solve(None, Twice(MATRIX)) for _ in range(2)]
+    torch.testing.assert_close(found[0], solve(None, Dense(2.0 * MATRIX)))
+    assert torch.equal(*found)
 
 
 # Good input that was refused

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import double
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from pyg_sinode import SINODEConv, imex_odeint
 from pyg_sinode.integrate import explicit
@@ -326,6 +327,62 @@ def test_of_a_term_that_reuses_its_memory_no_graph_is_kept():
     assert stats.explicit_repeated == stats.explicit_vjps
     v, _ = solve(lambda t, u: torch.sin(u), u0, 2**30)
     torch.testing.assert_close(found, torch.autograd.grad(v.sum(), u0), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("options", [{}, {"graph_memory": 0}, {"checkpoints": 2}])
+def test_a_hook_that_is_registered_after_the_integration_fires_once(options):
+    torch.manual_seed(0)
+    G, u0, calls = Perceptron(), U0.clone(), []
+    u, _ = solve(G, u0, options.pop("graph_memory", 2**30), **options)
+    (expected,) = torch.autograd.grad(u.sum(), G.net[0].weight, retain_graph=True)
+    G.net[0].weight.register_hook(lambda grad: calls.append(1) or 0.5 * grad)
+    u.sum().backward()
+    assert len(calls) == 1
+    torch.testing.assert_close(G.net[0].weight.grad, 0.5 * expected, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoints": 2}])
+def test_graphs_that_share_a_part_are_made_again(options):
+    found = []
+    for memory in (0, 2**30):
+        torch.manual_seed(0)
+        G, u0 = Perceptron(), U0.clone().requires_grad_()
+        parametrizations.weight_norm(G.net[0])
+        with parametrize.cached():
+            u, _ = solve(G, u0, memory, **options)
+            u.sum().backward()
+        found.append([u0.grad, *(p.grad for p in G.parameters())])
+    assert_same_bits(*found)
+
+
+def test_what_g_itself_checkpoints_is_not_run_again_to_be_measured():
+    class Frugal(Normalised):
+        def forward(self, t, u):
+            return torch.utils.checkpoint.checkpoint(super().forward, t, u, use_reentrant=False)
+
+    G, u0 = Frugal(), U0.clone().requires_grad_()
+    solve(G, u0, 2**30, method="ssp222")
+    assert int(G.norm.num_batches_tracked) == 2 * 10
+    expected, _ = gradients(Normalised, 0, method="ssp222")
+    found, _ = gradients(Frugal, 2**30, method="ssp222")
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_a_graph_counts_for_at_least_its_value():
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.y = torch.tanh(x)  # unseen by hooks
+            return ctx.y.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * (1 - ctx.y.square())
+
+    u, stats = solve(lambda t, u: Hidden.apply(u), U0.clone().requires_grad_(), 5 * U0.nbytes)
+    u.sum().backward()
+    assert stats.explicit_vjps - stats.explicit_repeated == 5
 
 
 @pytest.mark.parametrize("memory", [-1, 1.5, True, "1GiB"])

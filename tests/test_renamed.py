@@ -48,8 +48,30 @@ def test_an_operator_s_methods_by_their_old_names():
         assert torch.equal(Diagonal(d).pointwise(), d)
     with pytest.warns(DeprecationWarning, match="entries of an operator is now to_coo"):
         assert Dense(torch.eye(2)).entries(-1, 2).row.tolist() == [0, 0, 1, 1]
+    with pytest.warns(DeprecationWarning, match="pointwise of an operator"):
+        assert torch.equal(Diagonal.pointwise(Diagonal(d)), d)
     with pytest.raises(AttributeError, match="'Diagonal' object has no attribute 'nothing'"):
         _ = Diagonal(d).nothing
+
+
+def test_a_subclass_may_call_what_it_overrides_by_the_old_name():
+    with pytest.warns(DeprecationWarning, match=r"Mine\.pointwise is now as_diagonal"):
+        class Mine(Diagonal):
+            def pointwise(self):
+                return 2.0 * super().pointwise()
+
+    with pytest.warns(DeprecationWarning, match="pointwise of an operator"):
+        assert Mine(double([1.0])).as_diagonal().tolist() == [2.0]
+
+
+def test_an_error_in_a_property_of_an_operator_of_ones_own_is_told():
+    class Mine(LinearOperator):
+        @property
+        def tensors(self):
+            return (self.weigth,)
+
+    with pytest.raises(AttributeError, match="'Mine' object has no attribute 'weigth'"):
+        _ = Mine().tensors
 
 
 def test_an_operator_of_ones_own_may_still_define_the_old_names():

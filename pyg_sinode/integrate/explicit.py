@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..operators.checks import foreign_leaf, lost_gradient, shares_memory
+from ..operators.checks import foreign_leaf, lost_gradient, nodes, shares_memory
 from ..operators.function import Function
 from ..precision import SHORT
 from ..transforms import forward_mode_error, has_tangent, is_wrapped, seeing_tangents
@@ -69,6 +69,7 @@ class ExplicitTerm:
         self.tangents = tangents
         self.tensors = list(self.function.tensors)
         self.derives = False  # whether G takes derivatives by the state itself
+        self.shares = False  # whether its graphs have a part in common
         module = self.function.module
         named = [] if module is None else list(module.named_modules())
         self.modes = [(m, m.training) for _, m in named]
@@ -262,6 +263,7 @@ class Capture:
         self.last: Record | None = None
         self.buffers: dict[str, Tensor] | None = None
         self.versions: list[tuple[Tensor, int]] = []
+        self.nodes: set[Any] | None = None  # of the first graph, until the second is there
         self.first: list[Evaluation] = []  # while it is not known whether G reuses its memory
 
     def __call__(self, t: float, u: Tensor) -> Evaluated:
@@ -271,6 +273,10 @@ class Capture:
         value, copy = self.term.with_graph(self.function, t, u)
         if self.last is None:  # later evaluations are checked where they are reversed
             check_ends(value, [copy, *self.stand], t)
+            self.nodes = nodes(value)
+        elif self.nodes is not None:
+            self.term.shares = not self.nodes.isdisjoint(nodes(value))
+            self.nodes = None
         drawn = not all(map(torch.equal, before, _random_states(u.device)))
         evaluation = Evaluation(self._record(before if drawn else None))
         watched = self.term.memory.watched
@@ -347,38 +353,41 @@ class Replay:
         """The gradients of <v, G(t, u)> at u and at the wanted ones of the tensors."""
         self.stats.explicit_vjps += 1
         graph = evaluation.take_graph()
-        if graph is not None:
+        # A hook on a parameter is for the whole gradient: graphs that end in copies are made then.
+        if graph is not None and not any(x._backward_hooks for x in graph.stand):
             try:
-                return _pull(graph.value, graph.u, graph.stand, v, wanted, t)
-            except RuntimeError as error:  # a buffer was changed since: as it was, again
+                return self._pull(graph.value, graph.u, graph.stand, v, wanted, t)
+            except RuntimeError as error:
                 if "modified by an inplace operation" not in str(error):
-                    raise
+                    raise  # else a buffer was changed since: as it was, again
             finally:
                 graph.release()
         self.stats.explicit_repeated += 1
         value, copy = self.again(evaluation.record, t, u)
-        return _pull(value, copy, self.stand, v, wanted, t)
+        return self._pull(value, copy, self.stand, v, wanted, t)
+
+    def _pull(self, value: Tensor, u: Tensor, stand: Sequence[Tensor], v: Tensor,
+              wanted: Sequence[int], t: float
+              ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+        if not value.requires_grad:
+            return None, [None] * len(wanted)
+        check_ends(value, [u, *stand], t)
+        # Graphs that share a part (a parametrization that is cached) are freed when dropped.
+        to_u, *found = _gradients(value, [u, *(stand[i] for i in wanted)], v, self.term.shares)
+        return to_u, found
 
 
-def _pull(value: Tensor, u: Tensor, stand: Sequence[Tensor], v: Tensor, wanted: Sequence[int],
-          t: float) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-    if not value.requires_grad:
-        return None, [None] * len(wanted)
-    check_ends(value, [u, *stand], t)
-    to_u, *found = _gradients(value, [u, *(stand[i] for i in wanted)], v)
-    return to_u, found
-
-
-def _gradients(value: Tensor, ends: Sequence[Tensor], v: Tensor) -> Sequence[Tensor | None]:
+def _gradients(value: Tensor, ends: Sequence[Tensor], v: Tensor, retain: bool
+               ) -> Sequence[Tensor | None]:
     """What ``torch.autograd.grad`` gives, by the engine itself where it is to be had.
 
     That function looks at every argument again, which takes a fifth of the time of a small network;
     here shapes and dtypes are known to agree.
     """
     if ENGINE is None:
-        return torch.autograd.grad(value, ends, v, allow_unused=True)
+        return torch.autograd.grad(value, ends, v, retain_graph=retain, allow_unused=True)
     found: Sequence[Tensor | None] = ENGINE.run_backward(
-        (value,), (v,), False, False, tuple(ends), allow_unreachable=True, accumulate_grad=False)
+        (value,), (v,), retain, False, tuple(ends), allow_unreachable=True, accumulate_grad=False)
     return found
 
 

@@ -1,7 +1,8 @@
 """Which autograd graphs of G are kept for the backward pass, and what do they hold?
 
 Each one saves an evaluation. What a graph holds is read off its nodes: hooks on saved tensors would
-hide in-place changes from PyTorch, and take the place of a user's own.
+hide in-place changes from PyTorch, and take the place of a user's own. Tensors that a custom
+``autograd.Function`` keeps as attributes of its context are not seen.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class GraphMemory:
         if self.limit == 0 or not value.requires_grad:
             return None
         if self.count in MEASURED:  # most are alike
-            self.size = max(self.size, held_bytes(value, [u, *stand]))
+            held = held_bytes(value, [u, *stand])
+            self.size = max(self.size, held, value.numel() * value.element_size())
         self.count += 1
         return None if self.used + self.size > self.limit else KeptGraph(value, u, stand, self)
 
@@ -92,6 +94,8 @@ def _saved(value: Tensor) -> Iterator[Tensor]:
         for name in _names(node):
             found = getattr(node, name, None)
             for x in found if isinstance(found, (tuple, list)) else (found,):
+                # What G's own hooks packed is looked at as it is: unpacking may run G again.
+                x = getattr(x, "data", None)
                 if isinstance(x, Tensor):
                     yield from _dense(x)
 
@@ -99,16 +103,8 @@ def _saved(value: Tensor) -> Iterator[Tensor]:
 def _names(node: Any) -> tuple[str, ...]:
     kind = type(node)
     if kind not in _SAVED:
-        names = (name for name in dir(kind) if name == "saved_tensors"
-                 or name.startswith("_saved_"))
-        # Numbers and sizes are never tensors; None may be one the next time.
-        _SAVED[kind] = tuple(name for name in names if not _is_number(getattr(node, name, None)))
+        _SAVED[kind] = tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
     return _SAVED[kind]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (bool, int, float, str, torch.dtype)) or (
-        isinstance(value, (tuple, list)) and bool(value) and _is_number(value[0]))
 
 
 def _dense(x: Tensor) -> Iterator[Tensor]:

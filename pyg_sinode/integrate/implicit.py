@@ -55,7 +55,7 @@ class ImplicitPart(Protocol):
 
     def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
             ) -> Sequence[Tensor | None]:
-        """The gradients of <w, H(t, U)> at the tensors of H that are wanted."""
+        """The gradients of <w, H(t, U)> at the tensors of H; none where no tensor is wanted."""
         ...
 
     def wants_guess(self) -> bool:
@@ -114,10 +114,6 @@ class LinearPart:
         self.constant = term.is_constant()
         self.iterative = False  # whether the last inverse could use a guess
         self.last: tuple[LinearOperator, LinearOperator] | None = None  # one and its transpose
-
-    def on(self, term: Affine) -> LinearPart:
-        """The same part with another term, that has the same J in its values."""
-        return LinearPart(term, self.inverse, self.stats)
 
     def value(self, t: float, U: Tensor) -> Tensor:
         """The value a(t) J u + f(t)."""
@@ -212,7 +208,9 @@ class Factorizations:
         self.iterates = isinstance(solver, Krylov) or (
             solver is None and not operator.has_closed_inverse())
         trained = any(t.requires_grad for t in operator.tensors)
-        self.kept = None if trained or not _is_hashable(solver) else _kept_of(operator)
+        kept = None if trained or not _is_hashable(solver) else _kept_of(operator)
+        # A subclass that inherits with_tensors has copies that may be of another mind.
+        self.kept = kept if kept is not None and type(kept.operator) is type(operator) else None
 
     def inverse(self, c: float, scale: Tensor | float = 1.0) -> LinearOperator:
         """The inverse of I - c scale J."""

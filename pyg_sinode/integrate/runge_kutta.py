@@ -53,7 +53,7 @@ class StepResult(NamedTuple):
         state: The state at the end.
         tape: What the transpose needs.
         g: The values of G at the stages, None where there is none.
-        k: For each stage a tensor and the number that makes it H, or None.
+        k: H at the stages.
     """
 
     state: Any

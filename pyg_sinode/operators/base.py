@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,25 +42,12 @@ class LinearOperator:
 
     dims: tuple[int, ...] = ()
     tensors: tuple[Tensor, ...] = ()
+    generation: int = 0  # how often reset() was called
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Takes methods by their old names, for one release."""
+        """Takes and gives methods by their old names, for one release."""
         super().__init_subclass__(**kwargs)
-        for old, new in _RENAMED.items():
-            if old in vars(cls) and new not in vars(cls):
-                warnings.warn(f"{cls.__name__}.{old} is now {new}.", DeprecationWarning,
-                              stacklevel=2)
-                setattr(cls, new, vars(cls)[old])
-
-    if not TYPE_CHECKING:
-        def __getattr__(self, name):
-            """Finds methods by their old names, for one release."""
-            if name not in _RENAMED:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            warnings.warn(f"{name} of an operator is now {_RENAMED[name]}.", DeprecationWarning,
-                          stacklevel=2)
-            return getattr(self, _RENAMED[name])
-    generation: int = 0  # how often reset() was called
+        _with_old_names(cls)
 
     def mv(self, u: Tensor) -> Tensor:
         """The product J u, differentiable in u and in :attr:`tensors`."""
@@ -128,7 +115,7 @@ class LinearOperator:
         except AttributeError as error:
             raise TypeError(f"Expected {type(self).__name__} to put other tensors in place of its "
                             f"own (got: {error}); give it the method with_tensors.") from error
-        if type(copied) is not type(self):
+        if type(copied) is not type(self) and any(t.requires_grad for t in self.tensors):
             raise TypeError(f"Expected {type(self).__name__}.with_tensors to give another "
                             f"{type(self).__name__} (got {type(copied).__name__}: it is inherited);"
                             " give it a with_tensors of its own.")
@@ -203,6 +190,26 @@ class LinearOperator:
     def __repr__(self) -> str:
         shapes = ", ".join(str(tuple(t.shape)) for t in self.tensors)
         return f"{type(self).__name__}({shapes})"
+
+
+def _with_old_names(cls: type[LinearOperator]) -> None:
+    for old, new in _RENAMED.items():
+        if new in vars(cls):
+            if old not in vars(cls):
+                setattr(cls, old, _renamed(old, new, vars(cls)[new]))
+        elif old in vars(cls):
+            warnings.warn(f"{cls.__name__}.{old} is now {new}.", DeprecationWarning, stacklevel=3)
+            setattr(cls, new, vars(cls)[old])
+
+
+def _renamed(old: str, new: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def by_old_name(*args: Any, **kwargs: Any) -> Any:
+        warnings.warn(f"{old} of an operator is now {new}.", DeprecationWarning, stacklevel=2)
+        return method(*args, **kwargs)
+    return by_old_name
+
+
+_with_old_names(LinearOperator)
 
 
 def refuse_foreign(operator: LinearOperator, product: Tensor, named: Sequence[Tensor]) -> None:

@@ -122,6 +122,18 @@ def leaves(value: Tensor) -> list[Tensor]:
     return found
 
 
+def nodes(value: Tensor) -> set[Any]:
+    """The nodes of a value's graph, without its ends."""
+    seen: set[Any] = set()
+    stack = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen and type(node) is not _END:
+            seen.add(node)
+            stack.extend(following for following, _ in node.next_functions)
+    return seen
+
+
 def _end_of_graphs() -> Any:
     """The kind of node in which graphs end: torch has no public name for it."""
     with torch.inference_mode(False), torch.enable_grad():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .checks import foreign_leaf
+from .replaced import is_replacing
 
 
 class Function:
@@ -62,7 +63,8 @@ class Function:
         other.put = tuple(tensors)
         if self.module is not None:
             own = (self.own if present is None else present)[len(tensors) - len(rest):]
-            if len(own) != len(rest) or any(a is not b for a, b in zip(own, rest, strict=True)):
+            if len(own) != len(rest) or is_replacing() or any(
+                    a is not b for a, b in zip(own, rest, strict=True)):
                 names = [name for name, _ in self.module.named_parameters()]
                 other.named = dict(zip(names, rest, strict=True))
             other.named |= buffers or {}

@@ -39,6 +39,11 @@ def refuse_replaced(tensors: Sequence[Tensor]) -> None:
                 "place); build the operator in forward, not in __init__.")
 
 
+def is_replacing() -> bool:
+    """Whether a functional call is going on, after which modules have their own tensors again."""
+    return next(_functional_calls(), None) is not None
+
+
 def _parameters(tensors: Sequence[Tensor], new: Sequence[Tensor]) -> Iterator[Tensor]:
     """The parameters that some tensors are, or were made from but not by way of new ones."""
     known = {id(leaf) for x in new for leaf in leaves(x)}
