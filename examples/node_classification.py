@@ -175,7 +175,9 @@ def make_model(args, settings: Settings, data: Data) -> torch.nn.Module:
         attention=settings.attention, attention_channels=settings.attention_channels,
         normalizer=settings.normalizer, stochastic=settings.stochastic,
         fill_value=settings.fill_value, source=settings.source, implicit=args.implicit,
-        time=settings.time, step_size=args.step_size, method=args.method)
+        time=settings.time, method=args.method, graph_memory=round(args.graph_memory * 2**30),
+        checkpoints=args.checkpoints, rtol=args.rtol, atol=args.rtol,
+        step_size=args.step_size if args.rtol is None else None)
 
 
 def train(args, settings: Settings, data: Data, seed: int, build=make_model) -> dict:
@@ -326,6 +328,11 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--method", default="imex_rk2", help="the integration scheme, such as ars222")
     add("--time", type=float, help="terminal time; None: the data set's own")
     add("--step-size", type=float, default=1.0, help="the largest step")
+    add("--rtol", type=float, help="tolerance of adaptive steps; None: steps of --step-size")
+    add("--graph-memory", type=float, default=1.0, metavar="GIB",
+        help="GiB that kept graphs may hold for the backward pass; 0 keeps none")
+    add("--checkpoints", type=int,
+        help="states to keep for the backward pass instead of all stages; None: all stages")
     add("--heads", type=int, help="attention heads; None: the data set's own")
     add("--stochastic", choices=["row", "column"],
         help="whose attention coefficients sum to one; None: the data set's own")
