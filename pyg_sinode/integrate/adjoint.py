@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..precision import full_precision
 from .checkpoints import backwards, first_sweep
-from .explicit import Capture, Evaluation, FirstCallCheck, Record, Replay
+from .explicit import Capture, Evaluation, FirstCallCheck, Replay
 from .graph_memory import GraphMemory
 from .integration import Integration
 from .loop import AcceptedStep
+from .records import Record
 from .runge_kutta import StepResult
 from .sums import Scaled
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..operators.checks import foreign_leaf, lost_gradient, nodes, shares_memory
+from ..operators.checks import foreign_leaf, lost_gradient, nodes
 from ..operators.function import Function
 from ..precision import SHORT
-from ..transforms import forward_mode_error, has_tangent, is_wrapped, seeing_tangents
+from ..transforms import forward_mode_error, has_tangent, seeing_tangents
 from .graph_memory import GraphMemory, KeptGraph
+from .records import Record, ValueMemory, random_states, same
 from .report import ExplicitTermError, Stats
 
 ENGINE: Any = getattr(torch.autograd.Variable, "_execution_engine", None)  # of autograd
@@ -175,63 +176,6 @@ class ExplicitTerm:
         return result
 
 
-class ValueMemory:
-    """Copies values of G that lie in memory of its own, which the next evaluation may overwrite.
-
-    The first values are copied, and compared by where they lie; if none lies where another did, the
-    later ones are taken as they are.
-
-    Args:
-        live (int): How many values are used at one time, at most.
-    """
-
-    def __init__(self, live: int) -> None:
-        self.left, self.copies = live + 1, False
-        self.seen: list[Tensor] = []
-
-    @property
-    def watched(self) -> bool:
-        """Whether the next value is one of the first."""
-        return self.left > 0
-
-    def own(self, value: Tensor) -> Tensor:
-        """The value, or a copy of it."""
-        if is_wrapped(value):
-            return value.clone()
-        if self.left > 0 and not self.copies:
-            self.copies = any(shares_memory(value, each) for each in self.seen)
-            self.seen.append(value.detach())
-            self.left -= 1
-            if self.left == 0:
-                self.seen = []
-            return value.clone()
-        return value.clone() if self.copies else value
-
-    def release(self) -> None:
-        """Lets go of the first values, at the end of a forward pass."""
-        self.seen = []
-
-
-class Record(NamedTuple):
-    """What an evaluation of G found: its random state, if it drew from it, and its buffers."""
-
-    states: tuple[Tensor, ...] | None
-    buffers: dict[str, Tensor] | None
-
-    @contextmanager
-    def random_state(self, device: torch.device) -> Iterator[None]:
-        """The random state of the evaluation, for its repetition; the present one after it."""
-        if self.states is None:
-            yield
-            return
-        present = _random_states(device)
-        _set_random_states(device, self.states)
-        try:
-            yield
-        finally:
-            _set_random_states(device, present)
-
-
 class FirstCallCheck:
     """Evaluates G where no named tensor needs a gradient; refuses one that another needs."""
 
@@ -268,7 +212,7 @@ class Capture:
 
     def __call__(self, t: float, u: Tensor) -> Evaluated:
         """G(t, u)."""
-        before = _random_states(u.device)
+        before = random_states(u.device)
         self._note_buffers()
         value, copy = self.term.with_graph(self.function, t, u)
         if self.last is None:  # later evaluations are checked where they are reversed
@@ -277,7 +221,7 @@ class Capture:
         elif self.nodes is not None:
             self.term.shares = not self.nodes.isdisjoint(nodes(value))
             self.nodes = None
-        drawn = not all(map(torch.equal, before, _random_states(u.device)))
+        drawn = not all(map(torch.equal, before, random_states(u.device)))
         evaluation = Evaluation(self._record(before if drawn else None))
         watched = self.term.memory.watched
         own = self.term.memory.own(value.detach())
@@ -403,22 +347,3 @@ def check_ends(value: Tensor, named: Sequence[Tensor], t: float) -> None:
             "the explicit term to use only the state, its args and its own parameters", lost,
             "pass it, or the tensor made from it, in args=, or make the explicit term a "
             "torch.nn.Module that holds it.", f", at time {t:.6g},")
-
-
-def same(copy: Tensor, tensor: Tensor) -> bool:
-    """Whether two tensors agree in shape, dtype, device and every entry."""
-    return (copy.shape == tensor.shape and copy.dtype == tensor.dtype
-            and copy.device == tensor.device and torch.equal(copy, tensor))
-
-
-def _random_states(device: torch.device) -> tuple[Tensor, ...]:
-    host = torch.get_rng_state()
-    if device.type == host.device.type:
-        return (host,)
-    return host, torch.get_device_module(device).get_rng_state(device)
-
-
-def _set_random_states(device: torch.device, states: tuple[Tensor, ...]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.get_device_module(device).set_rng_state(states[1], device)

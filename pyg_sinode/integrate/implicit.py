@@ -20,7 +20,7 @@ from ..operators.checks import as_float
 from ..solvers import Inverse, default
 from ..solvers.krylov import Krylov
 from ..terms import Affine, check_finite
-from .explicit import same
+from .records import same
 from .report import Stats
 
 KEPT = 8  # factorizations kept of an operator, so that changing steps do not pile them up
