@@ -121,6 +121,32 @@ def test_gradients_come_from_autograd_s_engine_or_its_public_function(there, mon
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_what_depends_on_time_alone_is_not_evaluated_again(memory):
+    calls, u0 = [], U0.clone().requires_grad_()
+
+    def forcing(t, u):
+        calls.append(1)
+        return torch.cos(t).expand_as(u).clone()
+
+    u, stats = solve(forcing, u0, memory)
+    made = len(calls)
+    u.sum().backward()
+    assert len(calls) == made
+    assert stats.explicit_repeated == 0
+    torch.testing.assert_close(u0.grad, torch.autograd.grad(
+        solve(forcing, u0, 0, gradient="backprop")[0].sum(), u0)[0])
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_a_term_may_return_the_state_itself(memory):
+    u0, found = U0.clone().requires_grad_(), []
+    for gradient in ("discrete", "backprop"):
+        u, _ = solve(lambda t, u: u, u0, memory, gradient=gradient)
+        found.append(torch.autograd.grad(u.square().sum(), u0)[0])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0.0)
+
+
 # Sizes
 
 

@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint, odeint_adjoint
 
 from pyg_sinode import ExplicitTermError, NonFiniteStateError, imex_odeint
-from pyg_sinode.integrate.clock import Clock, plan
 from pyg_sinode.operators import LinearOperator, LinearSolveError, ScaledIdentity
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -252,9 +251,10 @@ def right_hand_side(equation: Equation, work: Work, kept: float, watched: bool =
 
 def grid(t: Tensor, step_size: float) -> Tensor:
     """The ends of the equal steps that pyg_sinode takes over the times t."""
-    starts = [start + k * h for start, h, steps in plan(t.tolist(), step_size,
-              Clock(torch.finfo(t.dtype).eps)) for k in range(steps)]
-    return torch.tensor([*starts, float(t[-1])], dtype=t.dtype)
+    ends = [float(t[0])]
+    imex_odeint(None, ScaledIdentity(0.0), t.new_zeros(1), t, step_size=step_size,
+                callback=lambda end, _: ends.append(end))
+    return torch.tensor(ends, dtype=t.dtype)
 
 
 def count_evaluations(system: System, t: Tensor, step_size: float) -> int:

@@ -68,6 +68,11 @@ def plan(times: Sequence[float], step_size: float, clock: Clock) -> list[Interva
     Returns:
         The intervals; on a grid they start where it lies, not where rounding put the times.
     """
+    if len(times) == 2:
+        start, interval = times[0], times[1] - times[0]
+        rounding = 2.0 * max(clock.counts, clock.grid) * max(map(abs, times))
+        count = whole_steps(interval, step_size, rounding)
+        return [Interval(start, interval / count, count)]
     exact = on_grid(times, clock)
     rounding = 2.0 * max(clock.counts, clock.grid) * max(map(abs, times))
     counts = [whole_steps(b - a, step_size, rounding) for a, b in itertools.pairwise(exact)]

@@ -25,12 +25,18 @@ ENGINE: Any = getattr(torch.autograd.Variable, "_execution_engine", None)  # of 
 
 
 class Evaluation:
-    """One evaluation of G, that can be reversed: its record, and its graph while that is kept."""
+    """One evaluation of G, that can be reversed: its record, and its graph while that is kept.
 
-    __slots__ = ("graph", "record")
+    Args:
+        record (Record): What makes it again.
+        constant (bool): Whether its value depends on nothing that is differentiated by.
+        graph (KeptGraph, optional): Its graph.
+    """
 
-    def __init__(self, record: Record, graph: KeptGraph | None = None) -> None:
-        self.record, self.graph = record, graph
+    __slots__ = ("constant", "graph", "record")
+
+    def __init__(self, record: Record, constant: bool, graph: KeptGraph | None = None) -> None:
+        self.record, self.constant, self.graph = record, constant, graph
 
     def take_graph(self) -> KeptGraph | None:
         """The graph, which is no longer kept."""
@@ -222,7 +228,8 @@ class Capture:
             self.term.shares = not self.nodes.isdisjoint(nodes(value))
             self.nodes = None
         drawn = not all(map(torch.equal, before, random_states(u.device)))
-        evaluation = Evaluation(self._record(before if drawn else None))
+        record = self._record(before if drawn else None)
+        evaluation = Evaluation(record, not value.requires_grad)
         watched = self.term.memory.watched
         own = self.term.memory.own(value.detach())
         if not self.term.memory.copies:
@@ -282,7 +289,8 @@ class Replay:
         value, copy = self.again(record, t, u)
         kept = self.keeps and not self.term.memory.copies
         graph = self.memory.keep(value, copy, self.stand) if kept else None
-        return Evaluated(self.term.memory.own(value.detach()), Evaluation(record, graph))
+        evaluation = Evaluation(record, not value.requires_grad, graph)
+        return Evaluated(self.term.memory.own(value.detach()), evaluation)
 
     def again(self, record: Record, t: float, u: Tensor) -> tuple[Tensor, Tensor]:
         """An evaluation with its graph, as :meth:`ExplicitTerm.with_graph` gives it."""
@@ -296,6 +304,8 @@ class Replay:
             ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
         """The gradients of <v, G(t, u)> at u and at the wanted ones of the tensors."""
         self.stats.explicit_vjps += 1
+        if evaluation.constant:
+            return None, [None] * len(wanted)
         graph = evaluation.take_graph()
         # A hook on a parameter is for the whole gradient: graphs that end in copies are made then.
         if graph is not None and not any(x._backward_hooks for x in graph.stand):

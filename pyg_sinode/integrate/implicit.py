@@ -207,8 +207,10 @@ class Factorizations:
         # An iteration has no factors, and follows whatever is changed in the operator itself.
         self.iterates = isinstance(solver, Krylov) or (
             solver is None and not operator.has_closed_inverse())
-        trained = any(t.requires_grad for t in operator.tensors)
-        kept = None if trained or not _is_hashable(solver) else _kept_of(operator)
+        # Where it is trained it changes, and where it is a division there are no factors.
+        for_once = any(t.requires_grad for t in operator.tensors) or (
+            operator.as_diagonal() is not None) or not _is_hashable(solver)
+        kept = None if for_once else _kept_of(operator)
         # A subclass that inherits with_tensors has copies that may be of another mind.
         self.kept = kept if kept is not None and type(kept.operator) is type(operator) else None
 
