@@ -12,6 +12,7 @@ kept graphs, and by gradient="backprop". Medians of the ratios of each round.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import statistics
 import threading
@@ -159,6 +160,9 @@ def measure(problem: Problem, repeats: int) -> dict[str, list[float]]:
 
 def peak_memory(job: Callable[[], None]) -> float:
     """The growth of the resident set during a job in MiB, seen from a second thread."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # what other jobs have freed goes back to the system
+        trim(0)
     before, peak, done = resident(), 0, threading.Event()
 
     def watch() -> None:
