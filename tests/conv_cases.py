@@ -6,7 +6,7 @@ from cases import EDGES, NODES
 from torch import nn
 
 from pyg_sinode import SINODEConv, operators, solvers
-from pyg_sinode.conv import SPLITS
+from pyg_sinode.diffusion import SPLITS
 
 WEIGHT = torch.linspace(0.4, 2.0, EDGES.size(1), dtype=torch.float64)
 

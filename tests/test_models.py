@@ -9,7 +9,7 @@ import torch.nn.functional as nnf
 from cases import EDGES, NODES
 from torch_geometric.utils import stochastic_blockmodel_graph
 
-from pyg_sinode.conv import SPLITS
+from pyg_sinode.diffusion import SPLITS
 from pyg_sinode.models import SINODE
 
 X = torch.linspace(-1.0, 1.5, NODES * 5).sin().view(NODES, 5)
