@@ -1,10 +1,11 @@
 """Is every inverse of I - cJ made once, and are few of them kept?"""
 
 import numpy as np
+import pytest
 import torch
 from cases import states, stepper_by
 
-from pyg_sinode import Stats, operators, solvers
+from pyg_sinode import Stats, imex_odeint, operators, solvers
 from pyg_sinode.integrate.implicit import KEPT, Factorizations
 from pyg_sinode.schemes import RUNGE_KUTTA
 
@@ -70,3 +71,32 @@ def test_a_number_of_an_operator_that_was_changed_makes_its_factors_anew():
     changed, stats = setups_of(operator)
     torch.testing.assert_close(changed.inverse(1.0).mv(torch.ones(3)), torch.ones(3) / 7)
     assert stats.factorizations == 1
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop"])
+@pytest.mark.parametrize("kind", ["product", "solve"])
+def test_an_inverse_of_ones_own_has_a_product_or_a_solve(kind, gradient):
+    class Mine(operators.LinearOperator):
+        def __init__(self, matrix):
+            self.matrix, self.dims = matrix, (-1,)
+
+        def transpose(self):
+            return Mine(self.matrix.t())
+
+    if kind == "product":
+        Mine.mv = lambda self, b: torch.linalg.solve(self.matrix, b.T).T
+    else:
+        Mine.solve = lambda self, b, guess=None: operators.Solution(
+            torch.linalg.solve(self.matrix, b.T).T)
+
+    class Solver:
+        def invert(self, operator):
+            return Mine(torch.eye(2).double() - operator.c * torch.as_tensor(J))
+
+    found = []
+    for solver in (Solver(), None):
+        u0 = torch.as_tensor(U0)[None].requires_grad_()
+        u = imex_odeint(None, operators.Dense(torch.as_tensor(J)), u0, torch.tensor([0.0, 1.0]),
+                        step_size=0.1, solver=solver, gradient=gradient)
+        found.append((u, torch.autograd.grad(u.sum(), u0)[0]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..operators import LinearOperator, Shifted, Solution
 from ..precision import without_autocast
 from ..solvers import Inverse
-from .implicit import ImplicitPart, LinearPart, NoPart
+from .implicit import ImplicitPart, LinearPart, NoPart, solution
 from .integration import Integration
 
 
@@ -60,12 +60,10 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inverse: LinearOperator, operator: LinearOperator, guess: Tensor | None,
                 info: list[Any], b: Tensor, *tensors: Tensor) -> Tensor:
-        solution = (inverse.solve(b, guess) if isinstance(inverse, Inverse)
-                    else Solution(inverse.mv(b)))
-        info[:] = solution.iterations, solution.residual
+        x, *info[:] = solution(inverse, b, guess)
         ctx.inverse, ctx.operator = inverse, operator
-        ctx.save_for_backward(solution.x, *tensors)
-        return solution.x
+        ctx.save_for_backward(x, *tensors)
+        return x
 
     @staticmethod
     @without_autocast

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Shifted, Solution
 from ..operators.checks import as_float
-from ..solvers import Inverse, default
+from ..solvers import default
 from ..solvers.krylov import Krylov
 from ..terms import Affine, check_finite
 from .records import same
@@ -169,12 +169,9 @@ class LinearPart:
 
     def _solve(self, inverse: LinearOperator, b: Tensor, guess: Tensor | None) -> Tensor:
         start = time.perf_counter()
-        self.iterative = isinstance(inverse, Inverse) and inverse.iterative
+        self.iterative = getattr(inverse, "iterative", False)
         try:
-            if isinstance(inverse, Inverse):
-                x, iterations, residual = inverse.solve(b, b if guess is None else guess)
-            else:  # of a solver that gives an operator with no more than a product
-                x, iterations, residual = Solution(inverse.mv(b))
+            x, iterations, residual = solution(inverse, b, b if guess is None else guess)
         except LinearSolveError as error:
             if not bool(b.detach().isfinite().all()):
                 error.state = b.detach()  # the fault is not the solver's: see `loop.located`
@@ -185,6 +182,13 @@ class LinearPart:
         self.stats.linear_solves += 1
         self.stats.linear_seconds += time.perf_counter() - start
         return x
+
+
+def solution(inverse: LinearOperator, b: Tensor, guess: Tensor | None) -> Solution:
+    """What an inverse gives: of a user's own solver it may have no more than a product."""
+    solve = getattr(inverse, "solve", None)
+    found: Solution = Solution(inverse.mv(b)) if solve is None else solve(b, guess)
+    return found
 
 
 class Factorizations:
