@@ -152,14 +152,69 @@ def test_an_inverse_of_what_is_trained_is_no_operator(solver):
         assert solve(None, solver.invert(Dense(W)), solver=solvers.GMRES()).isfinite().all()
 
 
-def test_a_subclass_whose_copies_are_of_its_base_is_refused():
+def test_an_operator_whose_copies_are_of_another_class_is_refused():
     class Twice(Scaled):
+        def with_tensors(self, tensors):
+            return Scaled(self.operator.with_tensors(tensors), self.factor)
+
         def mv(self, u):
             return 2.0 * super().mv(u)
 
     W = MATRIX.clone().requires_grad_()
     with pytest.raises(TypeError, match="with_tensors to give another Twice"):
         solve(None, Twice(Dense(W), 1.0), solver=solvers.GMRES())
+
+
+class Triple(Dense):
+    """Of three times its matrix; its copies are inherited."""
+
+    def full(self):
+        return Dense(3.0 * self.tensors[0])
+
+    def mv(self, u):
+        return self.full().mv(u)
+
+    def transpose(self):
+        return self.full().T
+
+    def resolvent(self, c):
+        return self.full().resolvent(c)
+
+    def to_coo(self, dim, size):
+        return self.full().to_coo(dim, size)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("make", [lambda J: J, lambda J: J + ScaledIdentity(-1.0),
+                                  lambda J: 2.0 * J, lambda J: J + Diagonal(double([-1.0, -2.0]))])
+@pytest.mark.parametrize("options", [{}, {"checkpoints": 2}, {"gradient": "backprop"},
+                                     {"solver": solvers.GMRES(rtol=1e-13)}])
+def test_a_subclass_that_inherits_its_copies_stays_itself(make, trained, options):
+    found = []
+    for kind, factor in ((Triple, 1.0), (Dense, 3.0)):
+        W = (factor * MATRIX).requires_grad_(trained)
+        u0 = double([1.0, -0.5]).requires_grad_()
+        u = solve(None, make(kind(W)), u0=u0, **options)
+        wanted = [u0, W] if trained else [u0]
+        grads = list(torch.autograd.grad(u.square().sum(), wanted))
+        found.append([u, grads[0], *(factor * g for g in grads[1:])])
+        with torch.no_grad():
+            found[-1].append(solve(None, make(kind(W)), u0=u0, **options))
+    torch.testing.assert_close(found[0][:2] + found[0][-1:], found[1][:2] + found[1][-1:],
+                               rtol=1e-10, atol=1e-12)
+    if trained:
+        torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-10, atol=1e-12)
+
+
+def test_parameters_may_be_frozen_before_the_backward_pass():
+    for memory in (0, 2**30):
+        module, u0 = Noisy().eval(), double([1.0, -0.5]).requires_grad_()
+        u = solve(module, u0=u0, graph_memory=memory)
+        expected = torch.autograd.grad(u.sum(), [u0, module.lin.bias], retain_graph=True)
+        module.lin.weight.requires_grad_(False)
+        u.sum().backward()
+        torch.testing.assert_close([u0.grad, module.lin.bias.grad], list(expected))
+        assert module.lin.weight.grad is None
 
 
 def test_a_subclass_whose_copies_are_of_its_own_has_its_gradient():

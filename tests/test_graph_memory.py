@@ -381,6 +381,23 @@ def test_graphs_that_share_a_part_are_made_again(options):
     assert_same_bits(*found)
 
 
+def test_graphs_that_come_to_share_a_part_are_made_again():
+    class Late(Perceptron):
+        def forward(self, t, u):
+            return self.net(u) if t > 0.5 else -u
+
+    found = []
+    for memory in (0, 2**30):
+        torch.manual_seed(0)
+        G, u0 = Late(), U0.clone().requires_grad_()
+        parametrizations.weight_norm(G.net[0])
+        with parametrize.cached():
+            u, _ = solve(G, u0, memory)
+        u.sum().backward()
+        found.append([u0.grad, *(p.grad for p in G.parameters())])
+    assert_same_bits(*found)
+
+
 def test_what_g_itself_checkpoints_is_not_run_again_to_be_measured():
     class Frugal(Normalised):
         def forward(self, t, u):

@@ -73,6 +73,19 @@ def test_a_number_of_an_operator_that_was_changed_makes_its_factors_anew():
     assert stats.factorizations == 1
 
 
+@pytest.mark.parametrize("terms", [
+    [operators.ScaledIdentity(-1.0), operators.ScaledIdentity(-4.0)],
+    [operators.Circulant([1.0, -2.0, 1.0]), operators.Circulant([2.0, -4.0, 2.0])]])
+def test_a_term_that_was_replaced_makes_the_factors_of_a_sum_anew(terms):
+    matrix, u = -torch.eye(4) - torch.ones(4, 4), torch.tensor([1.0, 2.0, 0.0, -1.0])
+    operator = operators.Dense(matrix) + terms[0]
+    setups_of(operator)[0].inverse(1.0).mv(u)
+    operator.terms = (operator.terms[0], terms[1])
+    fresh = operators.Dense(matrix) + terms[1]
+    torch.testing.assert_close(setups_of(operator)[0].inverse(1.0).mv(u),
+                               setups_of(fresh)[0].inverse(1.0).mv(u))
+
+
 @pytest.mark.parametrize("gradient", ["discrete", "backprop"])
 @pytest.mark.parametrize("kind", ["product", "solve"])
 def test_an_inverse_of_ones_own_has_a_product_or_a_solve(kind, gradient):

@@ -21,6 +21,8 @@ from .graph_memory import GraphMemory, KeptGraph
 from .records import Record, ValueMemory, random_states, same
 from .report import ExplicitTermError, Stats
 
+# Of a kept graph: a buffer was changed since, or a part was freed with a graph that shares it.
+REPEATED = ("modified by an inplace operation", "backward through the graph a second time")
 ENGINE: Any = getattr(torch.autograd.Variable, "_execution_engine", None)  # of autograd
 
 
@@ -312,8 +314,8 @@ class Replay:
             try:
                 return self._pull(graph.value, graph.u, graph.stand, v, wanted, t)
             except RuntimeError as error:
-                if "modified by an inplace operation" not in str(error):
-                    raise  # else a buffer was changed since: as it was, again
+                if not any(reason in str(error) for reason in REPEATED):
+                    raise
             finally:
                 graph.release()
         self.stats.explicit_repeated += 1
@@ -327,8 +329,12 @@ class Replay:
             return None, [None] * len(wanted)
         check_ends(value, [u, *stand], t)
         # Graphs that share a part (a parametrization that is cached) are freed when dropped.
-        to_u, *found = _gradients(value, [u, *(stand[i] for i in wanted)], v, self.term.shares)
-        return to_u, found
+        trained = [i for i in wanted if stand[i].requires_grad]  # it may have been frozen since
+        to_u, *found = _gradients(value, [u, *(stand[i] for i in trained)], v, self.term.shares)
+        if len(trained) == len(wanted):
+            return to_u, found
+        by_place = dict(zip(trained, found, strict=True))
+        return to_u, [by_place.get(i) for i in wanted]
 
 
 def _gradients(value: Tensor, ends: Sequence[Tensor], v: Tensor, retain: bool

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -284,8 +285,11 @@ def _kept_of(operator: LinearOperator) -> _Kept:
 def _numbers(operator: LinearOperator) -> list[Any]:
     """What an operator depends on besides its tensors: its numbers, and those of its parts."""
     found: list[Any] = [type(operator), operator.generation]
-    found += [(name, value) for name, value in vars(operator).items()
-              if isinstance(value, (bool, int, float, str)) and not name.startswith("_")]
+    for name, value in vars(operator).items():
+        if isinstance(value, (bool, int, float, str)):
+            found.append((name, value))
+        elif isinstance(value, np.ndarray):
+            found.append((name, value.shape, value.tobytes()))
     return [*found, *(_numbers(part) for part in operator.parts)]
 
 

@@ -115,10 +115,10 @@ class LinearOperator:
         except AttributeError as error:
             raise TypeError(f"Expected {type(self).__name__} to put other tensors in place of its "
                             f"own (got: {error}); give it the method with_tensors.") from error
-        if type(copied) is not type(self) and any(t.requires_grad for t in self.tensors):
+        if type(copied) is not type(self):
             raise TypeError(f"Expected {type(self).__name__}.with_tensors to give another "
-                            f"{type(self).__name__} (got {type(copied).__name__}: it is inherited);"
-                            " give it a with_tensors of its own.")
+                            f"{type(self).__name__} (got {type(copied).__name__}); start from "
+                            "copy.copy(self).")
         with torch.enable_grad():
             product = copied.mv(u.detach())
         refuse_foreign(self, product, own)
@@ -260,7 +260,9 @@ class Transposed(LinearOperator):
         return self.operator.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Transposed:
-        return Transposed(self.operator.with_tensors(tensors))
+        other = copy.copy(self)  # of a subclass, perhaps
+        other.operator = self.operator.with_tensors(tensors)
+        return other
 
     def vjp(self, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         return self.operator.vjp(w, u, wanted)  # <w, J^T u> = <u, J w>
@@ -332,9 +334,11 @@ class Scaled(LinearOperator):
         return own + self.operator.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Scaled:
+        other = copy.copy(self)
         if isinstance(self.factor, Tensor):
-            return Scaled(self.operator.with_tensors(tensors[1:]), tensors[0])
-        return Scaled(self.operator.with_tensors(tensors), self.factor)
+            other.factor, tensors = tensors[0], tensors[1:]
+        other.operator = self.operator.with_tensors(tensors)
+        return other
 
     def mv(self, u: Tensor) -> Tensor:
         return self.operator.mv(u) * self.factor
@@ -415,7 +419,9 @@ class Sum(LinearOperator):
             n = len(term.tensors)
             terms.append(term.with_tensors(rest[:n]))
             rest = rest[n:]
-        return Sum(terms)
+        other = copy.copy(self)
+        other.terms = tuple(terms)
+        return other
 
     def mv(self, u: Tensor) -> Tensor:
         total = self.terms[0].mv(u)

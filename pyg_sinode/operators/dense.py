@@ -45,9 +45,6 @@ class Dense(LinearOperator):
     def transpose(self) -> Dense:
         return Dense(self.tensors[0].t(), dim=self.dims[0])
 
-    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Dense:  # type: ignore[override]
-        return Dense(tensors[0], dim=self.dims[0])
-
     def check(self, u: Tensor) -> None:
         check_tensors(type(self).__name__, self.tensors, u)
         check_size("Dense", u, self.dims[0], self.tensors[0].size(0))

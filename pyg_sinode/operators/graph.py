@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -81,7 +82,7 @@ class Graph(LinearOperator):
         return value if self.ordered else value.index_select(0, self.pattern.perm)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Graph:
-        graph = object.__new__(Graph)
+        graph = copy.copy(self)  # of a subclass, perhaps
         graph._set(self.pattern, tensors[0], self.dims[0], self.largest, self.ordered)
         return graph
 
@@ -151,7 +152,9 @@ class TransposedGraph(LinearOperator):
         return self.graph.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> TransposedGraph:
-        return TransposedGraph(self.graph.with_tensors(tensors))
+        other = copy.copy(self)
+        other.graph = self.graph.with_tensors(tensors)
+        return other
 
     def _turned(self) -> Graph:
         pattern = self.graph.pattern

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,9 @@ class Shifted(LinearOperator):
         return self.operator.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Shifted:
-        return Shifted(self.operator.with_tensors(tensors), self.c)
+        other = copy.copy(self)
+        other.operator = self.operator.with_tensors(tensors)
+        return other
 
     def mv(self, u: Tensor) -> Tensor:
         return torch.sub(u, self.operator.mv(u), alpha=self.c)
