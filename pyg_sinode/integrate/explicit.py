@@ -214,7 +214,6 @@ class Capture:
         self.function = term.function.on(self.stand, present=term.tensors)
         self.last: Record | None = None
         self.buffers: dict[str, Tensor] | None = None
-        self.versions: list[tuple[Tensor, int]] = []
         self.nodes: set[Any] | None = None  # of the first graph, until the second is there
         self.first: list[Evaluation] = []  # while it is not known whether G reuses its memory
 
@@ -278,7 +277,6 @@ class Replay:
         present = term.function.own
         self.stand = term.stand_ins(tensors, present)
         self.records: Iterator[Record] = iter(())
-        self.functions: dict[int, Function] = {}
         self.plain = term.function.on(self.stand, present=present)
 
     def start(self, records: Iterable[Record], *, keeps: bool) -> None:
@@ -328,8 +326,8 @@ class Replay:
         if not value.requires_grad:
             return None, [None] * len(wanted)
         check_ends(value, [u, *stand], t)
+        trained = [i for i in wanted if stand[i].requires_grad]  # some may be frozen by now
         # Graphs that share a part (a parametrization that is cached) are freed when dropped.
-        trained = [i for i in wanted if stand[i].requires_grad]  # it may have been frozen since
         to_u, *found = _gradients(value, [u, *(stand[i] for i in trained)], v, self.term.shares)
         if len(trained) == len(wanted):
             return to_u, found
