@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from affine_cases import Scale
 from cases import double, slope, times
 from multistep_cases import Manufactured, every_method, every_scheme
 from torch import nn
@@ -50,15 +51,6 @@ IMPLICIT = {
         operators.Dense(leaves[0]), leaves[1], scale=leaves[2]),
     "none": lambda leaves: None,
 }
-
-
-class Scale(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(double(0.4))
-
-    def forward(self, t):
-        return 1 + torch.sin(self.weight * t)
 
 
 def leaves_of(kind):
