@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,6 +51,13 @@ def seeing_tangents() -> AbstractContextManager[Any]:
     enabled = getattr(forward_ad, "_set_fwd_grad_enabled", None)
     active = getattr(forward_ad, "_current_level", -1) >= 0
     return enabled(True) if active and enabled is not None else nullcontext()
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """A region in which graphs are recorded, inside of inference mode too."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def forward_mode_error(what: str, remedy: str = WITHOUT_IMPLICIT) -> RuntimeError:

@@ -23,6 +23,7 @@ from pyg_sinode.integrate.runge_kutta import RungeKutta
 from pyg_sinode.integrate.step_sizes import EqualSteps
 from pyg_sinode.operators import (
     Banded,
+    BlockDiagonal,
     Circulant,
     Dense,
     Diagonal,
@@ -207,6 +208,19 @@ OPERATORS: dict[str, Case] = {
     "scaled_banded": Case(lambda s, d: Scaled(banded(d), s), [decays(), numbers(3, 5)], (2, 5)),
     "banded_plus_identity": Case(
         lambda d, a: banded(d) + ScaledIdentity(a), [numbers(3, 5), decays()], (3, 5)
+    ),
+    "blocks": Case(BlockDiagonal, [numbers(6, 3, 3)], (6, 3)),
+    "blocks_on_rows": Case(partial(BlockDiagonal, dim=-2), [numbers(3, 4, 4)], (2, 4, 3)),
+    "blocks_that_broadcast": Case(BlockDiagonal, [numbers(2, 1, 3, 3)], (2, 4, 3)),
+    "blocks_of_two_dimensions": Case(
+        partial(BlockDiagonal, dim=(-3, -1)), [numbers(2, 6, 6) / 2], (3, 2, 2)
+    ),
+    "block": Case(BlockDiagonal, [numbers(4, 4)], (3, 4)),
+    "block_of_the_whole_state": Case(
+        partial(BlockDiagonal, dim=(-2, -1)), [numbers(6, 6) / 2], (3, 2)
+    ),
+    "graph_plus_blocks": Case(
+        lambda w, b: graph(w) + BlockDiagonal(b), [numbers(9), numbers(6, 3, 3)], (6, 3)
     ),
     "stencil": Case(Circulant, [numbers(5)], (2, 6)),
     "stencil_on_rows_of_odd_number": Case(partial(Circulant, dim=-2), [numbers(3)], (7, 3)),

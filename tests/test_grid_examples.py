@@ -13,7 +13,7 @@ from torch import nn
 from pyg_sinode.grid import Advection, PeriodicGrid, kuramoto_sivashinsky
 
 EXAMPLES = str(Path(__file__).parents[1] / "examples")
-NAMES = ("crank_nicolson", "grid_learning", "kuramoto_sivashinsky", "burgers")
+NAMES = ("grid_learning", "kuramoto_sivashinsky", "burgers")
 F64 = torch.float64
 
 

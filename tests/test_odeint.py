@@ -113,7 +113,7 @@ def damping_at_infinity(scheme):
 @every_scheme
 def test_l_stable_schemes_of_order_two_and_up_solve_the_stiff_problem_to_0_004(scheme):
     l_stable = damping_at_infinity(scheme) < 1e-5
-    assert l_stable == (scheme.name != "ars122")
+    assert l_stable == (scheme.name not in ("ars122", "crank_nicolson"))
     if l_stable and scheme.order >= 2:
         assert stiff_error(scheme) <= 0.004
 

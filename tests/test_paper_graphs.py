@@ -12,7 +12,7 @@ import torch
 
 FOLDER = str(Path(__file__).parents[1] / "examples" / "paper")
 SCRIPTS = ("accuracy", "table1", "figure2", "stable_steps")
-MODULES = (*SCRIPTS, "graphs", "records", "systems", "node_classification", "crank_nicolson")
+MODULES = (*SCRIPTS, "graphs", "records", "systems", "node_classification")
 SYSTEMS = ("rk4", "dopri5", "dopri5_adjoint", "explicit_adams", "implicit_adams", "crank_nicolson",
            "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
 

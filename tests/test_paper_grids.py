@@ -12,8 +12,7 @@ import pytest
 import torch
 
 FOLDER = str(Path(__file__).parents[1] / "examples" / "paper")
-MODULES = ("table2", "grid_figures", "grids", "records", "systems", "grid_learning",
-           "crank_nicolson")
+MODULES = ("table2", "grid_figures", "grids", "records", "systems", "grid_learning")
 NAMES = ("rk4", "dopri5", "dopri5_adjoint", "explicit_adams", "implicit_adams", "crank_nicolson",
          "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
 

@@ -131,6 +131,7 @@ def test_the_schemes_are_those_of_the_literature():
     stages_and_order = {name: (s.stages, s.order) for name, s in RUNGE_KUTTA.items()}
     assert stages_and_order == {
         "imex_euler": (2, 1),
+        "crank_nicolson": (2, 2),
         "ars122": (2, 2),
         "ars222": (3, 2),
         "ssp222": (2, 2),
@@ -280,8 +281,8 @@ def implicit_growth(scheme, z):
 
 
 @every_scheme
-def test_the_implicit_part_is_l_stable_but_in_ars122(scheme):
-    limit = 1 if scheme.name == "ars122" else 0
+def test_the_implicit_part_is_l_stable_but_in_two(scheme):
+    limit = 1 if scheme.name in ("ars122", "crank_nicolson") else 0
     assert abs(implicit_growth(scheme, -1e7)) == pytest.approx(limit, abs=1e-5)
     on_the_axis = [abs(implicit_growth(scheme, 1j * y)) for y in np.geomspace(1e-3, 1e5, 200)]
     assert max(on_the_axis) <= 1 + 1e-10

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from claim import Finding, Verdict
-from crank_nicolson import crank_nicolson_odeint
 from grid_learning import GridMLP
 from records import interleaved, markdown, number
-from systems import FAILURES, Watched, Work, reason
+from systems import FAILURES, Equation, Work, reason, sum_of
 from torch import Tensor, nn
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
+from pyg_sinode.solvers import GMRES, Newton
 
 INTERVAL = 0.2  # between two states of the data, so of one batch
 BATCHES, BATCH = 15, 256  # of an epoch
@@ -71,14 +71,15 @@ def of_crank_nicolson(args: argparse.Namespace, step: float, restart: int, dtype
                       ) -> dict[str, Any]:
     """One step, forward and backward, stopped after args.limit seconds."""
     term, J, u0 = make_problem(args, args.newton_states, dtype)
-    timed = Watched(term, Work(args.limit))
+    newton = Newton(rtol=1e-5, solver=GMRES(restart=restart))
+    whole = sum_of(Equation(term, J, dim=-1), Work(args.limit), newton)
     record = {"solver": "crank_nicolson", "dtype": dtype, "step": step, "restart": restart,
               "states": len(u0), "seconds": None, "iterations": None, "epoch": None,
               "failure": None}
     t, start = torch.tensor([0.0, step], dtype=torch.float64), time.perf_counter()
     try:
-        states, stats = crank_nicolson_odeint(timed, J, u0, t, step_size=step, dim=-1, rtol=1e-5,
-                                              restart=restart, return_stats=True)
+        states, stats = imex_odeint(None, whole, u0, t, method="crank_nicolson", step_size=step,
+                                    return_stats=True)
         states[-1].square().mean().backward()
     except FAILURES as error:
         return {**record, "failure": detail(error)}

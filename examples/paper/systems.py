@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +18,8 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from pyg_sinode import ExplicitTermError, NonFiniteStateError, imex_odeint
 from pyg_sinode.operators import LinearOperator, LinearSolveError, ScaledIdentity
-
-sys.path.append(str(Path(__file__).parents[1]))
-from crank_nicolson import NewtonError, crank_nicolson_odeint
+from pyg_sinode.solvers import GMRES, Newton, NewtonError
+from pyg_sinode.terms import Nonlinear
 
 KEPT = 400  # evaluations in an integration, beyond which each is made again for its gradient
 
@@ -76,15 +73,14 @@ class Work:
         total = {"evaluations": self.evaluations, "jvps": 0, "vjps": self.vjps,
                  "products": self.evaluations + self.vjps, "factorizations": 0, "iterations": 0}
         for part in self.parts:
-            newton = hasattr(part, "newton_iterations")
-            found = {"evaluations": part.explicit_evaluations,
-                     "jvps": part.jvps if newton else 0,
-                     "vjps": part.vjps if newton else part.explicit_vjps,
-                     "factorizations": 0 if newton else part.factorizations,
-                     "iterations": part.linear_iterations}
             # Crank-Nicolson's evaluations and derivatives are those of G + J u.
-            found["products"] = (found["evaluations"] + found["jvps"] + found["vjps"] if newton
-                                 else part.operator_products + part.linear_iterations)
+            of_sum = {"evaluations": part.implicit_evaluations, "jvps": part.implicit_jvps,
+                      "vjps": part.implicit_vjps}
+            found = {"evaluations": part.explicit_evaluations + of_sum["evaluations"],
+                     "jvps": of_sum["jvps"], "vjps": part.explicit_vjps + of_sum["vjps"],
+                     "factorizations": part.factorizations, "iterations": part.linear_iterations}
+            found["products"] = sum(of_sum.values()) or (
+                part.operator_products + part.linear_iterations)
             total = {key: total[key] + found[key] for key in total}
         return total
 
@@ -159,11 +155,17 @@ def crank_nicolson(equation: Equation, u0: Tensor, t: Tensor, step_size: float, 
                             f"{rounding:.2g} of the state")
     rtol = max(1e-5 if u0.dtype == torch.float32 else 1e-10, rounding)
     restart = 30 if equation.dim is None else u0.size(equation.dim)
-    states, stats = crank_nicolson_odeint(
-        Watched(equation.explicit, work), equation.implicit, u0, t, step_size=step_size,
-        args=equation.args, dim=equation.dim, rtol=rtol, restart=restart, return_stats=True)
+    states, stats = imex_odeint(
+        None, sum_of(equation, work, Newton(rtol=rtol, solver=GMRES(restart=restart))), u0, t,
+        method="crank_nicolson", step_size=step_size, return_stats=True)
     work.parts.append(stats)
     return states
+
+
+def sum_of(equation: Equation, work: Work, newton: Newton) -> Nonlinear:
+    """G + J u as one implicit term."""
+    return Nonlinear(Whole(Watched(equation.explicit, work)), equation.implicit, *equation.args,
+                     dims=equation.dim, newton=newton)
 
 
 def imex(method: str, equation: Equation, u0: Tensor, t: Tensor, step_size: float, work: Work
@@ -192,6 +194,17 @@ SYSTEMS = {system.name: system for system in (
     System("imex_rk4", "imex", partial(imex, "imex_rk4")),
     System("imex_rk5", "imex", partial(imex, "imex_rk5")),
 )}
+
+
+class Whole(nn.Module):
+    """G + J u."""
+
+    def __init__(self, explicit: nn.Module) -> None:
+        super().__init__()
+        self.explicit = explicit
+
+    def forward(self, t: Tensor, u: Tensor, implicit: LinearOperator, *args: Any) -> Tensor:
+        return self.explicit(t, u, *args) + implicit.mv(u)
 
 
 class Watched(nn.Module):

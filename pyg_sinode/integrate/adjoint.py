@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..precision import full_precision
+from ..terms import Nonlinear
 from .checkpoints import backwards, first_sweep
 from .explicit import Capture, Evaluation, FirstCallCheck, Replay
 from .graph_memory import GraphMemory
 from .integration import Integration
 from .loop import AcceptedStep
-from .records import Record
+from .records import Modes, Record
 from .runge_kutta import StepResult
 from .sums import Scaled
 
@@ -48,7 +48,7 @@ class _Discrete(torch.autograd.Function):
             explicit = Capture(run.term, tensors[:len(run.term.tensors)], kept.memory)
         result = run.run(run.method(explicit, run.part(run.implicit)), u0, kept.note)
         _check_unchanged((u0, *tensors), before)
-        ctx.run, ctx.kept, ctx.count = run, kept, len(tensors)
+        ctx.run, ctx.kept, ctx.count, ctx.modes = run, kept, len(tensors), _modes(run)
         ctx.save_for_backward(u0, *tensors, *kept.take_tensors())
         return result
 
@@ -57,14 +57,19 @@ class _Discrete(torch.autograd.Function):
         u0, *saved = ctx.saved_tensors
         tensors, run = saved[:ctx.count], ctx.run
         back = _Backward(run, tensors, ctx.needs_input_grad[2:])
-        modes = nullcontext() if run.term is None else run.term.in_its_modes()
-        with torch.no_grad(), full_precision(u0.device), modes:
+        with torch.no_grad(), full_precision(u0.device), ctx.modes.in_force():
             lam = back.through(grads[0], back.tapes(ctx.kept, saved[ctx.count:], u0))
         found = [lam if ctx.needs_input_grad[1] else None, *back.gradients]
         if torch.is_grad_enabled():
             once: Callable[..., Tensor] = _Once.apply
             found = [g if g is None else once(g, grads[0], u0, *tensors) for g in found]
         return (None, *found)
+
+
+def _modes(run: Integration) -> Modes:
+    """Training or evaluation of the modules, for the backward pass."""
+    terms = (run.term, run.implicit if isinstance(run.implicit, Nonlinear) else None)
+    return Modes(*(term.function.fn for term in terms if term is not None))
 
 
 def _check_unchanged(tensors: Sequence[Tensor], before: list[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 from ..operators import LinearOperator, Shifted, Solution
 from ..precision import without_autocast
 from ..solvers import Inverse
+from ..terms import Nonlinear
 from .implicit import ImplicitPart, LinearPart, NoPart, solution
 from .integration import Integration
+from .nonlinear import NewtonPart
 
 
 def backpropagate(run: Integration, u0: Tensor) -> Tensor:
@@ -23,6 +25,8 @@ def backpropagate(run: Integration, u0: Tensor) -> Tensor:
 
 def _differentiable(run: Integration) -> ImplicitPart:
     """The implicit part, whose solves carry gradients."""
+    if isinstance(run.implicit, Nonlinear):
+        return _DifferentiablePart(run.implicit, run.allowed, run.stats)
     if run.factorizations is None or run.implicit is None:
         return NoPart()
     known, term = run.factorizations, run.implicit
@@ -84,3 +88,88 @@ class _Solve(torch.autograd.Function):
                                              allow_unused=True))
         to_tensors = [next(found) if p.requires_grad else None for p in own]
         return (None, None, None, None, lam, *to_tensors)
+
+
+class _DifferentiablePart(NewtonPart):
+    """A nonlinear part whose values and solutions carry gradients."""
+
+    def value(self, t: float, U: Tensor) -> Tensor:
+        self.stats.implicit_evaluations += 1
+        return self.term.value(t, U)
+
+    def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+        found: Tensor = _SolveStage.apply(self, t, c, guess, r, *self.term.tensors)
+        return found
+
+    def solve_plain(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+        """The solution without a gradient."""
+        return super().solve(t, c, r, guess)
+
+
+class _SolveStage(torch.autograd.Function):
+    r"""The U with :math:`U = r + c H(t, U)`.
+
+    With :math:`(I - c H_u)^T \lambda = g` for the gradient g at U, the gradients are
+    :math:`\lambda` at r and :math:`c\, \partial \langle \lambda, H(t, U; p) \rangle / \partial p`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, part: _DifferentiablePart, t: float, c: float, guess: Tensor | None,
+                r: Tensor, *tensors: Tensor) -> Tensor:
+        U = part.solve_plain(t, c, r, guess)
+        U = U.clone() if U is r else U
+        ctx.part, ctx.t, ctx.c = part, t, c
+        ctx.save_for_backward(U, *tensors)
+        return U
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        U, *tensors = ctx.saved_tensors
+        part, t, c, graph = ctx.part, ctx.t, ctx.c, torch.is_grad_enabled()
+        # Aliases: the path from U to the tensors through this very node is not to be followed.
+        own = [p.view_as(p) if graph else p.detach().requires_grad_(p.requires_grad)
+               for p in tensors]
+        inverse = part.exact_inverse(part.at(t, U.detach()), c)
+        operator = Shifted(_StateDerivative(part.term, t, U, tensors), c)
+        lam = solve(inverse.T, operator.T, grads[0]).x
+        wanted = [p for p in own if p.requires_grad]
+        found: Iterator[Tensor | None] = iter(())
+        if wanted:
+            with torch.enable_grad():
+                value = part.term.with_tensors(own).value(t, U if graph else U.detach())
+            if value.requires_grad:
+                found = iter(torch.autograd.grad(value, wanted, c * lam, create_graph=graph,
+                                                 allow_unused=True))
+        to_tensors = [next(found, None) if p.requires_grad else None for p in own]
+        return (None, None, None, None, lam, *to_tensors)
+
+
+class _StateDerivative(LinearOperator):
+    """The derivative of H by the state, differentiable in the state and in H's tensors."""
+
+    def __init__(self, term: Nonlinear, t: float, U: Tensor, tensors: Sequence[Tensor],
+                 transposed: bool = False) -> None:
+        self.term, self.t, self.dims, self.transposed = term, t, term.dims(U), transposed
+        self.tensors = (U, *tensors)
+
+    def mv(self, u: Tensor) -> Tensor:
+        graph = torch.is_grad_enabled()
+        U, *tensors = self.tensors
+        with torch.enable_grad():
+            U = U.view_as(U) if U.requires_grad else U.detach().requires_grad_()
+            value = self.term.with_tensors(tensors).value(self.t, U)
+            if not value.requires_grad:
+                return torch.zeros_like(u)
+            w = u if self.transposed else torch.zeros_like(value, requires_grad=True)
+            (back,) = torch.autograd.grad(value, U, w, create_graph=graph or not self.transposed,
+                                          allow_unused=True, materialize_grads=True)
+            if self.transposed or not back.requires_grad:
+                return back if self.transposed else torch.zeros_like(u)
+            (found,) = torch.autograd.grad(back, w, u, create_graph=graph, allow_unused=True,
+                                           materialize_grads=True)
+        return found
+
+    def transpose(self) -> LinearOperator:
+        return _StateDerivative(self.term, self.t, self.tensors[0], self.tensors[1:],
+                                not self.transposed)

@@ -7,7 +7,6 @@ kept, or by evaluating again with the random state and the buffers of the first 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -81,22 +80,9 @@ class ExplicitTerm:
         self.shares = False  # whether its graphs have a part in common
         module = self.function.module
         named = [] if module is None else list(module.named_modules())
-        self.modes = [(m, m.training) for _, m in named]
         # Where the buffers are looked up; a module may put another tensor in a buffer's place.
         self.buffer_places = [(f"{prefix}.{name}" if prefix else name, m, name)
                               for prefix, m in named for name in m._buffers]
-
-    @contextmanager
-    def in_its_modes(self) -> Iterator[None]:
-        """Training or evaluation as it was at the call, for the backward pass."""
-        changed = [(m, mode, m.training) for m, mode in self.modes if m.training != mode]
-        for module, mode, _ in changed:
-            module.training = mode
-        try:
-            yield
-        finally:
-            for module, _, present in changed:
-                module.training = present
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers of the module, by name."""

@@ -20,7 +20,8 @@ from ..operators import LinearOperator, LinearSolveError, Shifted, Solution
 from ..operators.checks import as_float
 from ..solvers import default
 from ..solvers.krylov import Krylov
-from ..terms import Affine, check_finite
+from ..terms import Affine
+from ..terms.affine import check_finite
 from .records import same
 from .report import Stats
 
@@ -33,6 +34,11 @@ class ImplicitPart(Protocol):
     """What a step asks of H: times are Python floats, c a number."""
 
     is_zero: bool
+    remembers: bool  # whether H at the end of a step is worth keeping for the next
+
+    def start_step(self) -> None:
+        """Says that a step begins: what is kept within one is of no more use."""
+        ...
 
     def value(self, t: float, U: Tensor) -> Tensor:
         """H(t, U)."""
@@ -67,7 +73,10 @@ class ImplicitPart(Protocol):
 class NoPart:
     """No implicit side: H = 0."""
 
-    is_zero = True
+    is_zero, remembers = True, False
+
+    def start_step(self) -> None:
+        """Nothing is kept."""
 
     def value(self, t: float, U: Tensor) -> Tensor:
         """Zero."""
@@ -108,13 +117,16 @@ class LinearPart:
         stats (Stats): Filled on the way.
     """
 
-    is_zero = False
+    is_zero, remembers = False, False
 
     def __init__(self, term: Affine, inverse: InverseOf, stats: Stats) -> None:
         self.term, self.inverse, self.stats = term, inverse, stats
         self.constant = term.is_constant()
         self.iterative = False  # whether the last inverse could use a guess
         self.last: tuple[LinearOperator, LinearOperator] | None = None  # one and its transpose
+
+    def start_step(self) -> None:
+        """What is kept serves all steps."""
 
     def value(self, t: float, U: Tensor) -> Tensor:
         """The value a(t) J u + f(t)."""

@@ -11,16 +11,19 @@ from torch import Tensor
 
 from ..controllers import Adaptive
 from ..schemes import IMEXTableau, Scheme
-from ..terms import Affine
+from ..terms import Affine, Nonlinear
 from .clock import Clock
 from .explicit import Explicit, ExplicitTerm
 from .implicit import Factorizations, ImplicitPart, LinearPart, NoPart
 from .loop import AcceptedStep, Callback, Method, Watch, loop
 from .multistep import Multistep
+from .nonlinear import NewtonPart
 from .report import Stats
 from .runge_kutta import RungeKutta
 from .step_sizes import AdaptiveSteps, EqualSteps, StepSizes
 from .steps import Steps
+
+NEWTON = 1e-2  # of the tolerance of a step, for the error of a stage
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Integration:
         scheme: The scheme.
         term: The explicit term, or None.
         implicit: The implicit term, or None.
-        factorizations: The inverses of I - cJ, or None.
+        factorizations: The inverses of I - cJ; None where there is no J.
         times: The output times.
         clock: To what they are rounded.
         steps: The steps, for an adaptive integration filled on the way.
@@ -46,7 +49,7 @@ class Integration:
 
     scheme: Scheme
     term: ExplicitTerm | None
-    implicit: Affine | None
+    implicit: Affine | Nonlinear | None
     factorizations: Factorizations | None
     times: list[float]
     clock: Clock
@@ -60,11 +63,21 @@ class Integration:
     progress: bool
     stats: Stats
 
-    def part(self, term: Affine | None) -> ImplicitPart:
+    def part(self, term: Affine | Nonlinear | None) -> ImplicitPart:
         """The implicit part of a term with this J, whatever holds its tensors."""
+        if isinstance(term, Nonlinear):
+            return NewtonPart(term, self.allowed, self.stats)
         if term is None or self.factorizations is None:
             return NoPart()
         return LinearPart(term, self.factorizations.inverse, self.stats)
+
+    @property
+    def allowed(self) -> Callable[[Tensor], Tensor] | None:
+        """From a state to the error that Newton's method may leave; None with equal steps."""
+        control = self.control
+        if control is None:
+            return None
+        return lambda u: NEWTON * (control.atol + control.rtol * u.abs())
 
     def method(self, explicit: Explicit | None, part: ImplicitPart) -> Method:
         """The method of this scheme, with its own way to evaluate G and to solve."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..operators import LinearSolveError
+from ..solvers import NewtonError
 from .report import ExplicitTermError, Stats, located
 from .runge_kutta import Reverse, StepResult
 from .step_sizes import StepSizes
@@ -97,10 +98,10 @@ def loop(method: Method, sizes: StepSizes, u: Tensor, watch: Watch | None = None
     """
     state = method.initial(u)
     while (trial := sizes.next(state.u)) is not None:
-        failure: LinearSolveError | None = None
+        failure: LinearSolveError | NewtonError | None = None
         try:
             result = sizes.judge(trial, state, method.step(trial.t, trial.h, state))
-        except LinearSolveError as error:
+        except (LinearSolveError, NewtonError) as error:
             failure, result = error, None
         except ExplicitTermError as error:
             sizes.finish()  # the first fault of all, not what came of it

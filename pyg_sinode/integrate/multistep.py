@@ -96,6 +96,7 @@ class Multistep:
         earlier = len(state.states) - 1
         if earlier < self.earlier:
             return self._start(t, h, state, earlier)
+        self.part.start_step()
         u, values, evaluation = state.states[0], list(state.values), None
         assert u is not None
         if self.explicit is not None:

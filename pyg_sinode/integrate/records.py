@@ -33,6 +33,30 @@ class Record(NamedTuple):
             _set_random_states(device, present)
 
 
+class Modes:
+    """Whether modules are in training or evaluation, as it was at a call.
+
+    Args:
+        *functions (callable): Functions and modules; only modules have modes.
+    """
+
+    def __init__(self, *functions: object) -> None:
+        self.modes = [(m, m.training) for each in functions
+                      if isinstance(each, torch.nn.Module) for m in each.modules()]
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """A region in which the modules are in those modes again."""
+        changed = [(m, mode, m.training) for m, mode in self.modes if m.training != mode]
+        for module, mode, _ in changed:
+            module.training = mode
+        try:
+            yield
+        finally:
+            for module, _, present in changed:
+                module.training = present
+
+
 class ValueMemory:
     """Copies values of G that lie in memory of its own, which the next evaluation may overwrite.
 

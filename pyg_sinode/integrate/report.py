@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..operators import LinearSolveError
+from ..solvers import NewtonError
 
 
 class NonFiniteStateError(RuntimeError):
@@ -59,10 +61,16 @@ class ExplicitTermError(ValueError):
 class Stats:
     """What an integration did; the backward pass goes on filling it.
 
+    The numbers are of both passes together; those of the backward pass alone are in
+    :attr:`backward`, those of the forward pass in :attr:`forward`.
+
     Attributes:
         explicit_evaluations: Evaluations of G in the forward pass, and in steps made again.
         explicit_vjps: Vector-Jacobian products of G in the backward pass.
         explicit_repeated: Those of them that had to evaluate G again, for want of its graph.
+        implicit_evaluations: Evaluations of a nonlinear H.
+        implicit_jvps, implicit_vjps: Products with its derivative and with the transpose.
+        newton_iterations: Newton's iterations, those of the slowest system of each stage.
         operator_products: Products with J or its transpose outside the linear solver.
         factorizations: Factorizations of I - cJ, and what iterative solvers prepare in their place.
         factorizations_reused: Accepted steps whose size stayed although the error allowed a larger
@@ -80,6 +88,10 @@ class Stats:
     explicit_evaluations: int = 0
     explicit_vjps: int = 0
     explicit_repeated: int = 0
+    implicit_evaluations: int = 0
+    implicit_jvps: int = 0
+    implicit_vjps: int = 0
+    newton_iterations: int = 0
     operator_products: int = 0
     factorizations: int = 0
     factorizations_reused: int = 0
@@ -91,6 +103,26 @@ class Stats:
     steps_rejected: int = 0
     steps_recomputed: int = 0
     stopped_at: float | None = None
+    _forward: Stats | None = field(default=None, repr=False, compare=False)
+
+    def end_forward(self) -> None:
+        """Notes that all further work is that of the backward pass."""
+        self._forward = dataclasses.replace(self, _forward=None)
+
+    @property
+    def forward(self) -> Stats:
+        """The numbers of the forward pass alone."""
+        return dataclasses.replace(self if self._forward is None else self._forward)
+
+    @property
+    def backward(self) -> Stats:
+        """The numbers of the backward passes so far; the largest residual is that of both."""
+        before, found = self.forward, Stats(worst_residual=self.worst_residual)
+        for each in dataclasses.fields(Stats):
+            value = getattr(self, each.name)
+            if each.name not in ("worst_residual", "stopped_at", "_forward"):
+                setattr(found, each.name, value - getattr(before, each.name))
+        return found
 
     @property
     def setups(self) -> int:
@@ -103,10 +135,10 @@ class Stats:
         return _renamed(self, "setups_saved", "factorizations_reused")
 
 
-def located(error: LinearSolveError | ExplicitTermError, t: float, number: int,
+def located(error: LinearSolveError | NewtonError | ExplicitTermError, t: float, number: int,
             u: Tensor) -> Exception:
     """The error with its time and step, or the true cause where the state was not finite."""
-    state = error.state if isinstance(error, LinearSolveError) else None
+    state = None if isinstance(error, ExplicitTermError) else error.state
     if state is not None and not bool(state.isfinite().all()):
         return not_finite(t, number, u)
     error.time, error.step = t, number

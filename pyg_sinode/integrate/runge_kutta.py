@@ -25,21 +25,29 @@ from .sums import Scaled, Weighted, combine, total, weighted
 
 
 class OneStepState(NamedTuple):
-    """A state, or a gradient at one, and the value of G there if it is known."""
+    """A state and the values of G and of H there if they are known, or the gradients at them."""
 
     u: Tensor | None
     g: Evaluated | None = None
+    k: Scaled = Scaled(None)
 
     def plus(self, grads: Iterable[Tensor]) -> OneStepState:
         """A gradient with further ones at the state."""
-        return OneStepState(total([(1.0, self.u), *((1.0, x) for x in grads)]))
+        return self._replace(u=total([(1.0, self.u), *((1.0, x) for x in grads)]))
 
 
 class Tape(NamedTuple):
-    """What the transpose of a step needs: its stages, and the evaluations of G at them."""
+    """What the transpose of a step needs: its stages, and the evaluations of G at them.
+
+    Attributes:
+        stages: The states at the stages.
+        evaluations: Those of G.
+        continues: Whether the first H is the last one of the step before.
+    """
 
     stages: Sequence[Tensor | None]
     evaluations: Sequence[Evaluation | None]
+    continues: bool = False
 
     def on(self, stages: Sequence[Tensor | None]) -> Tape:
         """The same with other tensors."""
@@ -96,6 +104,8 @@ class RungeKutta:
         none = [False] * scheme.stages
         self.uses_g = none if explicit is None else numbers.uses_g
         self.uses_h = none if part.is_zero else numbers.uses_h
+        # Whether the last stage is the state at the end, and its H the first of the next step.
+        self.continues = part.remembers and scheme.continues(alone=explicit is None)
 
     @property
     def has_second(self) -> bool:
@@ -122,6 +132,7 @@ class RungeKutta:
         """Makes one step."""
         u, n = state.u, self.scheme.stages
         assert u is not None
+        self.part.start_step()
         g: list[Tensor | None] = [None] * n
         k: list[Scaled] = [Scaled(None)] * n
         stages: list[Tensor | None] = [None] * n
@@ -137,13 +148,16 @@ class RungeKutta:
                 if self.uses_h[i]:
                     k[i] = Scaled(stage - r, 1.0 / c)
             elif self.uses_h[i]:
-                k[i] = Scaled(self.part.value(t_i, stage))
+                k[i] = Scaled(self.part.value(t_i, stage)) if i or state.k.x is None else state.k
             if self.uses_g[i]:
-                known = state.g if i == 0 else None
-                g[i], evaluations[i] = known or self._evaluate(t + self.c[i] * h, stage)
+                at_start = state.g if i == 0 else None
+                g[i], evaluations[i] = at_start or self._evaluate(t + self.c[i] * h, stage)
             stages[i] = stage
-        return StepResult(OneStepState(combine(u, h, self.b, g, self.bt, k)),
-                          Tape(stages, evaluations), g, k)
+        tape = Tape(stages, evaluations, state.k.x is not None)
+        if self.continues:
+            known = k[-1] if self.uses_h[0] else Scaled(None)
+            return StepResult(OneStepState(stages[-1], None, known), tape, g, k)
+        return StepResult(OneStepState(combine(u, h, self.b, g, self.bt, k)), tape, g, k)
 
     def _evaluate(self, t: float, u: Tensor) -> Evaluated:
         assert self.explicit is not None
@@ -159,8 +173,8 @@ class RungeKutta:
 
     def with_end(self, t: float, result: StepResult) -> StepResult:
         """The step with the value of G at its end, time t: the next step's first."""
-        u = result.state.u
-        return result._replace(state=OneStepState(u, self._evaluate(t, u)))
+        state = result.state
+        return result._replace(state=state._replace(g=self._evaluate(t, state.u)))
 
     def interpolate(self, h: float, theta: float, state: OneStepState, result: StepResult
                     ) -> Tensor:
@@ -215,6 +229,7 @@ class RungeKutta:
         results = [(self.b, self.bt, lam.u)]
         results += [(*self._weights_at(theta), grad) for theta, grad in outputs]
         n = self.scheme.stages
+        before = Scaled(None)  # the gradient at the H of the step before
         lams: list[Scaled] = [Scaled(None)] * n
         for i in reversed(range(n)):
             u = tape.stages[i]
@@ -230,13 +245,18 @@ class RungeKutta:
             if self.uses_h[i]:
                 terms = [(h * bt[i], x) for _, bt, x in results]
                 terms += [(h * self.at[j][i] * lams[j].factor, lams[j].x) for j in range(i + 1, n)]
+                if i == n - 1:
+                    terms.append((lam.k.factor, lam.k.x))
                 w = weighted(terms)
+                if i == 0 and tape.continues:
+                    before, w = w, Scaled(None)
             if v.x is not None:
                 back = reverse.explicit(tape.evaluations[i], t + self.c[i] * h, u, v)
             lams[i] = self._transposed_stage(t + self.ct[i] * h, h * self.at[i][i], u, back, w,
                                              reverse)
-        return OneStepState(total([(1.0, lam.u), *((1.0, grad) for _, grad in outputs),
-                                   *((x.factor, x.x) for x in lams)]))
+        u = total([(1.0, lam.u), *((1.0, grad) for _, grad in outputs),
+                   *((x.factor, x.x) for x in lams)])
+        return OneStepState(u, None, before)
 
     def _with_first(self, i: int, v: Scaled, first: Tensor) -> tuple[Scaled, Tensor | None]:
         """Adds the further gradient at the first stage that evaluates G."""

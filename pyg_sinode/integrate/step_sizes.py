@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..controllers import Adaptive
 from ..operators import LinearSolveError
+from ..solvers import NewtonError
 from .clock import Clock, on_grid, whole_steps
 from .report import StepSizeError, located, not_finite
 from .runge_kutta import OneStepState, RungeKutta, StepResult
@@ -41,7 +42,7 @@ class StepSizes(Protocol):
         """The result, with what else was found about it, if the step counts."""
         ...
 
-    def failed(self, step: Next, u: Tensor, error: LinearSolveError) -> None:
+    def failed(self, step: Next, u: Tensor, error: LinearSolveError | NewtonError) -> None:
         """Takes a smaller step after a failed solve, or raises."""
         ...
 
@@ -87,7 +88,7 @@ class EqualSteps:
             self.good, self.flags, self.first = u, [], step.number + 1
         return result
 
-    def failed(self, step: Next, u: Tensor, error: LinearSolveError) -> None:
+    def failed(self, step: Next, u: Tensor, error: LinearSolveError | NewtonError) -> None:
         """A step that fails is an error."""
         self.finish()  # the first fault of all, not what came of it
         raise located(error, step.t, step.number, u) from error.__cause__
@@ -175,7 +176,7 @@ class AdaptiveSteps:
         self._shrink(step, u, error, None)
         return None
 
-    def failed(self, step: Next, u: Tensor, error: LinearSolveError) -> None:
+    def failed(self, step: Next, u: Tensor, error: LinearSolveError | NewtonError) -> None:
         """Takes a smaller step after a failed solve."""
         # Without its frames, which would hold the trial, and it them.
         cause = located(error, step.t, step.number, u).with_traceback(None)
@@ -241,7 +242,8 @@ class AdaptiveSteps:
 
     def _too_small(self, step: Next, u: Tensor, error: float, cause: Exception | None
                    ) -> StepSizeError:
-        what = (f"a linear solve failed: {cause}" if cause is not None
+        what = (f"an implicit stage was not solved: {cause}" if isinstance(cause, NewtonError)
+                else f"a linear solve failed: {cause}" if cause is not None
                 else "its result was not finite" if not math.isfinite(error)
                 else f"its error was {error:.3g} times what the tolerances allow")
         return StepSizeError(

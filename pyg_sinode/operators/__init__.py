@@ -6,6 +6,7 @@ from typing import Any
 
 from .banded import Banded
 from .base import LinearOperator, Scaled, Sum, Transposed
+from .block_diagonal import BlockDiagonal
 from .circulant import Circulant
 from .dense import Dense
 from .graph import Graph
@@ -15,7 +16,7 @@ from .results import LinearSolveError, Solution
 from .shifted import Shifted
 
 __all__ = [
-    "Banded", "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator",
+    "Banded", "BlockDiagonal", "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator",
     "LinearSolveError", "MatrixFree", "Scaled", "ScaledIdentity", "Shifted", "Solution", "Sum",
     "Transposed",
 ]

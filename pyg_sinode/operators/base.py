@@ -22,7 +22,8 @@ from .checks import (
     foreign_leaf,
     lost_gradient,
 )
-from .results import Entries, LinearSolveError, equals_transpose
+from .flat import diagonal_blocks
+from .results import Entries, LinearSolveError, dense_matrix, equals_transpose
 
 Self = TypeVar("Self", bound="LinearOperator")
 _RENAMED = {"entries": "to_coo", "pointwise": "as_diagonal"}
@@ -155,6 +156,18 @@ class LinearOperator:
     def to_coo(self, dim: int, size: int) -> Entries | None:
         """J as one matrix for all columns along ``dim`` of length ``size``, or None."""
         return None
+
+    def blocks(self, u: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+        """The blocks of J along ``dims`` alone, for every index of the others; None if unknown.
+
+        They are matrices of shape ``(*, n, n)``, where ``*`` broadcasts against the dimensions of
+        u other than ``dims``.
+        """
+        if not set(dims).isdisjoint(self.dims):
+            entries = self.to_coo(dims[0], u.size(dims[0])) if dims == self.dims else None
+            return None if entries is None else dense_matrix(entries, u.size(dims[0]), u)
+        d = self.diagonal(u)
+        return None if d is None else diagonal_blocks(d, u, dims)
 
     def has_closed_inverse(self) -> bool:
         """Whether :meth:`resolvent` gives an inverse of I - cJ without iteration."""
@@ -309,6 +322,10 @@ class Transposed(LinearOperator):
         e = self.operator.to_coo(dim, size)
         return None if e is None else Entries(e.col, e.row, e.value)
 
+    def blocks(self, u: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+        blocks = self.operator.blocks(u, dims)
+        return None if blocks is None else blocks.mT
+
 
 class Scaled(LinearOperator):
     r"""A multiple :math:`s J` of an operator.
@@ -381,6 +398,10 @@ class Scaled(LinearOperator):
     def to_coo(self, dim: int, size: int) -> Entries | None:
         e = self.operator.to_coo(dim, size)
         return None if e is None else Entries(e.row, e.col, e.value * detached(self.factor))
+
+    def blocks(self, u: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+        blocks = self.operator.blocks(u, dims)
+        return None if blocks is None else blocks * detached(self.factor)
 
     def has_closed_inverse(self) -> bool:
         return self.operator.has_closed_inverse()
@@ -508,6 +529,11 @@ class Sum(LinearOperator):
         return Entries(torch.cat([part.row.to(like.device) for part in known]),
                        torch.cat([part.col.to(like.device) for part in known]),
                        torch.cat([part.value.to(like) for part in known]))
+
+    def blocks(self, u: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+        parts = [term.blocks(u, dims) for term in self.terms]
+        known = [part for part in parts if part is not None]
+        return sum(known[1:], known[0]) if len(known) == len(parts) else None
 
     def _split(self) -> tuple[float, list[LinearOperator]]:
         """The multiple of the identity in the sum, and the other terms."""

@@ -113,13 +113,13 @@ def check_condition(solve: Callable[[Tensor], Tensor], row_sums: Tensor) -> None
 
     Args:
         solve (callable): From right-hand sides, as columns, to the solutions.
-        row_sums (Tensor): The sums of the magnitudes in each row of the matrix.
+        row_sums (Tensor): The sums of the magnitudes in each row of the matrix, or of each matrix.
     """
     if row_sums.numel() == 0:
         return
     generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(row_sums.numel(), 4, dtype=row_sums.dtype, generator=generator)
-    scaled = row_sums.unsqueeze(1) * probes.to(row_sums.device)
+    probes = torch.randn(row_sums.size(-1), 4, dtype=row_sums.dtype, generator=generator)
+    scaled = row_sums.unsqueeze(-1) * probes.to(row_sums.device)
     # A pivot of zero gives NaN.
     condition = float(solve(scaled).abs().nan_to_num(math.inf, math.inf).max())
     if not condition * torch.finfo(row_sums.dtype).eps < 0.03:

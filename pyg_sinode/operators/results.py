@@ -36,6 +36,13 @@ class Entries(NamedTuple):
     value: Tensor
 
 
+def dense_matrix(entries: Entries, size: int, like: Tensor) -> Tensor:
+    """The entries as a dense matrix, in the dtype and on the device of a tensor."""
+    matrix = like.new_zeros(size, size)
+    place = (entries.row.to(like.device), entries.col.to(like.device))
+    return matrix.index_put_(place, entries.value.to(like), accumulate=True)
+
+
 def equals_transpose(entries: Entries, size: int) -> bool:
     """Whether a square matrix equals its transpose to rounding, duplicate entries added up."""
     row, col, value = entries

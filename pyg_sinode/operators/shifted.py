@@ -68,6 +68,13 @@ class Shifted(LinearOperator):
         value = torch.cat([e.value.new_ones(size), -self.c * e.value])
         return Entries(torch.cat([at, e.row]), torch.cat([at, e.col]), value)
 
+    def blocks(self, u: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+        blocks = self.operator.blocks(u, dims)
+        if blocks is None:
+            return None
+        return torch.eye(blocks.size(-1), dtype=blocks.dtype, device=blocks.device).sub(
+            blocks, alpha=self.c)
+
     def has_closed_inverse(self) -> bool:
         return self.operator.has_closed_inverse()
 

@@ -11,9 +11,10 @@ __all__ = ["ALIASES", "MULTISTEP", "RUNGE_KUTTA", "SCHEMES", "IMEXMultistep", "I
 
 Scheme = IMEXTableau | IMEXMultistep
 SCHEMES: dict[str, Scheme] = {**RUNGE_KUTTA, **MULTISTEP}
-# The names of Zhang, Liu and Maulik, "Semi-Implicit Neural Ordinary Differential Equations" (2025).
-ALIASES = {"imex_rk2": "ssp222", "imex_rk3": "ark324l2sa", "imex_rk4": "ark436l2sa",
-           "imex_rk5": "ark548l2sa"}
+# The second to fifth are the names of Zhang, Liu and Maulik, "Semi-Implicit Neural Ordinary
+# Differential Equations" (2025).
+ALIASES = {"implicit_euler": "imex_euler", "imex_rk2": "ssp222", "imex_rk3": "ark324l2sa",
+           "imex_rk4": "ark436l2sa", "imex_rk5": "ark548l2sa"}
 
 
 def get_scheme(method: str | Scheme) -> Scheme:

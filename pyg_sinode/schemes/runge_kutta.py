@@ -21,6 +21,9 @@ _KENNEDY = "Kennedy and Carpenter (2003), doi:10.1016/S0168-9274(02)00138-1"
 IMEX_EULER = IMEXTableau(
     "imex_euler", 1, _lower((1,)), _lower((0, 1)), (1, 0), (0, 1),
     reference=f"{_ASCHER}, forward-backward Euler (1,1,1), section 2.1")
+CRANK_NICOLSON = IMEXTableau(
+    "crank_nicolson", 2, _lower((1,)), _lower((1 / 2, 1 / 2)), (1 / 2, 1 / 2), (1 / 2, 1 / 2),
+    reference="Crank and Nicolson (1947), doi:10.1017/S0305004100023197, with Heun's method for G")
 ARS122 = IMEXTableau(
     "ars122", 2, _lower((1 / 2,)), _lower((0, 1 / 2)), (0, 1), (0, 1), b_embedded=(1 / 2, 1 / 2),
     reference=f"{_ASCHER}, implicit-explicit midpoint (1,2,2), section 2.3")

@@ -124,6 +124,15 @@ class IMEXTableau:
         diagonal = [value for value in np.diag(self.a_implicit) if value != 0]
         return not diagonal or _same(diagonal, diagonal[0])
 
+    def continues(self, *, alone: bool) -> bool:
+        """Whether the last stage is the state at the end, and its H the first of the next step.
+
+        Args:
+            alone (bool): Whether there is no G.
+        """
+        accurate = self.stiffly_accurate if alone else self.globally_stiffly_accurate
+        return accurate and not self.a_implicit[0].any() and _same(self.c_implicit[-1], 1)
+
     @cached_property
     def stiffly_accurate(self) -> bool:
         """Whether the implicit weights are the last row of their matrix."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..operators import LinearOperator, LinearSolveError, Solution
 from ..operators.base import Reciprocal
 from ..operators.dense import DenseInverse, check_condition
-from ..operators.results import Entries
+from ..operators.results import Entries, dense_matrix
 from .base import ClosedInverse, Inverse
 
 
@@ -87,7 +87,7 @@ class Factors:
         if dense is None:
             dense = size <= 64 or entries.value.numel() >= 0.1 * size**2
         if dense:
-            return DenseInverse.of(_dense(entries, size, b), dim)
+            return DenseInverse.of(dense_matrix(entries, size, b), dim)
         if b.device.type != "cpu":
             raise ValueError(f"Expected a state on the CPU for a sparse LU (got {b.device}); use "
                              "CG or GMRES there.")
@@ -154,9 +154,3 @@ class SparseInverse(LinearOperator):
     def transpose(self) -> SparseInverse:
         """The inverse of the transposed matrix, from the same factors."""
         return SparseInverse(self.solve_host, self.dims[0], not self.transposed)
-
-
-def _dense(entries: Entries, size: int, like: Tensor) -> Tensor:
-    matrix = like.new_zeros(size, size)
-    place = (entries.row.to(like.device), entries.col.to(like.device))
-    return matrix.index_put_(place, entries.value.to(like), accumulate=True)

@@ -1,4 +1,4 @@
-"""What may stand on the implicit side besides an operator? A multiple a(t) J, a forcing f(t)."""
+"""What is an implicit part a(t) J u + f(t), linear in the state?"""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .operators import LinearOperator, MatrixFree, Scaled
-from .operators.checks import (
+from ..operators import LinearOperator, MatrixFree, Scaled
+from ..operators.checks import (
     as_float,
     broadcasts,
     check_real,
     check_tensors,
     lost_gradient,
 )
-from .operators.function import Function
-from .transforms import forward_mode_error, has_tangent
+from ..operators.function import Function
+from ..transforms import forward_mode_error, has_tangent
 
 OfTime = Callable[[Tensor], Any]
 

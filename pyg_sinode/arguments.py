@@ -1,0 +1,225 @@
+"""What is wrong with an argument of an integration, if something is?"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from .controllers import Adaptive, Controller, I
+from .integrate.clock import Clock
+from .integrate.explicit import ExplicitTerm
+from .integrate.steps import Steps
+from .norms import maximum
+from .operators import LinearOperator
+from .operators.checks import broadcasts, check_real
+from .operators.replaced import is_replacing, refuse_replaced
+from .precision import SHORT, full_precision, is_autocast, widened
+from .schemes import SCHEMES, Scheme
+from .terms import Affine, Nonlinear
+from .transforms import forward_mode_error, has_tangent
+
+
+def tensors_of(u0: Tensor, implicit: Any, args: Any) -> list[Any]:
+    """What may carry a tangent, before anything is checked; values of G are looked at later."""
+    found = [u0, *(args if isinstance(args, tuple) else ())]
+    if isinstance(implicit, (LinearOperator, Affine, Nonlinear)):
+        found += implicit.tensors
+    return found
+
+
+def read_times(t: Any) -> list[float]:
+    """The output times as Python floats."""
+    check_real(t, "t")
+    if has_tangent(t):
+        raise forward_mode_error("t", "pass t without one, or scale G and J instead")
+    if t.requires_grad:
+        raise ValueError("Expected t without requires_grad (got one that requires a gradient): no "
+                         "gradient reaches the times; pass t.detach(), or scale G and J instead.")
+    if t.dim() != 1 or t.numel() == 0:
+        raise ValueError(f"Expected t as a 1-D tensor of at least one time (got shape "
+                         f"{tuple(t.shape)}).")
+    times: list[float] = t.tolist()
+    if not all(map(math.isfinite, times)):
+        raise ValueError(f"Expected finite times in t (got {times}).")
+    rises = [b - a for a, b in itertools.pairwise(times)]
+    if not (all(r > 0 for r in rises) or all(r < 0 for r in rises)):
+        raise ValueError("Expected t strictly increasing or strictly decreasing (got "
+                         f"{times[:8]}{'...' if len(times) > 8 else ''}); sort it and drop "
+                         "repetitions.")
+    return times
+
+
+def clock_of(t: Tensor, times: list[float], scheme: Scheme) -> Clock:
+    """To what the times are rounded, for the number of steps and for steps of one size.
+
+    Times that were converted from float32 (numbers of 21 to 24 bits among them) get the steps that
+    they would have had there. Multistep schemes know no steps but equal ones, and take such times
+    for a grid where float32 would: their outputs may move by its rounding.
+    """
+    own = torch.finfo(t.dtype).eps
+    if t.dtype != torch.float64 or all((math.frexp(x)[0] * 2**20).is_integer() for x in times):
+        return Clock(own)
+    if not torch.equal(t.float().double(), t):
+        return Clock(own)
+    narrow = torch.finfo(torch.float32).eps
+    converted = scheme.equal_steps
+    return Clock(narrow if converted else own, narrow, converted)
+
+
+def positive(name: str, value: Any) -> float:
+    """A number, which has to be positive."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"Expected {name} as a number (got {type(value).__name__}).")
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"Expected a positive, finite {name} (got {value}); the direction of time "
+                         "is that of t.")
+    return number
+
+
+def control_of(u0: Tensor, step_size: Any, rtol: Any, atol: Any, norm: Any, controller: Any,
+             first_step: Any, min_step: Any, max_steps: Any) -> Adaptive | None:
+    """The limits of adaptive steps; None where step_size makes them equal."""
+    given = {"rtol": rtol, "atol": atol, "norm": norm, "controller": controller,
+             "first_step": first_step, "min_step": min_step, "max_steps": max_steps}
+    if step_size is not None:
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong:
+            raise ValueError(f"Expected no {' or '.join(wrong)} with a step_size (got step_size="
+                             f"{step_size}): its steps are equal; leave it out for adaptive ones.")
+        return None
+    if not (norm is None or callable(norm)):
+        raise TypeError("Expected norm as a function such as pyg_sinode.norms.rms (got "
+                        f"{type(norm).__name__}).")
+    if not (controller is None or isinstance(controller, Controller)):
+        raise TypeError(f"Expected a controller such as pyg_sinode.controllers.PI() (got "
+                        f"{controller!r}).")
+    if max_steps is not None and (
+            isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1):
+        raise ValueError(f"Expected max_steps as a positive int (got {max_steps!r}).")
+    return Adaptive(
+        _tolerance("rtol", rtol, 1e-3, u0), _tolerance("atol", atol, 1e-6, u0),
+        I() if controller is None else controller,
+        None if first_step is None else positive("first_step", first_step),
+        0.0 if min_step is None else positive("min_step", min_step),
+        100_000 if max_steps is None else max_steps,
+        maximum if norm is None else norm)
+
+
+def _tolerance(name: str, value: Any, default: float, u0: Tensor) -> float | Tensor:
+    if value is None:
+        return default
+    if not isinstance(value, Tensor):
+        return positive(name, value)
+    check_real(value, name)
+    if value.device != u0.device:
+        raise ValueError(f"Expected {name} on the device of the state, {u0.device} (got "
+                         f"{value.device}); move one of the two.")
+    if not bool((value > 0).all() and value.isfinite().all()):
+        raise ValueError(f"Expected a positive, finite {name} (got one with entries that are not).")
+    if not broadcasts(value.shape, u0):
+        raise ValueError(f"Expected {name} to broadcast to the state of shape {tuple(u0.shape)} "
+                         f"(got {tuple(value.shape)}).")
+    return value.detach().to(u0.dtype)
+
+
+def check_scheme(scheme: Scheme, *, adaptive: bool, dense: bool) -> None:
+    """Refuses adaptive steps and interpolation of a scheme that has no coefficients for them."""
+    if adaptive and scheme.embedded_order == 0:
+        having = [name for name, s in SCHEMES.items() if s.embedded_order > 0]
+        raise ValueError(f"Expected a step_size, or a scheme with an embedded pair for adaptive "
+                         f"steps (got {scheme.name}); these have one: {', '.join(having)}.")
+    if dense and scheme.interpolant is None:
+        having = [name for name, s in SCHEMES.items() if s.interpolant is not None]
+        raise ValueError(f"Expected a scheme with an interpolant for dense=True (got "
+                         f"{scheme.name}); these have one: {', '.join(having)}.")
+
+
+def check_checkpoints(checkpoints: Any, device: Any, gradient: str) -> torch.device | None:
+    """The device to keep them on; refuses what cannot be kept."""
+    if checkpoints is None:
+        if device is not None:
+            raise ValueError(f"Expected checkpoint_device only with checkpoints (got {device!r} "
+                             'without); set checkpoints="auto", say.')
+        return None
+    if gradient != "discrete":
+        raise ValueError('Expected gradient="discrete" with checkpoints (got '
+                         f"{gradient!r}, which keeps a graph of everything).")
+    number = isinstance(checkpoints, int) and not isinstance(checkpoints, bool)
+    if not (checkpoints == "auto" or (number and checkpoints >= 1)):
+        raise ValueError(f'Expected checkpoints as an int of at least 1, "auto" or None (got '
+                         f"{checkpoints!r}).")
+    return None if device is None else torch.device(device)
+
+
+def check_graph_memory(value: Any) -> None:
+    """Refuses what is no number of bytes."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise ValueError(f"Expected graph_memory as a number of bytes from 0 up (got {value!r}).")
+
+
+def check_equal(steps: Steps, scheme: Scheme) -> None:
+    """Refuses steps of several sizes for a multistep scheme."""
+    sizes = sorted(set(steps.h))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"Expected output times that are whole multiples of one step size apart for "
+            f"{scheme.name} (got steps from {sizes[0]:.6g} to {sizes[-1]:.6g}); choose equally "
+            "spaced times, or a step_size that divides every interval, or a Runge-Kutta scheme.")
+
+
+def explicit_term(explicit: Any, args: Any, scheme: Scheme, u0: Tensor,
+                  t: float, *, tangents: bool) -> ExplicitTerm | None:
+    """The explicit term, whose lazy parameters have their shapes."""
+    if not isinstance(args, tuple):
+        raise TypeError(f"Expected args as a tuple (got {type(args).__name__}); write args=(x,).")
+    if explicit is None:
+        if args:
+            raise ValueError(f"Expected no args without an explicit term (got {len(args)}).")
+        return None
+    if not callable(explicit):
+        raise TypeError("Expected the explicit term as a function or module of (t, u, *args) (got "
+                        f"{type(explicit).__name__}).")
+    args = tuple(map(widened, args))
+    term = ExplicitTerm(explicit, args, scheme.live_values, tangents=tangents)
+    if not any(map(is_lazy, term.tensors)):
+        return term
+    with torch.no_grad():
+        explicit(u0.new_full((), t), u0.detach(), *args)  # gives its parameters their shapes
+    return ExplicitTerm(explicit, args, scheme.live_values, tangents=tangents)
+
+
+def implicit_term(implicit: Any, u0: Tensor, t: float) -> Affine | Nonlinear | None:
+    """The implicit term, checked against the initial state."""
+    if implicit is None:
+        return None
+    if not isinstance(implicit, (LinearOperator, Affine, Nonlinear)):
+        raise TypeError("Expected the implicit part as a pyg_sinode.operators.LinearOperator, "
+                        f"terms.Affine or terms.Nonlinear (got {type(implicit).__name__}); wrap a "
+                        "matrix with operators.Dense, a linear function with operators.MatrixFree, "
+                        "any other with terms.Nonlinear.")
+    part = Affine(implicit) if isinstance(implicit, LinearOperator) else implicit
+    if is_autocast(u0.device) and any(x.dtype in SHORT for x in part.tensors):
+        part = part.with_tensors(list(map(widened, part.tensors)))
+    refuse_replaced(part.tensors)
+    if is_replacing():  # modules in it have other parameters in the backward pass
+        part = part.with_tensors(part.tensors)
+    with full_precision(u0.device):
+        part.check(u0, t)
+    return part
+
+
+def check_solver(solver: Any, implicit: Any) -> None:
+    """Refuses what is no linear solver, and one that would not be used."""
+    if solver is not None and (isinstance(solver, type) or not hasattr(solver, "invert")):
+        raise TypeError("Expected a linear solver such as pyg_sinode.solvers.CG() (got "
+                        f"{solver!r}).")
+    if solver is not None and isinstance(implicit, Nonlinear):
+        raise ValueError(f"Expected no solver beside a Nonlinear (got {solver!r}); hand it to "
+                         "Newton, as Nonlinear(fn, newton=Newton(solver=...)).")

@@ -1,0 +1,339 @@
+"""How is an implicit stage with a nonlinear H solved, transposed and differentiated?
+
+The stages are solved by Newton's method; everything else is linear algebra with the derivative of
+H at a stage, from the autograd graph of one evaluation there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..operators import LinearOperator, LinearSolveError, Shifted
+from ..operators.block_diagonal import BlockInverse, derivative_blocks
+from ..solvers import GMRES, Direct, NewtonError, Solver, default
+from ..solvers.krylov import Krylov, KrylovInverse
+from ..terms import Nonlinear
+from ..transforms import recording
+from .implicit import solution
+from .report import Stats
+
+DENSE = 64  # rows of a derivative up to which it is made as dense blocks
+Scale = Callable[[Tensor], Tensor]
+
+
+class NewtonPart:
+    """The part H(t, u), not linear in u.
+
+    Args:
+        term (Nonlinear): H, its derivative if the user gave one, and how stages are solved.
+        allowed (callable, optional): From a state to 1e-2 of the integration's tolerance at each
+            entry; None with equal steps.
+        stats (Stats): Filled on the way.
+    """
+
+    is_zero, remembers = False, True
+
+    def __init__(self, term: Nonlinear, allowed: Scale | None, stats: Stats) -> None:
+        self.term, self.newton, self.allowed, self.stats = term, term.newton, allowed, stats
+        self.tensors = [p if p.is_leaf and not p._backward_hooks
+                        else p.detach().requires_grad_(p.requires_grad) for p in term.tensors]
+        self.local = term.with_tensors(self.tensors)  # where graphs end
+        self.factors: tuple[float, LinearOperator] | None = None  # of this step, for one c
+        self.derives = False  # whether H takes derivatives by the state itself
+        self.held: Derivative | None = None  # of the last state asked for
+        self.exact: tuple[Derivative, float, LinearOperator] | None = None  # an inverse of it
+
+    def start_step(self) -> None:
+        """Forgets the factors: a step gives the same result wherever it is made again from."""
+        self.factors = None
+
+    def value(self, t: float, U: Tensor) -> Tensor:
+        """H(t, U)."""
+        return self.plain(t, U).clone()  # the next one may be written over it
+
+    def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+        """The U with U = r + c H(t, U), by Newton's method from a guess, else from r."""
+        r = r.detach()
+        if r.numel() == 0:
+            return r
+        if not bool(r.isfinite().all()):
+            raise NewtonError("Expected a finite right-hand side (got NaN or Inf).", state=r)
+        scale = self._scale(r)
+        if guess is not None:
+            try:
+                return self.newton.solve(_Stage(self, t, c, r), guess.detach(), scale)
+            except NewtonError:
+                self.factors = None  # and once more from r, which is nearer now and then
+        return self.newton.solve(_Stage(self, t, c, r), r, scale)
+
+    def linear_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
+        """The y with (I - c H_u(t, U)) y = b; by the factors of the step's stages if there are."""
+        known = self.factors
+        if known is None or known[0] != c:
+            return self._finite(self.inverse(self.at(t, U), c), b)
+        return self._finite(known[1], b)
+
+    def transposed_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
+        """The y with (I - c H_u(t, U))^T y = b, by the exact derivative."""
+        derivative = self.at(t, U)
+        if self.exact is None or self.exact[0] is not derivative or self.exact[1] != c:
+            self.exact = derivative, c, self.exact_inverse(derivative, c)
+        return self._finite(self.exact[2].T, b)
+
+    def transposed_value(self, t: float, U: Tensor, w: Tensor) -> Tensor:
+        """H_u(t, U)^T w."""
+        return self.at(t, U).vjp(w)
+
+    def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
+            ) -> Sequence[Tensor | None]:
+        """The gradients of <w, H(t, U)> at the tensors of H that are wanted."""
+        if not any(wanted):
+            return ()
+        chosen = [p if want else None for p, want in zip(self.tensors, wanted, strict=True)]
+        return self.at(t, U).vjp_at(w, chosen)
+
+    def wants_guess(self) -> bool:
+        """Newton's method starts from one."""
+        return True
+
+    def at(self, t: float, U: Tensor) -> Derivative:
+        """The derivative at a state; that of the last one is kept."""
+        if self.held is None or not self.held.is_at(t, U):
+            self.exact = None
+            self.held = self.evaluate(t, U)
+            self.term.check_named(self.held.value, [self.held.u, *self.tensors])
+        return self.held
+
+    def plain(self, t: float, U: Tensor) -> Tensor:
+        """One evaluation of H without a graph, unless H takes derivatives by the state itself."""
+        if not self.derives:
+            self.stats.implicit_evaluations += 1
+            try:
+                return self.local.value(t, U if U.is_inference() else U.detach().requires_grad_())
+            except RuntimeError as error:
+                if "not require grad" not in str(error):
+                    raise
+            self.derives = True
+        return self.evaluate(t, U).value.detach()
+
+    def evaluate(self, t: float, U: Tensor) -> Derivative:
+        """One evaluation of H with its graph."""
+        self.stats.implicit_evaluations += 1
+        found = Derivative(self.local, t, U, self.stats)
+        if self.term.watched:
+            self.term.check_named(found.value, [found.u])
+        return found
+
+    def inverse(self, derivative: Derivative, c: float, rtol: float | None = None
+                ) -> LinearOperator:
+        """The inverse of I - c H_u that Newton's method uses."""
+        if self.term.jacobian is None:
+            return self.exact_inverse(derivative, c, rtol)
+        operator = self.term.operator(derivative.t, derivative.u.detach())
+        solver = self.newton.solver or default(operator, c)
+        if not isinstance(solver, Krylov):
+            self.stats.factorizations += 1
+        with torch.no_grad():
+            found: LinearOperator = _with_rtol(solver, rtol).invert(Shifted(operator, c))
+        return found
+
+    def exact_inverse(self, derivative: Derivative, c: float, rtol: float | None = None
+                      ) -> LinearOperator:
+        """The inverse of I - c H_u for the exact derivative."""
+        dims, solver = derivative.dims, self.newton.solver
+        size = math.prod(derivative.u.size(d) for d in dims)
+        own = self.term.jacobian is None
+        if isinstance(solver, Direct) if own and solver is not None else size <= DENSE:
+            self.stats.factorizations += 1
+            return BlockInverse.of(derivative.shifted_blocks(c), dims, checked=False)
+        krylov = solver if own and solver is not None else GMRES()
+        rtol = self.newton.rtol if rtol is None else rtol
+        inner = None if own else self.inverse(derivative, c)
+        if isinstance(inner, KrylovInverse):
+            inner = inner.preconditioner
+        with torch.no_grad():
+            found: LinearOperator = _with_rtol(krylov, rtol).invert(Shifted(derivative, c))
+        if inner is not None:
+            assert isinstance(found, KrylovInverse)
+            found = KrylovInverse(found.solver, found.operator, inner)
+        return found
+
+    def _scale(self, r: Tensor) -> Scale:
+        """From a state to the error of a stage that is allowed in each entry."""
+        newton, dims = self.newton, self.term.dims(r)
+        info = torch.finfo(r.dtype)
+        if newton.rtol is None and self.allowed is not None:
+            allowed = self.allowed
+            return lambda U: (allowed(U) + newton.atol).clamp_min(info.tiny)
+        rtol = 100 * info.eps if newton.rtol is None else newton.rtol
+
+        def of(U: Tensor) -> Tensor:
+            size = torch.maximum(U.abs(), r.abs())
+            most = size.amax(dim=dims, keepdim=True) if dims else size
+            return (newton.atol + rtol * most).clamp_min(info.tiny)
+        return of
+
+    def _finite(self, inverse: LinearOperator, b: Tensor) -> Tensor:
+        x = self.linear(inverse, b)
+        if not bool(x.isfinite().all()):
+            raise LinearSolveError("I - c H_u is singular to rounding, or the right-hand side not "
+                                   "finite. Change the step size, or use float64.",
+                                   residual=math.inf, state=b)
+        return x
+
+    def linear(self, inverse: LinearOperator, b: Tensor) -> Tensor:
+        """The solution of a linear system, counted."""
+        start = time.perf_counter()
+        x, iterations, residual = solution(inverse, b, None)
+        self.stats.linear_seconds += time.perf_counter() - start
+        self.stats.linear_solves += 1
+        if iterations is not None and residual is not None and iterations.numel():
+            self.stats.linear_iterations += int(iterations.max())
+            self.stats.worst_residual = max(self.stats.worst_residual, float(residual.max()))
+        return x
+
+
+class Derivative(LinearOperator):
+    """The derivative H_u at a state as an operator, by the graph of one evaluation.
+
+    Args:
+        term (Nonlinear): H, with the tensors in which its graph is to end.
+        t (float): The time.
+        U (Tensor): The state.
+        stats (Stats): Filled on the way.
+    """
+
+    def __init__(self, term: Nonlinear, t: float, U: Tensor, stats: Stats) -> None:
+        self.term, self.t, self.stats, self.dims = term, t, stats, term.dims(U)
+        with recording():
+            self.u = (U.clone() if U.is_inference() else U.detach()).requires_grad_()
+            self.value = term.value(t, self.u)
+        self.place = U  # held, so that its memory is not reused
+        self._tangent: tuple[Tensor, Tensor] | None = None
+
+    def is_at(self, t: float, U: Tensor) -> bool:
+        """Whether it is that of a state, by where that lies."""
+        return t == self.t and U.shape == self.u.shape and U.data_ptr() == self.place.data_ptr()
+
+    def mv(self, u: Tensor) -> Tensor:
+        """The product H_u u: that of a vector-Jacobian product, linear in its vector."""
+        self.stats.implicit_jvps += 1
+        if not self.value.requires_grad:
+            return torch.zeros_like(u)
+        if self._tangent is None:
+            self._tangent = self._record_tangent()
+        w, back = self._tangent
+        if not back.requires_grad:
+            return torch.zeros_like(u)
+        (found,) = torch.autograd.grad(back, w, u, retain_graph=True, allow_unused=True,
+                                       materialize_grads=True)
+        return found
+
+    def _record_tangent(self) -> tuple[Tensor, Tensor]:
+        """A vector, and the vector-Jacobian product with it as a graph."""
+        with recording():
+            w = torch.zeros_like(self.value, requires_grad=True)
+            try:
+                (back,) = torch.autograd.grad(self.value, self.u, w, create_graph=True,
+                                              allow_unused=True, materialize_grads=True)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    "Expected H of Nonlinear to be differentiable twice by autograd, for products "
+                    f"with its derivative (got: {error}); give it a jacobian=, or small systems by "
+                    "dims=, whose derivative is made by single derivatives.") from error
+        return w, back
+
+    def transpose(self) -> LinearOperator:
+        """The operator of vector-Jacobian products."""
+        return _Transpose(self)
+
+    def vjp(self, w: Tensor) -> Tensor:  # type: ignore[override]
+        """The product H_u^T w."""
+        self.stats.implicit_vjps += 1
+        if not self.value.requires_grad:
+            return torch.zeros_like(w)
+        (found,) = torch.autograd.grad(self.value, self.u, w, retain_graph=True,
+                                       allow_unused=True, materialize_grads=True)
+        return found
+
+    def vjp_at(self, w: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients of <w, H> at tensors in which the graph ends; None where none is given."""
+        self.stats.implicit_vjps += 1
+        chosen = [p for p in tensors if p is not None and p.requires_grad]
+        if not chosen or not self.value.requires_grad:
+            return [None] * len(tensors)
+        found = iter(torch.autograd.grad(self.value, chosen, w, retain_graph=True,
+                                         allow_unused=True))
+        return [next(found) if p is not None and p.requires_grad else None for p in tensors]
+
+    def shifted_blocks(self, c: float) -> Tensor:
+        """I - c H_u as a dense block for each system."""
+        blocks = derivative_blocks(self.value, self.u, self.dims)
+        self.stats.implicit_vjps += blocks.size(-1)
+        return torch.eye(blocks.size(-1), dtype=blocks.dtype, device=blocks.device).sub(
+            blocks, alpha=c)
+
+
+class _Transpose(LinearOperator):
+    """The transpose of a derivative."""
+
+    def __init__(self, derivative: Derivative) -> None:
+        self.derivative, self.dims = derivative, derivative.dims
+
+    def mv(self, u: Tensor) -> Tensor:
+        return self.derivative.vjp(u)
+
+    def transpose(self) -> LinearOperator:
+        return self.derivative
+
+
+class _Point(NamedTuple):
+    """A state, the residual of a stage's system there, and the derivative of H if it was made."""
+
+    U: Tensor
+    residual: Tensor
+    derivative: Derivative | None
+
+
+class _Stage:
+    """The system U - r - c H(t, U) = 0 of a stage."""
+
+    def __init__(self, part: NewtonPart, t: float, c: float, r: Tensor) -> None:
+        self.part, self.t, self.c, self.r, self.dims = part, t, c, r, part.term.dims(r)
+        known = part.factors
+        self.inverse = None if known is None or known[0] != c else known[1]
+
+    def at(self, U: Tensor) -> _Point:
+        # Factors serve several states; without them the derivative is needed at each.
+        derivative = None if self.part.factors is not None else self.part.evaluate(self.t, U)
+        value = self.part.plain(self.t, U) if derivative is None else derivative.value.detach()
+        return _Point(U, torch.sub(U - self.r, value, alpha=self.c), derivative)
+
+    def linearize(self, point: _Point, rtol: float) -> LinearOperator:
+        derivative = point.derivative or self.part.evaluate(self.t, point.U)
+        inverse = self.part.inverse(derivative, self.c, rtol)
+        if not getattr(inverse, "iterative", False):
+            self.part.factors = self.c, inverse
+        return inverse
+
+    def solve(self, inverse: LinearOperator, b: Tensor) -> Tensor:
+        return self.part.linear(inverse, b)
+
+    def count(self) -> None:
+        self.part.stats.newton_iterations += 1
+
+
+def _with_rtol(solver: Solver, rtol: float | None) -> Solver:
+    """A Krylov solver with a tolerance, unless it has one of its own."""
+    if rtol is None or not isinstance(solver, Krylov) or solver.rtol is not None:
+        return solver
+    own: Any = solver
+    found: Solver = dataclasses.replace(own, rtol=rtol)
+    return found

@@ -1,0 +1,29 @@
+"""How are some dimensions of a state taken as one?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def flattened(u: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """A state with some of its dimensions as one, the last; dims in ascending order."""
+    if dims == (-1,):
+        return u
+    return u.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
+
+
+def unflattened(x: Tensor, like: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The state that :func:`flattened` made x from, in the shape of another."""
+    if dims == (-1,):
+        return x
+    last = tuple(range(-len(dims), 0))
+    apart: Tensor = x.unflatten(-1, [like.size(d) for d in dims])
+    return apart.movedim(last, dims)
+
+
+def diagonal_blocks(d: Tensor, u: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """A diagonal that broadcasts against u, as diagonal matrices along some dimensions."""
+    d = d[(None,) * (u.dim() - d.dim())]
+    wanted = [u.size(k) if k in dims else -1 for k in range(-u.dim(), 0)]
+    return torch.diag_embed(flattened(d.expand(wanted), dims))

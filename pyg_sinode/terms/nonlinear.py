@@ -1,0 +1,203 @@
+"""What is an implicit part H(t, u) that is not linear in the state?"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..operators import LinearOperator
+from ..operators.checks import check_dims, lost_gradient
+from ..operators.function import Function
+from ..solvers import Newton
+from ..transforms import forward_mode_error, has_tangent, recording
+
+Jacobian = Callable[[Tensor, Tensor], LinearOperator]
+OFF = 0.25  # the relative defect of a jacobian from which on it is worth a warning
+
+
+class Nonlinear:
+    r"""An implicit part :math:`u \mapsto H(t, u)` that is not linear, by Newton's method.
+
+    Each implicit stage solves :math:`U = r + c H(t, U)`. Its gradient is that of the solution,
+    by one transposed solve with the derivative at it, whatever Newton's iterations were. This is
+    for stiff reactions; with ``explicit=None`` the integration is fully implicit.
+
+    .. code-block:: python
+
+        def robertson(t, u, k):  # three species along the last dimension, their rates k
+            x, y, z = u.unbind(-1)
+            slow, fast, last = k[0] * x, k[1] * y * y, k[2] * y * z
+            return torch.stack([last - slow, slow - last - fast, fast], dim=-1)
+
+        imex_odeint(None, terms.Nonlinear(robertson, k, dims=-1), u0, t, rtol=1e-6)
+
+    Args:
+        fn (callable or torch.nn.Module): H, called as ``fn(t, u, *args)``, t a 0-dim tensor. It
+            must give the same value for the same arguments: no dropout. The parameters of a module
+            receive gradients.
+        *args: What it is called with besides; tensors and operators among them receive gradients.
+        dims (int or tuple of int, optional): The dimensions that fn mixes, counted from the end:
+            every index of the others is a system of its own. It mixes all if None.
+            (default: :obj:`None`)
+        jacobian (callable, optional): From t and u to the derivative of H as an operator, whose
+            closed inverse or preconditioner is then used. An approximation makes Newton's method
+            slower; the gradient uses the exact derivative. (default: :obj:`None`)
+        newton (Newton, optional): How the stages are solved. (default: :obj:`Newton()`)
+
+    Shapes:
+        - **u:** any shape :math:`(*)`
+        - **output of fn:** :math:`(*)`, in units of the state per unit of time
+
+    Raises:
+        TypeError, ValueError: if an argument is of another kind or out of range, and by
+            :meth:`check`, if fn, its dims or its jacobian do not fit a state.
+    """
+
+    def __init__(self, fn: Callable[..., Tensor], *args: Any,
+                 dims: int | Sequence[int] | None = None, jacobian: Jacobian | None = None,
+                 newton: Newton | None = None) -> None:
+        if isinstance(fn, LinearOperator) or not callable(fn):
+            raise TypeError("Expected H of Nonlinear as a function or module of (t, u, *args) "
+                            f"(got {type(fn).__name__}).")
+        if not (jacobian is None or callable(jacobian)) or isinstance(jacobian, LinearOperator):
+            raise TypeError("Expected the jacobian of Nonlinear as a function of (t, u) that gives "
+                            f"an operator (got {type(jacobian).__name__}).")
+        if not (newton is None or isinstance(newton, Newton)):
+            raise TypeError(f"Expected newton as pyg_sinode.solvers.Newton(...) (got {newton!r}).")
+        self.function, self.jacobian = Function(fn, args), jacobian
+        self.given = None if dims is None else check_dims("Nonlinear", dims)
+        self.newton = Newton() if newton is None else newton
+        self.watched = False  # whether every value is looked at for gradients that are lost
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that it depends on: those given, then the parameters of a module."""
+        return self.function.tensors
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Nonlinear:
+        """The same part on other tensors, in the order of :attr:`tensors`."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.function = self.function.on(tensors)
+        return other
+
+    def dims(self, u: Tensor) -> tuple[int, ...]:
+        """The dimensions of a state that H mixes."""
+        return tuple(range(-u.dim(), 0)) if self.given is None else self.given
+
+    def guarded(self) -> Nonlinear:
+        """The same part where no gradient is wanted: it refuses one that H would lose."""
+        other = self.with_tensors(self.tensors)
+        other.watched = True
+        return other
+
+    def value(self, t: float, u: Tensor) -> Tensor:
+        """The value H(t, u), differentiable in u and in :attr:`tensors`."""
+        version = None if u.is_inference() else u._version
+        value: Any = self.function(u.new_full((), t), u)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Expected H of Nonlinear to return a tensor (got "
+                            f"{type(value).__name__} at time {t:.6g}).")
+        if value.shape != u.shape or value.dtype != u.dtype or value.device != u.device:
+            raise ValueError(
+                f"Expected H of Nonlinear to return a tensor like the state, {tuple(u.shape)} "
+                f"{u.dtype} on {u.device} (got {tuple(value.shape)} {value.dtype} on "
+                f"{value.device} at time {t:.6g}).")
+        if version is not None and u._version != version:
+            raise ValueError("Expected H of Nonlinear to leave the state as it is (it changed it "
+                             f"in place at time {t:.6g}); work on u.clone().")
+        if has_tangent(value):
+            raise forward_mode_error("H of Nonlinear")
+        return value
+
+    def check_named(self, value: Tensor, ends: Sequence[Tensor]) -> None:
+        """Refuses a value that needs the gradient of a tensor nobody named."""
+        lost = self.function.lost(value, ends)
+        if lost is not None:
+            raise lost_gradient("H of Nonlinear to use only the state, its args and its own "
+                                "parameters", lost, "hand it in, as Nonlinear(fn, tensor) with "
+                                "fn(t, u, tensor), or make fn a torch.nn.Module that holds it.")
+
+    def check(self, u: Tensor, t: float) -> None:
+        """Raises a ValueError or TypeError that says why the part does not fit u at time t."""
+        if u.dim() < max((-d for d in self.dims(u)), default=0):
+            raise ValueError(f"Expected a state with the dimensions {self.dims(u)} of Nonlinear "
+                             f"(got shape {tuple(u.shape)}).")
+        wanted = torch.is_grad_enabled()
+        with recording():
+            state = u.detach().clone().requires_grad_()
+            value, again = self.value(t, state), self.value(t, state)
+        if wanted:
+            self.check_named(value, [state])
+        if not torch.equal(value.detach().nan_to_num(), again.detach().nan_to_num()):
+            raise ValueError("Expected H of Nonlinear to be a function of t and u alone (got "
+                             "another value at the second call), since each stage is solved by "
+                             "several evaluations; take out dropout, random numbers and state, or "
+                             "call .eval().")
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"Expected a finite H of Nonlinear at the initial state (got NaN or "
+                             f"Inf at time {t:.6g}).")
+        if u.numel():
+            with torch.no_grad():
+                self._check_systems(u.detach(), t)
+            if self.jacobian is not None:
+                self._check_jacobian(value, state, t)
+
+    def _check_systems(self, u: Tensor, t: float) -> None:
+        """Some systems must not depend on the others: each is solved with its own derivative."""
+        dims, generator = self.dims(u), torch.Generator().manual_seed(0)
+        systems = [1 if at - u.dim() in dims else n for at, n in enumerate(u.shape)]
+        if math.prod(systems) < 2:
+            return
+        some = (torch.rand(systems, generator=generator) < 0.5).to(u.device)
+        some.view(-1)[0], some.view(-1)[-1] = True, False
+        size = u.abs().max() if bool(u.any()) else 1.0
+        x, y = (u * (1.0 + 0.01 * random) + 1e-3 * size * random for random in (
+            torch.rand(2, *u.shape, dtype=u.dtype, generator=generator).to(u.device)))
+        own, among = self.value(t, x), self.value(t, torch.where(some, x, y))
+        off = torch.where(some, own - among, 0.0).abs().max()
+        if float(off) > 1e4 * torch.finfo(u.dtype).eps * float(own.abs().max()):
+            raise ValueError(f"Expected H of Nonlinear to mix the dimensions {dims} only (got one "
+                             "that mixes others); name all of them in dims=, or leave it out.")
+
+    def operator(self, t: float, u: Tensor) -> LinearOperator:
+        """The user's derivative at a state."""
+        assert self.jacobian is not None
+        with torch.no_grad():
+            found: Any = self.jacobian(u.new_full((), t), u)
+        if not isinstance(found, LinearOperator):
+            raise TypeError("Expected the jacobian of Nonlinear to give a LinearOperator (got "
+                            f"{type(found).__name__}); wrap a matrix with operators.Dense, blocks "
+                            "with operators.BlockDiagonal.")
+        return found
+
+    def _check_jacobian(self, value: Tensor, u: Tensor, t: float) -> None:
+        """Refuses a derivative that does not fit; warns of one that is far from that of H."""
+        operator = self.operator(t, u.detach())
+        operator.check(u.detach())
+        if not set(operator.dims) <= set(self.dims(u)):
+            raise ValueError(f"Expected a jacobian along the dimensions {self.dims(u)} of "
+                             f"Nonlinear (got one along {operator.dims}).")
+        generator = torch.Generator().manual_seed(0)
+        w = torch.randn(u.shape, dtype=u.dtype, generator=generator).to(u.device)
+        with torch.no_grad():
+            product = operator.T.mv(w)
+        exact = torch.zeros_like(w)
+        if value.requires_grad:
+            (exact,) = torch.autograd.grad(value, u, w, allow_unused=True, materialize_grads=True)
+        size = float(torch.linalg.vector_norm(exact))
+        defect = float(torch.linalg.vector_norm(product - exact))
+        if defect > OFF * size:
+            warnings.warn(
+                f"The jacobian of Nonlinear is off by {defect:.2g} on a random direction where the "
+                f"derivative of H is {size:.2g}: Newton's method may converge slowly or not at all "
+                "(gradients are exact all the same).", stacklevel=5)
+
+    def __repr__(self) -> str:
+        fn = self.function.fn
+        return f"{type(self).__name__}({getattr(fn, '__name__', None) or type(fn).__name__})"
