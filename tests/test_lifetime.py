@@ -12,8 +12,8 @@ from pyg_sinode import SINODE, GRANDAttention, SINODEConv, StepSizeError, imex_o
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, viscous_burgers
 from pyg_sinode.operators import ScaledIdentity, Shifted
 from pyg_sinode.schemes import RUNGE_KUTTA
-from pyg_sinode.solvers import CG, GMRES, Jacobi
-from pyg_sinode.terms import Affine
+from pyg_sinode.solvers import CG, GMRES, Jacobi, Newton, NewtonError
+from pyg_sinode.terms import Affine, Nonlinear
 
 EDGES = torch.tensor([[0, 1, 2, 3, 1], [1, 0, 1, 2, 2]])
 T = torch.tensor([0.0, 0.1, 0.2], dtype=torch.float64)
@@ -89,6 +89,29 @@ def test_an_integration_by_every_scheme_and_way_of_stepping_leaves_nothing(optio
     case = OPERATORS["graph_plus_identity"]
     u0 = case.state()
     twice(lambda: train(case.operator(), u0, **options))
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop"])
+@pytest.mark.parametrize("newton", [Newton(), Newton(solver=GMRES())], ids=repr)
+@pytest.mark.parametrize("options", [{"step_size": 0.1}, {"rtol": 1e-4}], ids=str)
+def test_a_nonlinear_term_leaves_nothing(options, newton, gradient):
+    u0 = torch.rand(3, 2, dtype=torch.float64)
+
+    def run():
+        rate = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        part = Nonlinear(lambda t, u, rate: -rate * u**3, rate * 2, dims=-1, newton=newton)
+        train(part, u0, gradient=gradient, **options)
+
+    twice(run)
+
+
+def test_a_newton_that_fails_leaves_nothing():
+    def run():
+        u0 = torch.ones(2, dtype=torch.float64)
+        with pytest.raises(NewtonError):
+            train(Nonlinear(lambda t, u: 9 * u**2 + 9), u0, step_size=1.0)
+
+    twice(run)
 
 
 def test_a_forcing_and_a_failure_leave_nothing():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Shifted
+from ..operators.base import Reciprocal
 from ..operators.block_diagonal import BlockInverse, derivative_blocks
 from ..solvers import GMRES, Direct, NewtonError, Solver, default
 from ..solvers.krylov import Krylov, KrylovInverse
@@ -42,10 +43,9 @@ class NewtonPart:
 
     def __init__(self, term: Nonlinear, allowed: Scale | None, stats: Stats) -> None:
         self.term, self.newton, self.allowed, self.stats = term, term.newton, allowed, stats
-        self.tensors = [p if p.is_leaf and not p._backward_hooks
-                        else p.detach().requires_grad_(p.requires_grad) for p in term.tensors]
-        self.local = term.with_tensors(self.tensors)  # where graphs end
+        self.local = term.local()
         self.factors: tuple[float, LinearOperator] | None = None  # of this step, for one c
+        self.checked = False  # whether products with the derivative were
         self.derives = False  # whether H takes derivatives by the state itself
         self.held: Derivative | None = None  # of the last state asked for
         self.exact: tuple[Derivative, float, LinearOperator] | None = None  # an inverse of it
@@ -96,7 +96,7 @@ class NewtonPart:
         """The gradients of <w, H(t, U)> at the tensors of H that are wanted."""
         if not any(wanted):
             return ()
-        chosen = [p if want else None for p, want in zip(self.tensors, wanted, strict=True)]
+        chosen = [p if want else None for p, want in zip(self.local.tensors, wanted, strict=True)]
         return self.at(t, U).vjp_at(w, chosen)
 
     def wants_guess(self) -> bool:
@@ -108,7 +108,7 @@ class NewtonPart:
         if self.held is None or not self.held.is_at(t, U):
             self.exact = None
             self.held = self.evaluate(t, U)
-            self.term.check_named(self.held.value, [self.held.u, *self.tensors])
+            self.local.check_named(self.held.value, self.held.u)
         return self.held
 
     def plain(self, t: float, U: Tensor) -> Tensor:
@@ -128,21 +128,24 @@ class NewtonPart:
         self.stats.implicit_evaluations += 1
         found = Derivative(self.local, t, U, self.stats)
         if self.term.watched:
-            self.term.check_named(found.value, [found.u])
+            self.local.check_named(found.value, found.u)
         return found
 
     def inverse(self, derivative: Derivative, c: float, rtol: float | None = None
                 ) -> LinearOperator:
         """The inverse of I - c H_u that Newton's method uses."""
         if self.term.jacobian is None:
-            return self.exact_inverse(derivative, c, rtol)
+            found = self.exact_inverse(derivative, c, rtol)
+            if not self.checked and getattr(found, "iterative", False):
+                derivative.check_products()
+            self.checked = True
+            return found
         operator = self.term.operator(derivative.t, derivative.u.detach())
         solver = self.newton.solver or default(operator, c)
         if not isinstance(solver, Krylov):
             self.stats.factorizations += 1
         with torch.no_grad():
-            found: LinearOperator = _with_rtol(solver, rtol).invert(Shifted(operator, c))
-        return found
+            return _with_rtol(solver, rtol).invert(Shifted(operator, c))
 
     def exact_inverse(self, derivative: Derivative, c: float, rtol: float | None = None
                       ) -> LinearOperator:
@@ -152,6 +155,8 @@ class NewtonPart:
         own = self.term.jacobian is None
         if isinstance(solver, Direct) if own and solver is not None else size <= DENSE:
             self.stats.factorizations += 1
+            if not dims:
+                return Reciprocal(1.0 - c * derivative.vjp(torch.ones_like(derivative.value)))
             return BlockInverse.of(derivative.shifted_blocks(c), dims, checked=False)
         krylov = solver if own and solver is not None else GMRES()
         rtol = self.newton.rtol if rtol is None else rtol
@@ -175,7 +180,7 @@ class NewtonPart:
         rtol = 100 * info.eps if newton.rtol is None else newton.rtol
 
         def of(U: Tensor) -> Tensor:
-            size = torch.maximum(U.abs(), r.abs())
+            size = U.abs()
             most = size.amax(dim=dims, keepdim=True) if dims else size
             return (newton.atol + rtol * most).clamp_min(info.tiny)
         return of
@@ -236,18 +241,32 @@ class Derivative(LinearOperator):
                                        materialize_grads=True)
         return found
 
+    def check_products(self) -> None:
+        """Refuses an H whose second derivatives autograd does not have, or gives as zero."""
+        generator = torch.Generator().manual_seed(0)
+        v, w = torch.randn(2, *self.u.shape, dtype=self.u.dtype, generator=generator).to(self.u)
+        reason = "products that are not those of the transpose"
+        try:
+            with torch.no_grad():
+                forward, back = self.mv(v), self.vjp(w)
+                off = float((w * forward).sum() - (back * v).sum())
+                size = float(w.norm() * forward.norm() + back.norm() * v.norm())
+        except RuntimeError as error:
+            if not any(words in str(error) for words in ("twice", "not implemented")):
+                raise
+            off, size, reason = math.inf, 0.0, str(error)
+        if abs(off) > math.sqrt(torch.finfo(self.u.dtype).eps) * size:
+            raise RuntimeError(
+                "Expected H of Nonlinear to be differentiable twice by autograd, for products with "
+                f"its derivative (got {reason}); give it a jacobian=, or small systems by dims=, "
+                "whose derivative is made by single derivatives.")
+
     def _record_tangent(self) -> tuple[Tensor, Tensor]:
         """A vector, and the vector-Jacobian product with it as a graph."""
         with recording():
             w = torch.zeros_like(self.value, requires_grad=True)
-            try:
-                (back,) = torch.autograd.grad(self.value, self.u, w, create_graph=True,
-                                              allow_unused=True, materialize_grads=True)
-            except RuntimeError as error:
-                raise RuntimeError(
-                    "Expected H of Nonlinear to be differentiable twice by autograd, for products "
-                    f"with its derivative (got: {error}); give it a jacobian=, or small systems by "
-                    "dims=, whose derivative is made by single derivatives.") from error
+            (back,) = torch.autograd.grad(self.value, self.u, w, create_graph=True,
+                                          allow_unused=True, materialize_grads=True)
         return w, back
 
     def transpose(self) -> LinearOperator:
@@ -325,6 +344,9 @@ class _Stage:
 
     def solve(self, inverse: LinearOperator, b: Tensor) -> Tensor:
         return self.part.linear(inverse, b)
+
+    def magnitude(self, U: Tensor) -> Tensor:
+        return torch.maximum(U.abs(), self.r.abs())
 
     def count(self) -> None:
         self.part.stats.newton_iterations += 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..precision import without_autocast
 from .base import LinearOperator
-from .checks import check_dims, check_real, check_tensors
+from .checks import along, check_dims, check_real, check_tensors
 from .dense import check_condition
 from .flat import flattened, unflattened
 from .results import Entries
@@ -87,6 +87,14 @@ class BlockDiagonal(LinearOperator):
     def symmetric(self) -> bool:
         blocks = self.tensors[0].detach()
         return torch.equal(blocks, blocks.mT)
+
+    def gershgorin(self) -> tuple[Tensor, Tensor] | None:
+        blocks = self.tensors[0].detach()
+        d = blocks.diagonal(dim1=-2, dim2=-1)
+        others = blocks.abs().sum(dim=-1) - d.abs()
+        if blocks.dim() == 2 and len(self.dims) == 1:
+            return along(d, self.dims[0]), along(others, self.dims[0])
+        return (d, others) if self.dims == (-1,) else None  # the state's shape would be needed
 
     def size_along(self, dim: int) -> int | None:
         return self.tensors[0].size(-1) if self.dims == (dim,) else None

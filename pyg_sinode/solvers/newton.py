@@ -13,9 +13,9 @@ from torch import Tensor
 from ..operators import LinearOperator, LinearSolveError
 from .base import Solver
 
-REFRESH = 0.2  # the rate of convergence from which on new factors pay
+REFRESH = 0.2  # the rate of convergence from which on factors of another state are not trusted
 ENOUGH = 0.25  # of the decrease of a linear model, which a trial has to reach
-LEAST = 2.0**-10  # the smallest fraction of an update that is tried
+LEAST = 2.0**-16  # the smallest fraction of an update that is tried
 LOOSE, TIGHT = 0.5, 1e-4  # the largest and the smallest relative tolerance of iterated solves
 FIRST = 1e-2  # that of the first one: a step starts from a good guess
 
@@ -140,6 +140,10 @@ class NonlinearSystem(Protocol):
         """The solution of a linear system."""
         ...
 
+    def magnitude(self, U: Tensor) -> Tensor:
+        """The size of the terms that F is the difference of."""
+        ...
+
     def count(self) -> None:
         """Counts an iteration."""
         ...
@@ -151,7 +155,7 @@ class _Trial(NamedTuple):
     U: Tensor
     point: Any
     x: Tensor
-    size: Tensor  # of x, for each system, in units of what is allowed
+    size: Tensor  # of x, for each system, in units of what is allowed at the present state
 
 
 class _Iteration:
@@ -161,15 +165,17 @@ class _Iteration:
                  scale: Callable[[Tensor], Tensor]) -> None:
         self.newton, self.system, self.scale = newton, system, scale
         self.iterations, self.rtol = 0, FIRST
-        point = system.at(start)
         self.inverse, self.fresh = system.inverse, False
-        self.now = _Trial(start, point, point.residual, self._size(point.residual, start))
+        point = system.at(start)
+        self.allowed = self._allowed(start)
+        self.now = _Trial(start, point, point.residual, self._size(point.residual))
         if not bool(point.residual.isfinite().all()):
             raise self._error("H is not finite at the state to start from")
         if self.inverse is None:
             self._linearize(point)
+            self.allowed = self._allowed(start)
         self.now = self._measured(start, point)
-        self.rate = torch.ones_like(self.now.size)
+        self.rate = torch.full_like(self.now.size, math.inf)  # the quotient of the last two sizes
         self.live = torch.ones_like(self.now.size, dtype=torch.bool)
 
     @property
@@ -198,8 +204,11 @@ class _Iteration:
         """The error after the update that is at hand, or the residual, in units of the allowed."""
         if self.iterated:
             return self.now.size
-        # Of a rate up to 1/2 the sum of all further updates is at most twice the next one.
-        return self.now.size * (2.0 * self.rate).clamp(max=1.0)
+        # All further updates add up to rate / (1 - rate) of the next one, or more if the rate
+        # grows. Where it is not known to be small, the update tells of the error only if its
+        # factors are of this very state.
+        unknown = 1.0 if self.fresh else math.inf
+        return self.now.size * torch.where(self.rate <= REFRESH, self.rate / REFRESH, unknown)
 
     def _update(self, live: Tensor) -> Tensor:
         """The update of some systems, zero in the others."""
@@ -222,8 +231,7 @@ class _Iteration:
         elif self.fresh:
             self._shorten(update, live, short)
         else:  # these factors were of another state
-            self._linearize(self.now.point)
-            self.now = self._measured(self.now.U, self.now.point)
+            self._refresh()
 
     def _is_long(self, trial: _Trial, fraction: Tensor | float = 1.0) -> Tensor:
         """Where an update leads to too little; without a line search, where it leads to NaN."""
@@ -248,14 +256,21 @@ class _Iteration:
 
     def _accept(self, trial: _Trial, live: Tensor, rate: Tensor) -> None:
         """Takes a trial for the present state, with new factors where the old ones are slow."""
-        self.now, self.live, self.rate, self.fresh = trial, live, rate, False
+        self.allowed = self._allowed(trial.U)
+        self.now = trial._replace(size=self._size(trial.x))
+        self.live, self.rate, self.fresh = live, rate, False
         if self.iterated:
-            self._choose_rtol(torch.where(live, self.rate, 0.0), torch.where(live, trial.size, 0.0))
-            if bool((live & (trial.size > 1.0)).any()):
+            size = torch.where(live, self.now.size, 0.0)
+            self._choose_rtol(torch.where(live, rate, 0.0), size)
+            if bool((size > 1.0).any()):
                 self._linearize(trial.point)
-        elif bool((live & (self.rate > REFRESH) & (self._error_left() > 1.0)).any()):
-            self._linearize(trial.point)
-            self.now = self._measured(trial.U, trial.point)
+        elif bool((live & ~(self.rate <= REFRESH)).any()):
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Makes factors of the present state."""
+        self._linearize(self.now.point)
+        self.now = self._measured(self.now.U, self.now.point)
 
     def _choose_rtol(self, rate: Tensor, size: Tensor) -> None:
         """The tolerance of the next linear solves."""
@@ -282,24 +297,32 @@ class _Iteration:
         if not self.iterated:
             assert self.inverse is not None
             x = self.system.solve(self.inverse, x)
-        return _Trial(U, point, x, self._size(x, U))
+        return _Trial(U, point, x, self._size(x))
 
-    def _size(self, x: Tensor, U: Tensor) -> Tensor:
-        quotient = x.abs() / self.scale(U)
+    def _allowed(self, U: Tensor) -> Tensor:
+        """The error that is allowed in each entry."""
+        # A residual cannot be smaller than the rounding of all that it is the difference of.
+        return self.scale(self.system.magnitude(U) if self.iterated else U)
+
+    def _size(self, x: Tensor) -> Tensor:
+        quotient = x.abs() / self.allowed
         return quotient.amax(dim=self.system.dims, keepdim=True) if self.system.dims else quotient
 
     def _beyond_rounding(self, live: Tensor) -> Tensor:
-        """The systems whose error is more than what rounding of the state makes of the residual."""
+        """The systems whose error is more than what rounding of its terms makes of the residual."""
         now, eps = self.now, torch.finfo(self.now.U.dtype).eps
-        root = math.sqrt(eps) * self._size(now.U, now.U)
-        small = live & (now.size <= root)
+        magnitude = self.system.magnitude(now.U)
+        small = live & (now.size <= self._size(math.sqrt(eps) * magnitude))
         if not bool(small.any()):
             return live
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, now.U.shape, generator=generator).to(now.U) * 2.0 - 1.0
-        U = now.U + eps * signs * now.U
-        noise = self._size(self._measured(U, self.system.at(U)).x - now.x, now.U)
-        return live & ~(small & (now.size <= 8.0 * noise))
+        noise = self.system.at(now.U + eps * signs * now.U).residual - now.point.residual
+        noise = noise + eps * signs * magnitude
+        if not self.iterated:
+            assert self.inverse is not None
+            noise = self.system.solve(self.inverse, noise)
+        return live & ~(small & (now.size <= 8.0 * self._size(noise)))
 
     def _error(self, what: str) -> NewtonError:
         now = self.now

@@ -42,7 +42,8 @@ class Nonlinear:
             receive gradients.
         *args: What it is called with besides; tensors and operators among them receive gradients.
         dims (int or tuple of int, optional): The dimensions that fn mixes, counted from the end:
-            every index of the others is a system of its own. It mixes all if None.
+            every index of the others is a system of its own. None are mixed by a function of each
+            entry, ``()``; all if None.
             (default: :obj:`None`)
         jacobian (callable, optional): From t and u to the derivative of H as an operator, whose
             closed inverse or preconditioner is then used. An approximation makes Newton's method
@@ -86,6 +87,13 @@ class Nonlinear:
         other.function = self.function.on(tensors)
         return other
 
+    def local(self) -> Nonlinear:
+        """The same part, whose graphs end in its tensors: copies of those that are no leaves."""
+        # A hook on a parameter is for the whole gradient, not for a part of it.
+        return self.with_tensors([p if p.is_leaf and not p._backward_hooks
+                                  else p.detach().requires_grad_(p.requires_grad)
+                                  for p in self.tensors])
+
     def dims(self, u: Tensor) -> tuple[int, ...]:
         """The dimensions of a state that H mixes."""
         return tuple(range(-u.dim(), 0)) if self.given is None else self.given
@@ -115,9 +123,9 @@ class Nonlinear:
             raise forward_mode_error("H of Nonlinear")
         return value
 
-    def check_named(self, value: Tensor, ends: Sequence[Tensor]) -> None:
-        """Refuses a value that needs the gradient of a tensor nobody named."""
-        lost = self.function.lost(value, ends)
+    def check_named(self, value: Tensor, u: Tensor) -> None:
+        """Refuses a value at u that needs the gradient of a tensor nobody named."""
+        lost = self.function.lost(value, [u])
         if lost is not None:
             raise lost_gradient("H of Nonlinear to use only the state, its args and its own "
                                 "parameters", lost, "hand it in, as Nonlinear(fn, tensor) with "
@@ -130,10 +138,10 @@ class Nonlinear:
                              f"(got shape {tuple(u.shape)}).")
         wanted = torch.is_grad_enabled()
         with recording():
-            state = u.detach().clone().requires_grad_()
-            value, again = self.value(t, state), self.value(t, state)
+            state, local = u.detach().clone().requires_grad_(), self.local()
+            value, again = local.value(t, state), local.value(t, state)
         if wanted:
-            self.check_named(value, [state])
+            local.check_named(value, state)
         if not torch.equal(value.detach().nan_to_num(), again.detach().nan_to_num()):
             raise ValueError("Expected H of Nonlinear to be a function of t and u alone (got "
                              "another value at the second call), since each stage is solved by "
