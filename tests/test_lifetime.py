@@ -10,7 +10,7 @@ from torch import nn
 
 from pyg_sinode import SINODE, GRANDAttention, SINODEConv, StepSizeError, imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, viscous_burgers
-from pyg_sinode.operators import ScaledIdentity, Shifted
+from pyg_sinode.operators import LinearSolveError, ScaledIdentity, Shifted
 from pyg_sinode.schemes import RUNGE_KUTTA
 from pyg_sinode.solvers import CG, GMRES, Jacobi, Newton, NewtonError
 from pyg_sinode.terms import Affine, Nonlinear
@@ -105,13 +105,20 @@ def test_a_nonlinear_term_leaves_nothing(options, newton, gradient):
     twice(run)
 
 
-def test_a_newton_that_fails_leaves_nothing():
-    def run():
+def test_a_solve_that_fails_leaves_nothing():
+    def linear():
+        case = OPERATORS["graph"]
+        with pytest.raises(LinearSolveError):
+            train(case.operator(), case.state(), step_size=0.1,
+                  solver=GMRES(max_iter=1, rtol=1e-14))
+
+    def newton():
         u0 = torch.ones(2, dtype=torch.float64)
         with pytest.raises(NewtonError):
             train(Nonlinear(lambda t, u: 9 * u**2 + 9), u0, step_size=1.0)
 
-    twice(run)
+    twice(linear)
+    twice(newton)
 
 
 def test_a_forcing_and_a_failure_leave_nothing():

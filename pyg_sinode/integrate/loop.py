@@ -107,7 +107,10 @@ def loop(method: Method, sizes: StepSizes, u: Tensor, watch: Watch | None = None
             sizes.finish()  # the first fault of all, not what came of it
             raise located(error, trial.t, trial.number, state.u) from error.__cause__
         if failure is not None:
-            sizes.failed(trial, state.u, failure)
+            try:
+                sizes.failed(trial, state.u, failure)
+            finally:
+                failure = None  # its traceback has this frame: no cycle
         if result is None:
             continue
         method.stats.steps_accepted += 1

@@ -91,7 +91,10 @@ class EqualSteps:
     def failed(self, step: Next, u: Tensor, error: LinearSolveError | NewtonError) -> None:
         """A step that fails is an error."""
         self.finish()  # the first fault of all, not what came of it
-        raise located(error, step.t, step.number, u) from error.__cause__
+        try:
+            raise located(error, step.t, step.number, u) from error.__cause__
+        finally:
+            del error  # its traceback has this frame: no cycle
 
     def accept(self) -> tuple[Step, float]:
         """Goes on to the next step of the plan."""
