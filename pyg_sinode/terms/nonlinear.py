@@ -17,7 +17,7 @@ from ..solvers import Newton
 from ..transforms import forward_mode_error, has_tangent, recording
 
 Jacobian = Callable[[Tensor, Tensor], LinearOperator]
-OFF = 0.25  # the relative defect of a jacobian from which on it is worth a warning
+OFF = 0.4  # the relative defect of a jacobian from which on it is worth a warning
 
 
 class Nonlinear:
