@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from claim import Finding, Verdict
-from grid_learning import GridMLP
 from records import interleaved, markdown, number
 from systems import FAILURES, Equation, Work, reason, sum_of
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from pyg_sinode import imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
 from pyg_sinode.solvers import GMRES, Newton
+
+sys.path.append(str(Path(__file__).parents[1]))
+from grid_learning import GridMLP
 
 INTERVAL = 0.2  # between two states of the data, so of one batch
 BATCHES, BATCH = 15, 256  # of an epoch
@@ -114,8 +118,7 @@ def make_problem(args: argparse.Namespace, states: int, dtype: str
 
 def detail(error: BaseException) -> str:
     """Why it failed: of Newton's error, what its linear solve says."""
-    words = str(error)
-    inner = words.split("): ", 1)[1] if words.startswith("Newton") and "): " in words else ""
+    inner = str(error).partition("a linear solve failed: ")[2]
     return inner.split(";")[0] if inner else reason(error)
 
 
