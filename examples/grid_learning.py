@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from pyg_sinode import ExplicitTermError, NonFiniteStateError, imex_odeint
 from pyg_sinode.grid import PeriodicGrid
-from pyg_sinode.operators import Circulant, LinearSolveError
+from pyg_sinode.operators import Circulant, LinearOperator, LinearSolveError
 from pyg_sinode.solvers import GMRES, Newton, NewtonError
 from pyg_sinode.terms import Nonlinear
 
@@ -150,9 +151,9 @@ def integrate(method: str, term: nn.Module, linear: Circulant, u0: Tensor, t: Te
         # Newton's method cannot see a residual below the rounding of h/2 J u.
         rtol = 16 * torch.finfo(u0.dtype).eps * (1 + step_size / 2 * stiffness(linear, u0.size(-1)))
         newton = Newton(rtol=rtol, solver=GMRES(restart=u0.size(-1)))
-        states, stats = imex_odeint(
-            None, Nonlinear(Whole(term), linear, dims=-1, newton=newton), u0, t, method=method,
-            step_size=step_size, return_stats=True)
+        whole = Nonlinear(RightHandSide(term), linear, dims=-1, newton=newton)
+        states, stats = imex_odeint(None, whole, u0, t, method=method, step_size=step_size,
+                                    return_stats=True)
         work.parts.append(stats)
         return states
 
@@ -171,16 +172,16 @@ def integrate(method: str, term: nn.Module, linear: Circulant, u0: Tensor, t: Te
     return odeint(right_hand_side, u0, t, method="dopri5", rtol=1e-4, atol=1e-6)
 
 
-class Whole(nn.Module):
+class RightHandSide(nn.Module):
     """G + J u, for a fully implicit integration."""
 
     def __init__(self, term: nn.Module) -> None:
         super().__init__()
         self.term = term
 
-    def forward(self, t: Tensor, u: Tensor, linear: Circulant) -> Tensor:
+    def forward(self, t: Tensor, u: Tensor, linear: LinearOperator, *args: Any) -> Tensor:
         """The rate of change."""
-        return self.term(t, u) + linear.mv(u)
+        return self.term(t, u, *args) + linear.mv(u)
 
 
 def stiffness(linear: Circulant, num_points: int) -> float:

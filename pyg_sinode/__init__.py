@@ -8,10 +8,12 @@ from .models import SINODE
 from .odeint import imex_odeint
 from .operators import LinearSolveError
 from .schemes import IMEXMultistep, IMEXTableau
+from .solvers import NewtonError
 
 __all__ = [
     "SINODE", "ExplicitTermError", "GRANDAttention", "IMEXMultistep", "IMEXTableau",
-    "LinearSolveError", "NonFiniteStateError", "SINODEConv", "Stats", "StepSizeError",
-    "controllers", "imex_odeint", "norms", "operators", "schemes", "solvers", "terms",
+    "LinearSolveError", "NewtonError", "NonFiniteStateError", "SINODEConv", "Stats",
+    "StepSizeError", "controllers", "imex_odeint", "norms", "operators", "schemes", "solvers",
+    "terms",
 ]
 __version__ = "0.1.0"

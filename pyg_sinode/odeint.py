@@ -120,10 +120,10 @@ def imex_odeint(
         u0 (Tensor): The initial state.
         t (Tensor): The output times, strictly monotone; the first is where :obj:`u0` holds.
         method (str, IMEXTableau or IMEXMultistep, optional): A scheme's name, an alias, or a scheme
-            of your own; implicit_euler and crank_nicolson are for a Nonlinear alone. Multistep
-            schemes (sbdf2, sbdf3, sbdf4, cnab2) evaluate G once in a step, and are less stable, see
-            :class:`pyg_sinode.schemes.IMEXMultistep`. If None,
-            ark324l2sa for equal steps, ark436l2sa for adaptive ones. (default: :obj:`None`)
+            of your own; implicit_euler is imex_euler, and crank_nicolson takes G by Heun's method.
+            Multistep schemes (sbdf2, sbdf3, sbdf4, cnab2) evaluate G once in a step, and are less
+            stable, see :class:`pyg_sinode.schemes.IMEXMultistep`. If None, ark324l2sa for equal
+            steps, ark436l2sa for adaptive ones. (default: :obj:`None`)
         step_size (float, optional): The largest step; steps are equal between output times and land
             on them. If None, steps are adaptive. (default: :obj:`None`)
         rtol, atol (float or Tensor, optional): Tolerances of a step's error, relative to the state
@@ -141,7 +141,8 @@ def imex_odeint(
             to give up. (default: 100000)
         solver (optional): A linear solver such as :class:`pyg_sinode.solvers.CG`. If None, the
             closed form where J has one, CG where it is known to be symmetric and I - cJ positive
-            definite, else GMRES. (default: :obj:`None`)
+            definite, else GMRES, with block Jacobi where J has a BlockDiagonal. A Nonlinear has
+            its own, in Newton. (default: :obj:`None`)
         args (tuple): Further arguments of G; tensors and operators among them receive gradients,
             tensors inside of other objects do not. The backward
             pass evaluates G again with the random state of PyTorch's own generators, with its

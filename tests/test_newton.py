@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -81,6 +82,83 @@ def test_systems_stop_by_themselves():
     one_step(counted, u0, dims=-1)
     states = torch.stack(calls[4:])[:, :, 0]  # the first ones check the term
     assert len({float(x) for x in states[:, 0]}) < len({float(x) for x in states[:, 1]})
+
+
+def test_a_system_at_rest_changes_nothing_for_the_others():
+    u0 = double([[1.0, 0.0, 0.0]] * 2 + [[0.0, 0.0, 0.0]] * 2)
+    made = []
+    for states in (u0[:2], u0):
+        _, stats = imex_odeint(None, Nonlinear(robertson, RATES, dims=-1), states, times(0, 1e3),
+                               rtol=1e-6, atol=1e-11, return_stats=True)
+        made.append((stats.factorizations, stats.newton_iterations, stats.implicit_evaluations))
+    assert made[0] == made[1]
+
+
+def test_a_system_that_is_done_gets_its_last_update_beside_one_at_its_rounding():
+    second = 15049156.857860394
+    slopes = double([0.03453296561691699, 0.001920090147019579 / second])
+    u0 = double([1.0, second])
+    u, _ = one_step(lambda t, u: -u - slopes * u**2, u0, dims=(), newton=Newton(rtol=0, atol=1e-12))
+    exact = (-2 + math.sqrt(4 + 4 * slopes[0])) / (2 * slopes[0])
+    assert float(u[0]) == pytest.approx(float(exact), rel=0, abs=1e-13)
+
+
+class Roots:
+    """Functions of one unknown each, as systems of Newton's method."""
+
+    dims, inverse = (), None
+
+    def __init__(self, f, slope):
+        self.f, self.slope = f, slope
+
+    def at(self, U):
+        return Evaluated(U, self.f(U))
+
+    def linearize(self, point, rtol):
+        return Diagonal(1 / self.slope(point.U))
+
+    def solve(self, inverse, b):
+        return inverse.mv(b)
+
+    def magnitude(self, U):
+        return U.abs()
+
+    def count(self):
+        pass
+
+
+class Evaluated(NamedTuple):
+    U: torch.Tensor
+    residual: torch.Tensor
+
+
+@pytest.mark.parametrize("start", [1.5, 3.0, 10.0, 25.0])
+@pytest.mark.parametrize("off", [0.0, 4.4e-16])
+def test_a_system_at_its_rounding_beside_one_whose_updates_have_to_be_halved(start, off):
+    def f(U):
+        return torch.stack([torch.atan(U[0]), 1e7 * (U[1] ** 2 - 5) + 3e-9])
+
+    def slope(U):
+        return torch.stack([1 / (1 + U[0] ** 2), 2e7 * U[1]])
+
+    allowed = double([1e-10, 1e-17])  # less than the rounding of the second
+    U = Newton().solve(Roots(f, slope), double([start, 5**0.5 + off]), lambda U: allowed)
+    assert abs(float(U[0])) <= 1e-10
+    assert float(U[1]) == pytest.approx(5**0.5, rel=1e-15)
+
+
+def test_many_systems_take_little_more_than_one():
+    spread = 10 ** (torch.rand(256, 3, dtype=F64, generator=torch.Generator().manual_seed(0)) - 0.5)
+    found = []
+    for rates in (RATES.unsqueeze(0), RATES * spread):
+        u0 = double([1.0, 0.0, 0.0]).repeat(len(rates), 1)
+        _, stats = imex_odeint(None, Nonlinear(robertson, rates, dims=-1), u0, times(0, 1e5),
+                               method="ark436l2sa", rtol=1e-7, atol=1e-12, return_stats=True)
+        steps = stats.steps_accepted + stats.steps_rejected
+        found.append((steps, stats.implicit_evaluations / steps, stats.factorizations / steps))
+    assert found[1][0] < 2 * found[0][0]
+    assert found[1][1] < 1.5 * found[0][1]
+    assert found[1][2] < 1.5 * found[0][2]
 
 
 # What it costs
@@ -262,8 +340,10 @@ def test_a_linear_solve_that_fails_is_named_with_its_own_words():
 
 
 def test_a_singular_derivative_is_an_error():
-    with pytest.raises(NewtonError):
+    with pytest.raises(NewtonError, match="derivative of U - c H is singular to rounding"):
         one_step(lambda t, u: u + 1, double([1.0, 2.0]))
+    with pytest.raises(NewtonError, match=r"a linear solve failed: I - cJ is singular"):
+        one_step(lambda t, u: u + 1, double([1.0, 2.0]), dims=())
     # U = r + U - U^3 at U = 0: the derivative of the left side vanishes there.
     u0, part = double([0.0]).requires_grad_(), Nonlinear(lambda t, u: u - u**3)
     part.jacobian = lambda t, u: Diagonal(-torch.ones_like(u))  # finds the root nevertheless

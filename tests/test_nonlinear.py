@@ -242,8 +242,8 @@ def test_equal_steps_where_an_explicit_solver_blows_up():
         imex_odeint(decay, None, u0, times(0, 1), step_size=0.1)
 
 
-def test_allen_cahn_on_a_grid_with_everything_implicit():
-    n, width = 32, 0.05
+@pytest.mark.parametrize(("n", "width", "ways"), [(32, 0.05, 3), (128, 0.0125, 1)])
+def test_allen_cahn_on_a_grid_with_everything_implicit(n, width, ways):
     x = torch.arange(n, dtype=F64) / n
     u0 = 0.9 * torch.sin(2 * math.pi * x).outer(torch.cos(2 * math.pi * x)) + 0.1
     laplacian = Circulant((width * n) ** 2 * double([[0, 1, 0], [1, -4, 1], [0, 1, 0]]),
@@ -258,7 +258,7 @@ def test_allen_cahn_on_a_grid_with_everything_implicit():
     t = times(0, 2)
     truth = imex_odeint(lambda t, u: u - u**3, laplacian, u0, t, method="ark548l2sa",
                         step_size=1 / 100)[-1]
-    for jacobian in (derivative, lambda t, u: laplacian - ScaledIdentity(1.0), None):
+    for jacobian in (lambda t, u: laplacian - ScaledIdentity(1.0), derivative, None)[:ways]:
         found, stats = imex_odeint(None, Nonlinear(rate, jacobian=jacobian), u0, t, rtol=1e-6,
                                    return_stats=True)
         torch.testing.assert_close(found[-1], truth, rtol=0, atol=2e-6)

@@ -10,7 +10,7 @@ from cases import double, times
 from nonlinear_cases import F64, RATES, Reaction, Wave, robertson
 from torch import nn
 
-from pyg_sinode import imex_odeint
+from pyg_sinode import GRANDAttention, imex_odeint
 from pyg_sinode.operators import BlockDiagonal, Diagonal, Graph
 from pyg_sinode.schemes import RUNGE_KUTTA, SCHEMES
 from pyg_sinode.solvers import GMRES, Direct, Newton
@@ -277,9 +277,43 @@ def test_modes_and_parameters_are_those_of_the_forward_pass():
         assert torch.equal(a, b)
 
 
-def test_attention_in_g_and_diffusion_with_reaction_in_h():
-    edges = torch.tensor([[0, 1, 2, 3, 4, 5, 0], [1, 2, 3, 4, 5, 0, 3]])
-    both_ways = torch.cat([edges, edges.flip(0)], dim=1)
+EDGES = torch.tensor([[0, 1, 2, 3, 4, 5, 0], [1, 2, 3, 4, 5, 0, 3]])
+
+
+class Diffusion(nn.Module):
+    """A(u) u - u with GRAND's attention on the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = GRANDAttention(2, heads=2, attention_channels=4).double()
+
+    def forward(self, t, u):
+        return self.attention(u, torch.cat([EDGES, EDGES.flip(0)], dim=1)) - u
+
+
+def test_attention_in_g_and_a_stiff_reaction_at_every_node_in_h():
+    diffusion, rates = Diffusion(), torch.tensor([30.0, 5.0], dtype=F64).requires_grad_()
+    u0 = torch.randn(6, 2, dtype=F64).requires_grad_()
+
+    def react(t, u, rates):
+        x, y = u.unbind(-1)
+        return torch.stack([rates[0] * (y - x - x**3), rates[1] * (x - 2 * y)], dim=-1)
+
+    found, tensors = {}, [u0, rates, *diffusion.parameters()]
+    for gradient in ("discrete", "backprop"):
+        states = imex_odeint(diffusion, Nonlinear(react, rates, dims=-1), u0, times(0, 0.5),
+                             step_size=0.05, gradient=gradient)
+        found[gradient] = torch.autograd.grad(loss_of(states), tensors)
+    # Softmax does not see what is added to all scores of a node: the gradient there is rounding.
+    used = [i for i, g in enumerate(found["backprop"]) if float(g.abs().max()) > 1e-8]
+    assert len(used) >= 4
+    assert_equal([found["discrete"][i] for i in used], [found["backprop"][i] for i in used], 1e-10)
+    alone = imex_odeint(diffusion, Nonlinear(react, rates), u0, times(0, 0.5), step_size=0.05)
+    torch.testing.assert_close(states, alone, rtol=0, atol=1e-11)
+
+
+def test_diffusion_and_a_reaction_in_h():
+    both_ways = torch.cat([EDGES, EDGES.flip(0)], dim=1)
     weight = torch.full((both_ways.size(1),), 40.0, dtype=F64).requires_grad_()
     rates = torch.tensor([30.0, 5.0], dtype=F64).requires_grad_()
 

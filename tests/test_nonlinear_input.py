@@ -70,6 +70,7 @@ def test_a_function_alone_names_the_term_that_takes_it():
     (lambda t, u: u.log() * torch.nan, ValueError, "finite H of Nonlinear at the initial state"),
     (lambda t, u: -u * torch.rand_like(u), ValueError, "another value at the second call"),
     (lambda t, u: nn.functional.dropout(u), ValueError, "another value at the second call"),
+    (lambda t, u: nn.functional.dropout(u - U0), ValueError, "another value at the second call"),
 ])
 def test_an_h_that_returns_something_else_is_refused_before_any_work(fn, kind, message):
     with pytest.raises(kind, match=message):

@@ -44,10 +44,10 @@ def errors(printed):
 
 
 def test_the_rates_are_learned_from_a_wrong_start_and_an_interrupted_run_goes_on(run, tmp_path):
-    first = run("--iterations", "2", "--wrong", "3")
+    first = run("--iterations", "2", "--wrong", "10")
     assert "2 iterations" in first
     assert max(errors(first)) > 1.0
-    second = run("--wrong", "3")
+    second = run("--wrong", "10")
     assert "goes on from" in second
     assert "after 2 iterations" in second
     assert max(errors(second)) < 1.0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from claim import Finding, Verdict
+from grid_learning import GridMLP
 from records import interleaved, markdown, number
 from systems import FAILURES, Equation, Work, reason, sum_of
 from torch import Tensor, nn
@@ -18,9 +17,6 @@ from torch import Tensor, nn
 from pyg_sinode import imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
 from pyg_sinode.solvers import GMRES, Newton
-
-sys.path.append(str(Path(__file__).parents[1]))
-from grid_learning import GridMLP
 
 INTERVAL = 0.2  # between two states of the data, so of one batch
 BATCHES, BATCH = 15, 256  # of an epoch

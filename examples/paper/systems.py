@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from pyg_sinode import ExplicitTermError, NonFiniteStateError, imex_odeint
 from pyg_sinode.operators import LinearOperator, LinearSolveError, ScaledIdentity
 from pyg_sinode.solvers import GMRES, Newton, NewtonError
 from pyg_sinode.terms import Nonlinear
+
+sys.path.append(str(Path(__file__).parents[1]))
+from grid_learning import RightHandSide
 
 KEPT = 400  # evaluations in an integration, beyond which each is made again for its gradient
 
@@ -164,8 +169,8 @@ def crank_nicolson(equation: Equation, u0: Tensor, t: Tensor, step_size: float, 
 
 def sum_of(equation: Equation, work: Work, newton: Newton) -> Nonlinear:
     """G + J u as one implicit term."""
-    return Nonlinear(Whole(Watched(equation.explicit, work)), equation.implicit, *equation.args,
-                     dims=equation.dim, newton=newton)
+    whole = RightHandSide(Watched(equation.explicit, work))
+    return Nonlinear(whole, equation.implicit, *equation.args, dims=equation.dim, newton=newton)
 
 
 def imex(method: str, equation: Equation, u0: Tensor, t: Tensor, step_size: float, work: Work
@@ -194,17 +199,6 @@ SYSTEMS = {system.name: system for system in (
     System("imex_rk4", "imex", partial(imex, "imex_rk4")),
     System("imex_rk5", "imex", partial(imex, "imex_rk5")),
 )}
-
-
-class Whole(nn.Module):
-    """G + J u."""
-
-    def __init__(self, explicit: nn.Module) -> None:
-        super().__init__()
-        self.explicit = explicit
-
-    def forward(self, t: Tensor, u: Tensor, implicit: LinearOperator, *args: Any) -> Tensor:
-        return self.explicit(t, u, *args) + implicit.mv(u)
 
 
 class Watched(nn.Module):

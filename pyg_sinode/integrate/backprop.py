@@ -74,9 +74,7 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         graph = torch.is_grad_enabled()
-        # Aliases: the path from x to the tensors through this very node is not to be followed.
-        own = [p.view_as(p) if graph else p.detach().requires_grad_(p.requires_grad)
-               for p in tensors]
+        own = _aliases(tensors, graph=graph)
         operator: LinearOperator = ctx.operator.with_tensors(tensors)
         lam = solve(ctx.inverse.T, operator.T, grads[0]).x
         wanted = [p for p in own if p.requires_grad]
@@ -88,6 +86,12 @@ class _Solve(torch.autograd.Function):
                                              allow_unused=True))
         to_tensors = [next(found) if p.requires_grad else None for p in own]
         return (None, None, None, None, lam, *to_tensors)
+
+
+def _aliases(tensors: Sequence[Tensor], *, graph: bool) -> list[Tensor]:
+    """The tensors apart from the path that leads to them through the node at hand."""
+    return [p.view_as(p) if graph else p.detach().requires_grad_(p.requires_grad)
+            for p in tensors]
 
 
 class _DifferentiablePart(NewtonPart):
@@ -102,7 +106,7 @@ class _DifferentiablePart(NewtonPart):
         return found
 
     def solve_plain(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
-        """The solution without a gradient."""
+        """The solution without a gradient, which :meth:`solve` gives one."""
         return super().solve(t, c, r, guess)
 
 
@@ -127,9 +131,7 @@ class _SolveStage(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         U, *tensors = ctx.saved_tensors
         part, t, c, graph = ctx.part, ctx.t, ctx.c, torch.is_grad_enabled()
-        # Aliases: the path from U to the tensors through this very node is not to be followed.
-        own = [p.view_as(p) if graph else p.detach().requires_grad_(p.requires_grad)
-               for p in tensors]
+        own = _aliases(tensors, graph=graph)
         inverse = part.exact_inverse(part.at(t, U.detach()), c)
         operator = Shifted(_StateDerivative(part.term, t, U, tensors), c)
         lam = solve(inverse.T, operator.T, grads[0]).x

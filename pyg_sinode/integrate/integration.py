@@ -23,7 +23,7 @@ from .runge_kutta import RungeKutta
 from .step_sizes import AdaptiveSteps, EqualSteps, StepSizes
 from .steps import Steps
 
-NEWTON = 1e-2  # of the tolerance of a step, for the error of a stage
+STAGE_TOLERANCE = 1e-2  # of the tolerance of a step, for the error of a stage
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Integration:
         control = self.control
         if control is None:
             return None
-        return lambda u: NEWTON * (control.atol + control.rtol * u.abs())
+        return lambda u: STAGE_TOLERANCE * (control.atol + control.rtol * u.abs())
 
     def method(self, explicit: Explicit | None, part: ImplicitPart) -> Method:
         """The method of this scheme, with its own way to evaluate G and to solve."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..operators import LinearOperator, LinearSolveError, Shifted
 from ..operators.base import Reciprocal
 from ..operators.block_diagonal import BlockInverse, derivative_blocks
+from ..operators.flat import identity_minus
 from ..solvers import GMRES, Direct, NewtonError, Solver, default
 from ..solvers.krylov import Krylov, KrylovInverse
 from ..terms import Nonlinear
@@ -127,7 +128,7 @@ class NewtonPart:
         """One evaluation of H with its graph."""
         self.stats.implicit_evaluations += 1
         found = Derivative(self.local, t, U, self.stats)
-        if self.term.watched:
+        if self.term.refuses_lost:
             self.local.check_named(found.value, found.u)
         return found
 
@@ -220,12 +221,12 @@ class Derivative(LinearOperator):
         with recording():
             self.u = (U.clone() if U.is_inference() else U.detach()).requires_grad_()
             self.value = term.value(t, self.u)
-        self.place = U  # held, so that its memory is not reused
+        self.state = U  # held, so that its memory is not reused
         self._tangent: tuple[Tensor, Tensor] | None = None
 
     def is_at(self, t: float, U: Tensor) -> bool:
         """Whether it is that of a state, by where that lies."""
-        return t == self.t and U.shape == self.u.shape and U.data_ptr() == self.place.data_ptr()
+        return t == self.t and U.shape == self.u.shape and U.data_ptr() == self.state.data_ptr()
 
     def mv(self, u: Tensor) -> Tensor:
         """The product H_u u: that of a vector-Jacobian product, linear in its vector."""
@@ -296,8 +297,7 @@ class Derivative(LinearOperator):
         """I - c H_u as a dense block for each system."""
         blocks = derivative_blocks(self.value, self.u, self.dims)
         self.stats.implicit_vjps += blocks.size(-1)
-        return torch.eye(blocks.size(-1), dtype=blocks.dtype, device=blocks.device).sub(
-            blocks, alpha=c)
+        return identity_minus(blocks, c)
 
 
 class _Transpose(LinearOperator):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -68,7 +68,8 @@ class Stats:
         explicit_evaluations: Evaluations of G in the forward pass, and in steps made again.
         explicit_vjps: Vector-Jacobian products of G in the backward pass.
         explicit_repeated: Those of them that had to evaluate G again, for want of its graph.
-        implicit_evaluations: Evaluations of a nonlinear H.
+        implicit_evaluations: Evaluations of a nonlinear H, but for the three or four that check it
+            before the first step.
         implicit_jvps, implicit_vjps: Products with its derivative and with the transpose.
         newton_iterations: Newton's iterations, those of the slowest system of each stage.
         operator_products: Products with J or its transpose outside the linear solver.
@@ -103,11 +104,14 @@ class Stats:
     steps_rejected: int = 0
     steps_recomputed: int = 0
     stopped_at: float | None = None
-    _forward: Stats | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Has no forward pass to tell apart yet."""
+        self._forward: Stats | None = None
 
     def end_forward(self) -> None:
         """Notes that all further work is that of the backward pass."""
-        self._forward = dataclasses.replace(self, _forward=None)
+        self._forward = dataclasses.replace(self)
 
     @property
     def forward(self) -> Stats:
@@ -120,7 +124,7 @@ class Stats:
         before, found = self.forward, Stats(worst_residual=self.worst_residual)
         for each in dataclasses.fields(Stats):
             value = getattr(self, each.name)
-            if each.name not in ("worst_residual", "stopped_at", "_forward"):
+            if each.name not in ("worst_residual", "stopped_at"):
                 setattr(found, each.name, value - getattr(before, each.name))
         return found
 

@@ -12,7 +12,7 @@ from ..precision import without_autocast
 from .base import LinearOperator
 from .checks import along, check_dims, check_real, check_tensors
 from .dense import check_condition
-from .flat import flattened, unflattened
+from .flat import flattened, identity_minus, unflattened
 from .results import Entries
 
 LOOPED = 8  # rows of a derivative taken one by one, before they are taken together
@@ -65,7 +65,8 @@ class BlockDiagonal(LinearOperator):
 
     @without_autocast
     def mv(self, u: Tensor) -> Tensor:
-        return unflattened(_product(self.tensors[0], flattened(u, self.dims)), u, self.dims)
+        product = self.tensors[0] @ flattened(u, self.dims).unsqueeze(-1)
+        return unflattened(product.squeeze(-1), u, self.dims)
 
     def transpose(self) -> BlockDiagonal:
         return BlockDiagonal(self.tensors[0].mT, self.dims)
@@ -117,9 +118,7 @@ class BlockDiagonal(LinearOperator):
         return True
 
     def resolvent(self, c: float) -> LinearOperator:
-        blocks = self.tensors[0].detach()
-        identity = torch.eye(blocks.size(-1), dtype=blocks.dtype, device=blocks.device)
-        return BlockInverse.of(identity - c * blocks, self.dims)
+        return BlockInverse.of(identity_minus(self.tensors[0].detach(), c), self.dims)
 
 
 class BlockInverse(LinearOperator):
@@ -185,7 +184,3 @@ def _row(value: Tensor, u: Tensor, chosen: Tensor, *, batched: bool = False) -> 
     (found,) = torch.autograd.grad(value, u, chosen, retain_graph=True, allow_unused=True,
                                    materialize_grads=True, is_grads_batched=batched)
     return found
-
-
-def _product(blocks: Tensor, x: Tensor) -> Tensor:
-    return (blocks @ x.unsqueeze(-1)).squeeze(-1)

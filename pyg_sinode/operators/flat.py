@@ -22,6 +22,12 @@ def unflattened(x: Tensor, like: Tensor, dims: tuple[int, ...]) -> Tensor:
     return apart.movedim(last, dims)
 
 
+def identity_minus(blocks: Tensor, c: float) -> Tensor:
+    """I - cB for every block B."""
+    identity = torch.eye(blocks.size(-1), dtype=blocks.dtype, device=blocks.device)
+    return identity.sub(blocks, alpha=c)
+
+
 def diagonal_blocks(d: Tensor, u: Tensor, dims: tuple[int, ...]) -> Tensor:
     """A diagonal that broadcasts against u, as diagonal matrices along some dimensions."""
     d = d[(None,) * (u.dim() - d.dim())]

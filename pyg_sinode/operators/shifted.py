@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import LinearOperator
+from .flat import identity_minus
 from .results import Entries
 
 
@@ -70,10 +71,7 @@ class Shifted(LinearOperator):
 
     def blocks(self, u: Tensor, dims: tuple[int, ...]) -> Tensor | None:
         blocks = self.operator.blocks(u, dims)
-        if blocks is None:
-            return None
-        return torch.eye(blocks.size(-1), dtype=blocks.dtype, device=blocks.device).sub(
-            blocks, alpha=self.c)
+        return None if blocks is None else identity_minus(blocks, self.c)
 
     def has_closed_inverse(self) -> bool:
         return self.operator.has_closed_inverse()

@@ -13,11 +13,12 @@ from torch import Tensor
 from ..operators import LinearOperator, LinearSolveError
 from .base import Solver
 
-REFRESH = 0.2  # the rate of convergence from which on factors of another state are not trusted
-ENOUGH = 0.25  # of the decrease of a linear model, which a trial has to reach
-LEAST = 2.0**-16  # the smallest fraction of an update that is tried
-LOOSE, TIGHT = 0.5, 1e-4  # the largest and the smallest relative tolerance of iterated solves
-FIRST = 1e-2  # that of the first one: a step starts from a good guess
+SLOW = 0.2  # the rate of convergence from which on factors of another state are not trusted
+SUFFICIENT = 0.25  # the part of the decrease of a linear model that a trial has to reach
+SMALLEST = 2.0**-16  # the smallest fraction of an update that is tried
+# Tolerances of iterated solves, eta of Eisenstat and Walker: a step starts from a good guess.
+ETA_FIRST, ETA_MAX, ETA_MIN = 1e-2, 0.5, 1e-4
+GAMMA = 0.9  # of their choice 2, whose exponent is 2
 
 
 class NewtonError(RuntimeError):
@@ -164,7 +165,7 @@ class _Iteration:
     def __init__(self, newton: Newton, system: NonlinearSystem, start: Tensor,
                  scale: Callable[[Tensor], Tensor]) -> None:
         self.newton, self.system, self.scale = newton, system, scale
-        self.iterations, self.rtol = 0, FIRST
+        self.iterations, self.rtol = 0, ETA_FIRST
         self.inverse, self.fresh = system.inverse, False
         point = system.at(start)
         self.allowed = self._allowed(start)
@@ -186,16 +187,14 @@ class _Iteration:
     def run(self) -> Tensor:
         """Iterates until every system is solved."""
         while True:
-            done = self._error_left() <= 1.0
-            live = self.live & ~done
+            live = self.live & ~(self._error_left() <= 1.0)
+            if bool(live.any()) and self.iterations >= self.newton.max_iter:
+                live = live & self._beyond_rounding(live)
+                if bool(live.any()):
+                    raise self._error(f"{self.iterations} iterations were not enough")
             if not bool(live.any()):
                 # The last update of systems with factors comes for nothing.
                 return self.now.U if self.iterated else self.now.U - self._update(self.live)
-            if self.iterations >= self.newton.max_iter:
-                live = self._beyond_rounding(live)
-                if not bool(live.any()):
-                    return self.now.U
-                raise self._error(f"{self.iterations} iterations were not enough")
             self.iterations += 1
             self.system.count()
             self._advance(live)
@@ -206,18 +205,21 @@ class _Iteration:
             return self.now.size
         # All further updates add up to rate / (1 - rate) of the next one, or more if the rate
         # grows. Where it is not known to be small, the update tells of the error only if its
-        # factors are of this very state.
-        unknown = 1.0 if self.fresh else math.inf
-        return self.now.size * torch.where(self.rate <= REFRESH, self.rate / REFRESH, unknown)
+        # factors are of this very state, or if it is zero.
+        size = self.now.size
+        unknown = size if self.fresh else torch.where(size == 0.0, 0.0, math.inf)
+        return torch.where(self.rate <= SLOW, size * self.rate / SLOW, unknown)
 
     def _update(self, live: Tensor) -> Tensor:
         """The update of some systems, zero in the others."""
         x = torch.where(live, self.now.x, 0.0)
-        if not self.iterated:
-            return x
+        return self._solved(x) if self.iterated else x
+
+    def _solved(self, b: Tensor) -> Tensor:
+        """The solution of a linear system with the derivative."""
         assert self.inverse is not None
         try:
-            return self.system.solve(self.inverse, x)
+            return self.system.solve(self.inverse, b)
         except LinearSolveError as error:
             raise self._error(f"a linear solve failed: {error}") from error
 
@@ -227,7 +229,7 @@ class _Iteration:
         trial = self._trial(update)
         short = live & self._is_long(trial)
         if not bool(short.any()):
-            self._accept(trial, live, trial.size / self.now.size)
+            self._accept(trial, live, self._rate(trial))
         elif self.fresh:
             self._shorten(update, live, short)
         else:  # these factors were of another state
@@ -237,22 +239,30 @@ class _Iteration:
         """Where an update leads to too little; without a line search, where it leads to NaN."""
         if not self.newton.line_search:
             return ~trial.size.isfinite()
-        enough = 1.0 - ENOUGH * fraction * (1.0 - self.rtol if self.iterated else 1.0)
+        enough = 1.0 - SUFFICIENT * fraction * (1.0 - self.rtol if self.iterated else 1.0)
         return ~(trial.size <= enough * self.now.size)  # so written, NaN is too long
 
     def _shorten(self, update: Tensor, live: Tensor, short: Tensor) -> None:
         """Halves the update of some systems until it helps."""
-        if not bool((self._beyond_rounding(live) & short).any()):
-            self.live = live & ~short
+        if not bool(self.now.x.isfinite().all()):
+            raise self._error("the derivative of U - c H is singular to rounding")
+        at_floor = short & ~self._beyond_rounding(short)
+        self.live, live, short = self.live & ~at_floor, live & ~at_floor, short & ~at_floor
+        if not bool(short.any()):
             return
+        update = torch.where(at_floor, 0.0, update)
         fraction, trial = torch.ones_like(self.now.size), self.now
         while bool(short.any()):
             fraction = torch.where(short, 0.5 * fraction, fraction)
-            if float(fraction.min()) < LEAST:
+            if float(fraction.min()) < SMALLEST:
                 raise self._error("no update makes the residual smaller")
             trial = self._trial(fraction * update)
             short = live & self._is_long(trial, fraction)
-        self._accept(trial, live, torch.where(fraction == 1.0, trial.size / self.now.size, 1.0))
+        self._accept(trial, live, torch.where(fraction == 1.0, self._rate(trial), 1.0))
+
+    def _rate(self, trial: _Trial) -> Tensor:
+        """The quotient of the sizes after and before an update."""
+        return torch.where(trial.size == 0.0, 0.0, trial.size / self.now.size)
 
     def _accept(self, trial: _Trial, live: Tensor, rate: Tensor) -> None:
         """Takes a trial for the present state, with new factors where the old ones are slow."""
@@ -264,7 +274,7 @@ class _Iteration:
             self._choose_rtol(torch.where(live, rate, 0.0), size)
             if bool((size > 1.0).any()):
                 self._linearize(trial.point)
-        elif bool((live & ~(self.rate <= REFRESH)).any()):
+        elif bool((live & ~(self.rate <= SLOW)).any()):
             self._refresh()
 
     def _refresh(self) -> None:
@@ -274,11 +284,11 @@ class _Iteration:
 
     def _choose_rtol(self, rate: Tensor, size: Tensor) -> None:
         """The tolerance of the next linear solves."""
-        wanted, before = 0.9 * min(float(rate.max()), 1.0) ** 2, 0.9 * self.rtol**2
-        if before > 0.1:  # no sudden jump after one lucky update
+        wanted, before = GAMMA * min(float(rate.max()), 1.0) ** 2, GAMMA * self.rtol**2
+        if before > 0.1:  # their safeguard: no sudden jump after one lucky update
             wanted = max(wanted, before)
-        spared = LOOSE / max(float(size.max()), 1.0)  # no more accurate than the end asks for
-        self.rtol = min(LOOSE, max(wanted, spared, TIGHT))
+        spared = ETA_MAX / max(float(size.max()), 1.0)  # no more accurate than the end asks for
+        self.rtol = min(ETA_MAX, max(wanted, spared, ETA_MIN))
 
     def _linearize(self, point: Any) -> None:
         try:
@@ -293,10 +303,7 @@ class _Iteration:
 
     def _measured(self, U: Tensor, point: Any) -> _Trial:
         """What is measured at a state: the next update if that costs little, else the residual."""
-        x = point.residual
-        if not self.iterated:
-            assert self.inverse is not None
-            x = self.system.solve(self.inverse, x)
+        x = point.residual if self.iterated else self._solved(point.residual)
         return _Trial(U, point, x, self._size(x))
 
     def _allowed(self, U: Tensor) -> Tensor:
@@ -319,9 +326,7 @@ class _Iteration:
         signs = torch.randint(0, 2, now.U.shape, generator=generator).to(now.U) * 2.0 - 1.0
         noise = self.system.at(now.U + eps * signs * now.U).residual - now.point.residual
         noise = noise + eps * signs * magnitude
-        if not self.iterated:
-            assert self.inverse is not None
-            noise = self.system.solve(self.inverse, noise)
+        noise = noise if self.iterated else self._solved(noise)
         return live & ~(small & (now.size <= 8.0 * self._size(noise)))
 
     def _error(self, what: str) -> NewtonError:

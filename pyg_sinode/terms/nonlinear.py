@@ -17,7 +17,7 @@ from ..solvers import Newton
 from ..transforms import forward_mode_error, has_tangent, recording
 
 Jacobian = Callable[[Tensor, Tensor], LinearOperator]
-OFF = 0.4  # the relative defect of a jacobian from which on it is worth a warning
+JACOBIAN_DEFECT = 0.4  # the relative defect of a jacobian from which on it is worth a warning
 
 
 class Nonlinear:
@@ -71,9 +71,9 @@ class Nonlinear:
         if not (newton is None or isinstance(newton, Newton)):
             raise TypeError(f"Expected newton as pyg_sinode.solvers.Newton(...) (got {newton!r}).")
         self.function, self.jacobian = Function(fn, args), jacobian
-        self.given = None if dims is None else check_dims("Nonlinear", dims)
+        self.own_dims = None if dims is None else check_dims("Nonlinear", dims)
         self.newton = Newton() if newton is None else newton
-        self.watched = False  # whether every value is looked at for gradients that are lost
+        self.refuses_lost = False  # whether every value is looked at for gradients that are lost
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -96,12 +96,12 @@ class Nonlinear:
 
     def dims(self, u: Tensor) -> tuple[int, ...]:
         """The dimensions of a state that H mixes."""
-        return tuple(range(-u.dim(), 0)) if self.given is None else self.given
+        return tuple(range(-u.dim(), 0)) if self.own_dims is None else self.own_dims
 
     def guarded(self) -> Nonlinear:
         """The same part where no gradient is wanted: it refuses one that H would lose."""
         other = self.with_tensors(self.tensors)
-        other.watched = True
+        other.refuses_lost = True
         return other
 
     def value(self, t: float, u: Tensor) -> Tensor:
@@ -139,39 +139,44 @@ class Nonlinear:
         wanted = torch.is_grad_enabled()
         with recording():
             state, local = u.detach().clone().requires_grad_(), self.local()
-            value, again = local.value(t, state), local.value(t, state)
+            value = local.value(t, state)
         if wanted:
             local.check_named(value, state)
-        if not torch.equal(value.detach().nan_to_num(), again.detach().nan_to_num()):
-            raise ValueError("Expected H of Nonlinear to be a function of t and u alone (got "
-                             "another value at the second call), since each stage is solved by "
-                             "several evaluations; take out dropout, random numbers and state, or "
-                             "call .eval().")
         if not bool(value.isfinite().all()):
             raise ValueError(f"Expected a finite H of Nonlinear at the initial state (got NaN or "
                              f"Inf at time {t:.6g}).")
         if u.numel():
             with torch.no_grad():
-                self._check_systems(u.detach(), t)
+                self._check_values(u.detach(), t)
             if self.jacobian is not None:
                 self._check_jacobian(value, state, t)
 
-    def _check_systems(self, u: Tensor, t: float) -> None:
-        """Some systems must not depend on the others: each is solved with its own derivative."""
+    def _check_values(self, u: Tensor, t: float) -> None:
+        """Two values at one state must agree, and some systems not depend on the others."""
         dims, generator = self.dims(u), torch.Generator().manual_seed(0)
+        size = u.abs().max() if bool(u.any()) else 1.0
+        x, y = (u * (1.0 + 0.01 * random) + 1e-3 * size * random for random in (
+            torch.rand(2, *u.shape, dtype=u.dtype, generator=generator).to(u.device)))
+        value, again = self._once(t, x), self._once(t, x)
+        if not torch.equal(value.nan_to_num(), again.nan_to_num()):
+            raise ValueError("Expected H of Nonlinear to be a function of t and u alone (got "
+                             "another value at the second call), since each stage is solved by "
+                             "several evaluations; take out dropout, random numbers and state, or "
+                             "call .eval().")
         systems = [1 if at - u.dim() in dims else n for at, n in enumerate(u.shape)]
         if math.prod(systems) < 2:
             return
         some = (torch.rand(systems, generator=generator) < 0.5).to(u.device)
         some.view(-1)[0], some.view(-1)[-1] = True, False
-        size = u.abs().max() if bool(u.any()) else 1.0
-        x, y = (u * (1.0 + 0.01 * random) + 1e-3 * size * random for random in (
-            torch.rand(2, *u.shape, dtype=u.dtype, generator=generator).to(u.device)))
-        own, among = self.value(t, x), self.value(t, torch.where(some, x, y))
-        off = torch.where(some, own - among, 0.0).abs().max()
-        if float(off) > 1e4 * torch.finfo(u.dtype).eps * float(own.abs().max()):
+        off = torch.where(some, value - self._once(t, torch.where(some, x, y)), 0.0).abs().max()
+        if float(off) > 1e4 * torch.finfo(u.dtype).eps * float(value.abs().max()):
             raise ValueError(f"Expected H of Nonlinear to mix the dimensions {dims} only (got one "
                              "that mixes others); name all of them in dims=, or leave it out.")
+
+    def _once(self, t: float, u: Tensor) -> Tensor:
+        """A value of its own, with gradients enabled in case H takes some itself."""
+        with recording():
+            return self.value(t, u.clone().requires_grad_()).detach().clone()
 
     def operator(self, t: float, u: Tensor) -> LinearOperator:
         """The user's derivative at a state."""
@@ -200,7 +205,7 @@ class Nonlinear:
             (exact,) = torch.autograd.grad(value, u, w, allow_unused=True, materialize_grads=True)
         size = float(torch.linalg.vector_norm(exact))
         defect = float(torch.linalg.vector_norm(product - exact))
-        if defect > OFF * size:
+        if defect > JACOBIAN_DEFECT * size:
             warnings.warn(
                 f"The jacobian of Nonlinear is off by {defect:.2g} on a random direction where the "
                 f"derivative of H is {size:.2g}: Newton's method may converge slowly or not at all "
