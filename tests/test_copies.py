@@ -16,6 +16,7 @@ from pyg_sinode import (
     ExplicitTermError,
     GRANDAttention,
     LinearSolveError,
+    NewtonError,
     NonFiniteStateError,
     SINODEConv,
     StepSizeError,
@@ -27,7 +28,7 @@ from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, viscous_burgers
 from pyg_sinode.operators import Circulant, Graph, MatrixFree, ScaledIdentity, Shifted
 from pyg_sinode.schemes import SCHEMES
 from pyg_sinode.solvers import CG, GMRES, BiCGStab, Direct, Jacobi
-from pyg_sinode.terms import Affine
+from pyg_sinode.terms import Affine, Nonlinear
 
 T = double([0.0, 0.5])
 EDGES = torch.tensor([[0, 1, 2, 3, 1], [1, 0, 1, 2, 2]])
@@ -209,10 +210,16 @@ def wrong_value():
     imex_odeint(lambda t, u: 1.0, None, double([1.0]), double([0.0, 1.0]), step_size=0.5)
 
 
+def rootless():
+    imex_odeint(None, Nonlinear(lambda t, u: 9 + 9 * u**2), double([1.0]), double([0.0, 1.0]),
+                step_size=1.0)
+
+
 FAILURES = {
     NonFiniteStateError: [blow_up],
     StepSizeError: [too_small, too_many],
     LinearSolveError: [unsolved],
+    NewtonError: [rootless],
     ExplicitTermError: [wrong_value],
 }
 every_failure = pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from cases import double, times
 from nonlinear_cases import F64, RATES, Reaction, Wave, robertson
 
 from pyg_sinode import NonFiniteStateError, StepSizeError, imex_odeint
-from pyg_sinode.operators import Dense, Diagonal, LinearSolveError
+from pyg_sinode.operators import Dense, Diagonal, LinearSolveError, ScaledIdentity
 from pyg_sinode.solvers import CG, GMRES, BiCGStab, Direct, Newton, NewtonError
 from pyg_sinode.terms import Nonlinear
 
@@ -106,7 +106,7 @@ def test_a_system_that_is_done_gets_its_last_update_beside_one_at_its_rounding()
 class Roots:
     """Functions of one unknown each, as systems of Newton's method."""
 
-    dims, inverse = (), None
+    dims, inverse, exact = (), None, True
 
     def __init__(self, f, slope):
         self.f, self.slope = f, slope
@@ -122,6 +122,8 @@ class Roots:
 
     def magnitude(self, U):
         return U.abs()
+
+    rounded = magnitude
 
     def count(self):
         pass
@@ -159,6 +161,39 @@ def test_many_systems_take_little_more_than_one():
     assert found[1][0] < 2 * found[0][0]
     assert found[1][1] < 1.5 * found[0][1]
     assert found[1][2] < 1.5 * found[0][2]
+
+
+@pytest.mark.parametrize("fn", [
+    lambda u: -10 * (torch.exp(u) - 1), lambda u: -1e3 * (torch.exp(u) - 1),
+    lambda u: torch.tanh(0.3 - u) - math.tanh(0.3), lambda u: (1 - u) ** 3 - (1 + u) ** 2])
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("newton", [Newton(), Newton(solver=GMRES())], ids=repr)
+def test_a_state_that_decays_below_the_rounding_of_h_is_solved(fn, dtype, newton):
+    u0 = torch.linspace(0.5, 1.0, 5, dtype=dtype)
+    u = imex_odeint(None, Nonlinear(lambda t, u: fn(u), newton=newton), u0,
+                    torch.tensor([0.0, 60.0], dtype=F64), step_size=0.5)[-1]
+    assert float(u.abs().max()) < 1e3 * torch.finfo(dtype).eps
+
+
+def test_one_lucky_update_with_an_approximate_derivative_does_not_count_as_convergence():
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for coupling in (1e-5, 1e-3, 0.1):
+        matrix = double([[-1.0, 0.3], [coupling, -1.0]])
+        part = Nonlinear(lambda t, u, A=matrix: u @ A.T, dims=-1, newton=Newton(rtol=1e-9),
+                         jacobian=lambda t, u: ScaledIdentity(-1.0))
+        u0 = torch.cat([double([[0.0, 1.0]]), torch.rand(20, 2, dtype=F64, generator=generator)])
+        u = imex_odeint(None, part, u0, times(0, 1), method="implicit_euler", step_size=1.0)[-1]
+        exact = torch.linalg.solve(torch.eye(2, dtype=F64) - matrix, u0.T).T
+        error = (u - exact).abs().amax(dim=1) / exact.abs().amax(dim=1)
+        worst = max(worst, float(error.max()))
+    assert worst <= 1e-9
+
+
+def test_a_stage_starts_from_the_state_where_the_guess_has_no_value():
+    part = Nonlinear(lambda t, u: -100 * torch.log(u), dims=())
+    u = imex_odeint(None, part, double([2.0]), times(0, 1), step_size=0.1)[-1]
+    assert float(u) == pytest.approx(1.0, abs=1e-6)
 
 
 # What it costs

@@ -146,7 +146,34 @@ def test_inference_mode_and_empty_states(newton):
     with torch.inference_mode():
         found = imex_odeint(None, part, u0.clone(), times(0, 1), step_size=0.1)
     assert torch.equal(found, expected)
-    assert imex_odeint(None, part, u0[:0], times(0, 1), step_size=0.1).shape == (2, 0)
+    rate = torch.nn.Parameter(double(2.0))
+    with torch.inference_mode():
+        own = Nonlinear(lambda t, u, rate: -rate * u**3, double(1.0), newton=newton)
+        assert torch.equal(imex_odeint(None, own, u0.clone(), times(0, 1), step_size=0.1), expected)
+        outer = Nonlinear(lambda t, u, rate: -rate * u**3, rate, newton=newton)
+        imex_odeint(None, outer, u0.clone(), times(0, 1), step_size=0.1)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (0, 70), (3, 0)])
+@pytest.mark.parametrize("gradient", ["discrete", "backprop"])
+@pytest.mark.parametrize("options", [{"step_size": 0.25}, {"method": "ssp222"}], ids=str)
+def test_empty_states_are_integrated_and_differentiated(shape, gradient, options):
+    u0 = torch.zeros(shape, dtype=F64, requires_grad=True)
+    u = imex_odeint(None, Nonlinear(lambda t, u: -u**3), u0, times(0, 1), gradient=gradient,
+                    **options)
+    u.sum().backward()
+    assert u.shape == (2, *shape)
+    assert u0.grad.shape == shape
+
+
+@pytest.mark.parametrize("size", [3, 9, 70])
+def test_an_h_that_does_not_depend_on_the_state(size):
+    rate = torch.ones(size, dtype=F64, requires_grad=True)
+    part = Nonlinear(lambda t, u, rate: rate * t, rate)
+    u = imex_odeint(None, part, torch.zeros(size, dtype=F64), times(0, 1), step_size=0.5)[-1]
+    torch.testing.assert_close(u, torch.full_like(u, 0.5))
+    u.sum().backward()
+    torch.testing.assert_close(rate.grad, torch.full_like(rate, 0.5))
 
 
 def test_an_energy_whose_gradient_is_taken_inside():

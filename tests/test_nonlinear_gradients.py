@@ -257,6 +257,58 @@ def test_a_fully_implicit_term_and_its_tensors_that_are_made_from_others():
     torch.testing.assert_close(gradient, torch.stack(slopes), rtol=1e-3, atol=0)
 
 
+class Buffered(nn.Module):
+    """A cubic decay with a parameter and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(double(1.0))
+        self.register_buffer("factor", double(1.0))
+
+    def forward(self, t, u):
+        return -self.rate * self.factor * u**3
+
+
+@pytest.mark.parametrize("method", ["implicit_euler", "ark324l2sa", "sbdf2"])
+@pytest.mark.parametrize("options", [{}, {"checkpoints": 2}, {"gradient": "backprop"}], ids=str)
+def test_buffers_are_those_of_the_forward_pass(method, options):
+    def gradients(change):
+        module, u0 = Buffered(), double([0.5, 1.0]).requires_grad_()
+        u = imex_odeint(None, Nonlinear(module), u0, times(0, 1), method=method, step_size=0.1,
+                        **options)[-1]
+        change(module)
+        return torch.autograd.grad(u.sum(), [u0, module.rate])
+
+    expected = gradients(lambda module: None)
+    changes = [lambda m: setattr(m, "factor", double(5.0))]
+    if not options.get("gradient") or method == "implicit_euler":  # others have it in their graph
+        changes.append(lambda m: m.factor.fill_(5.0))
+    for change in changes:
+        for a, b in zip(gradients(change), expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_tensors_that_hooks_save_elsewhere_get_their_gradients():
+    problem = Problem()
+    expected = problem.gradients()
+    for gradient in ("discrete", "backprop"):
+        with torch.autograd.graph.save_on_cpu():
+            states = problem.states(gradient=gradient)
+        found = torch.autograd.grad(loss_of(states), problem.tensors)
+        assert_equal(found, expected, 1e-11)
+
+
+@pytest.mark.parametrize("newton", [Newton(rtol=0.0, atol=1e-9), Newton(rtol=1e-17)], ids=repr)
+def test_a_gradient_by_gmres_takes_the_tolerance_that_it_can_reach(newton):
+    u0 = torch.rand(WIDE, dtype=F64).requires_grad_()
+    found = []
+    for newton_of in (newton, Newton()):
+        part = Nonlinear(lambda t, u: -u**3 + u.roll(1, -1) - u, newton=newton_of)
+        u = imex_odeint(None, part, u0, times(0, 1), step_size=0.1)[-1]
+        found += torch.autograd.grad(u.square().sum(), u0)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-7)
+
+
 def test_modes_and_parameters_are_those_of_the_forward_pass():
     class Switched(nn.Module):
         def __init__(self):
@@ -266,15 +318,17 @@ def test_modes_and_parameters_are_those_of_the_forward_pass():
         def forward(self, t, u):
             return -self.rate * u**3 if self.training else -u
 
-    def run(evaluates):
+    def run(evaluates, gradient):
         module, u0 = Switched(), double([0.5, 1.0]).requires_grad_()
-        loss = imex_odeint(None, Nonlinear(module), u0, times(0, 1), step_size=0.1)[-1].sum()
+        loss = imex_odeint(None, Nonlinear(module), u0, times(0, 1), step_size=0.1,
+                           gradient=gradient)[-1].sum()
         if evaluates:
             module.eval()
         return torch.autograd.grad(loss, [u0, module.rate])
 
-    for a, b in zip(run(True), run(False), strict=True):
-        assert torch.equal(a, b)
+    for gradient in ("discrete", "backprop"):
+        for a, b in zip(run(True, gradient), run(False, gradient), strict=True):
+            assert torch.equal(a, b)
 
 
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 5, 0], [1, 2, 3, 4, 5, 0, 3]])

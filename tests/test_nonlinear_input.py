@@ -10,7 +10,7 @@ from torch import nn
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.operators import BlockDiagonal, Dense, Diagonal, MatrixFree, ScaledIdentity
-from pyg_sinode.solvers import CG, GMRES, Newton
+from pyg_sinode.solvers import CG, GMRES, BlockJacobi, Jacobi, Newton
 from pyg_sinode.terms import Affine, Nonlinear
 
 U0 = torch.linspace(0.5, 1.5, 6, dtype=F64).view(2, 3)
@@ -45,6 +45,15 @@ def test_dims_are_counted_from_the_end():
         Nonlinear(cubic, dims=0)
     with pytest.raises(ValueError, match=r"a state with the dimensions \(-3,\) of Nonlinear"):
         run(Nonlinear(cubic, dims=-3))
+
+
+@pytest.mark.parametrize("preconditioner", [Jacobi(), BlockJacobi()], ids=repr)
+def test_a_preconditioner_needs_a_jacobian(preconditioner):
+    newton = Newton(solver=GMRES(preconditioner=preconditioner))
+    with pytest.raises(ValueError, match=r"a jacobian= of Nonlinear for (Block)?Jacobi\("):
+        Nonlinear(cubic, newton=newton)
+    part = Nonlinear(cubic, newton=newton, jacobian=lambda t, u: Diagonal(-3 * u**2))
+    torch.testing.assert_close(run(part), run(Nonlinear(cubic)), rtol=0, atol=1e-12)
 
 
 def test_a_linear_solver_belongs_to_newton():
@@ -115,6 +124,15 @@ def test_dims_that_h_does_not_keep_to_are_refused():
         run(Nonlinear(lambda t, u: u.roll(1, -1), dims=()))
 
 
+def test_a_large_system_does_not_hide_what_small_ones_mix():
+    def fn(t, u):
+        return torch.cat([-u[:3] + u[:3].mean(dim=0), -u[3:]])
+
+    u0 = (torch.rand(4, 2) * torch.tensor([[1.0], [1.0], [1.0], [1e4]])).float()
+    with pytest.raises(ValueError, match="mix the dimensions"):
+        run(Nonlinear(fn, dims=-1), u0=u0)
+
+
 def test_a_state_of_zeros_does_not_hide_what_is_mixed():
     with pytest.raises(ValueError, match="mix the dimensions"):
         run(Nonlinear(lambda t, u: u * u.roll(1, 0), dims=-1), u0=torch.zeros(2, 3, dtype=F64))
@@ -143,9 +161,12 @@ def test_a_tensor_that_is_used_only_later_is_refused_too():
 
     with pytest.raises(ValueError, match="would be lost"):
         run(Nonlinear(fn))
-    states = run(Nonlinear(fn), u0=U0.clone().requires_grad_())
     with pytest.raises(ValueError, match="would be lost"):
-        states.sum().backward()
+        run(Nonlinear(fn), method="implicit_euler", gradient="backprop")
+    for gradient in ("discrete", "backprop"):
+        states = run(Nonlinear(fn), u0=U0.clone().requires_grad_(), gradient=gradient)
+        with pytest.raises(ValueError, match="would be lost"):
+            states.sum().backward()
 
 
 def test_parameters_changed_before_the_backward_pass_are_pytorch_s_error():

@@ -55,9 +55,9 @@ def test_the_rates_are_learned_from_a_wrong_start_and_an_interrupted_run_goes_on
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(run):
-    run("--iterations", "1", "--wrong", "1.1")
-    assert "belongs to other settings" in run("--iterations", "1", "--wrong", "1.2")
-    assert "goes on" not in run("--iterations", "1", "--wrong", "1.2", "--restart")
+    run("--iterations", "1", "--wrong", "1.1", "--times", "3")
+    assert "belongs to other settings" in run("--iterations", "1", "--wrong", "1.2", "--times", "3")
+    assert "goes on" not in run("--iterations", "0", "--wrong", "1.2", "--times", "3", "--restart")
 
 
 def test_the_loss_is_zero_at_the_data_and_does_not_mind_what_is_not_there(examples):

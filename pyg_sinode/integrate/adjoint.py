@@ -28,7 +28,7 @@ def integrate(run: Integration, u0: Tensor) -> Tensor:
         explicit = None if run.term is None else FirstCallCheck(run.term)
         term = None if term is None else term.guarded()
     with torch.no_grad():
-        return run.run(run.method(explicit, run.part(term)), u0)
+        return run.run(run.method(explicit, run.part(term, u0)), u0)
 
 
 def discrete_adjoint(run: Integration, u0: Tensor) -> Tensor:
@@ -46,9 +46,11 @@ class _Discrete(torch.autograd.Function):
         explicit, kept = None, _Kept(run)
         if run.term is not None:
             explicit = Capture(run.term, tensors[:len(run.term.tensors)], kept.memory)
-        result = run.run(run.method(explicit, run.part(run.implicit)), u0, kept.note)
+        modes, buffers = _modes(run), _buffers(run)
+        result = run.run(run.method(explicit, run.part(run.implicit, u0)), u0, kept.note)
         _check_unchanged((u0, *tensors), before)
-        ctx.run, ctx.kept, ctx.count, ctx.modes = run, kept, len(tensors), _modes(run)
+        ctx.run, ctx.kept, ctx.count, ctx.modes = run, kept, len(tensors), modes
+        ctx.buffers = buffers
         ctx.save_for_backward(u0, *tensors, *kept.take_tensors())
         return result
 
@@ -56,7 +58,7 @@ class _Discrete(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         u0, *saved = ctx.saved_tensors
         tensors, run = saved[:ctx.count], ctx.run
-        back = _Backward(run, tensors, ctx.needs_input_grad[2:])
+        back = _Backward(run, u0, tensors, ctx.needs_input_grad[2:], ctx.buffers)
         with torch.no_grad(), full_precision(u0.device), ctx.modes.in_force():
             lam = back.through(grads[0], back.tapes(ctx.kept, saved[ctx.count:], u0))
         found = [lam if ctx.needs_input_grad[1] else None, *back.gradients]
@@ -70,6 +72,11 @@ def _modes(run: Integration) -> Modes:
     """Training or evaluation of the modules, for the backward pass."""
     terms = (run.term, run.implicit if isinstance(run.implicit, Nonlinear) else None)
     return Modes(*(term.function.fn for term in terms if term is not None))
+
+
+def _buffers(run: Integration) -> dict[str, Tensor]:
+    """The buffers of a nonlinear implicit term; G's are in the records of its evaluations."""
+    return run.implicit.buffers() if isinstance(run.implicit, Nonlinear) else {}
 
 
 def _check_unchanged(tensors: Sequence[Tensor], before: list[int]) -> None:
@@ -168,7 +175,8 @@ class _Kept:
 class _Backward:
     """The integration backwards: gradients of a loss on every output."""
 
-    def __init__(self, run: Integration, tensors: list[Tensor], wanted: Sequence[bool]) -> None:
+    def __init__(self, run: Integration, u0: Tensor, tensors: list[Tensor],
+                 wanted: Sequence[bool], buffers: dict[str, Tensor]) -> None:
         self.run, self.stats = run, run.stats
         self.split = 0 if run.term is None else len(run.term.tensors)
         self.gradients: list[Tensor | None] = [None] * len(tensors)
@@ -178,7 +186,14 @@ class _Backward:
             run.term, tensors[:self.split], GraphMemory(run.graph_memory), run.stats)
         # The tensors of the forward pass, whatever the modules hold by now.
         linear, term = tensors[self.split:], run.implicit
-        self.part = run.part(term.with_tensors(linear) if term is not None and linear else term)
+        if isinstance(term, Nonlinear):
+            # Hooks on saved tensors may give others, whose graphs lead to the first.
+            linear = [x if x is own else x.detach().requires_grad_(want) for x, own, want in
+                      zip(linear, term.tensors, self.wanted_implicit, strict=True)]
+            term = term.as_it_was(linear, buffers)
+        elif term is not None and linear:
+            term = term.with_tensors(linear)
+        self.part = run.part(term, u0)
         self.method = run.method(self.replay, self.part)
 
     def tapes(self, kept: _Kept, saved: Sequence[Tensor], u0: Tensor) -> Iterator[Any]:

@@ -14,19 +14,24 @@ from ..solvers import Inverse
 from ..terms import Nonlinear
 from .implicit import ImplicitPart, LinearPart, NoPart, solution
 from .integration import Integration
-from .nonlinear import NewtonPart
+from .nonlinear import NewtonPart, Scale
+from .records import Modes
+from .report import Stats
 
 
 def backpropagate(run: Integration, u0: Tensor) -> Tensor:
     """The states at all output times, differentiable by autograd through every step."""
     explicit = None if run.term is None else run.term.plain
-    return run.run(run.method(explicit, _differentiable(run)), u0)
+    return run.run(run.method(explicit, _differentiable(run, u0)), u0)
 
 
-def _differentiable(run: Integration) -> ImplicitPart:
+def _differentiable(run: Integration, u0: Tensor) -> ImplicitPart:
     """The implicit part, whose solves carry gradients."""
     if isinstance(run.implicit, Nonlinear):
-        return _DifferentiablePart(run.implicit, run.allowed, run.stats)
+        tensors = [u0, *(() if run.term is None else run.term.tensors), *run.implicit.tensors]
+        followed = any(x.requires_grad for x in tensors)
+        whole = run.implicit if followed else run.implicit.guarded()
+        return _DifferentiablePart(whole, run.allowed, u0, run.stats)
     if run.factorizations is None or run.implicit is None:
         return NoPart()
     known, term = run.factorizations, run.implicit
@@ -97,6 +102,10 @@ def _aliases(tensors: Sequence[Tensor], *, graph: bool) -> list[Tensor]:
 class _DifferentiablePart(NewtonPart):
     """A nonlinear part whose values and solutions carry gradients."""
 
+    def __init__(self, term: Nonlinear, allowed: Scale | None, u0: Tensor, stats: Stats) -> None:
+        super().__init__(term, allowed, u0, stats)
+        self.modes, self.buffers = Modes(term.function.fn), term.buffers()
+
     def value(self, t: float, U: Tensor) -> Tensor:
         self.stats.implicit_evaluations += 1
         return self.term.value(t, U)
@@ -108,6 +117,21 @@ class _DifferentiablePart(NewtonPart):
     def solve_plain(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
         """The solution without a gradient, which :meth:`solve` gives one."""
         return super().solve(t, c, r, guess)
+
+
+    def then(self, tensors: Sequence[Tensor]) -> Nonlinear:
+        """The term on other tensors, as it was in the forward pass."""
+        return self.term.as_it_was(tensors, self.buffers)
+
+    def transposed(self, t: float, c: float, U: Tensor, tensors: Sequence[Tensor], b: Tensor
+                   ) -> Tensor:
+        """The solution with the transposed derivative, differentiable in all of its arguments."""
+        if b.numel() == 0:
+            return b
+        self.local = self.then([x.detach().requires_grad_(x.requires_grad) for x in tensors])
+        inverse = self.exact_inverse(self.at(t, U.detach()), c)
+        operator = Shifted(_StateDerivative(self.then(tensors), t, U, tensors), c)
+        return solve(inverse.T, operator.T, b).x
 
 
 class _SolveStage(torch.autograd.Function):
@@ -131,18 +155,17 @@ class _SolveStage(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         U, *tensors = ctx.saved_tensors
         part, t, c, graph = ctx.part, ctx.t, ctx.c, torch.is_grad_enabled()
-        own = _aliases(tensors, graph=graph)
-        inverse = part.exact_inverse(part.at(t, U.detach()), c)
-        operator = Shifted(_StateDerivative(part.term, t, U, tensors), c)
-        lam = solve(inverse.T, operator.T, grads[0]).x
-        wanted = [p for p in own if p.requires_grad]
-        found: Iterator[Tensor | None] = iter(())
-        if wanted:
-            with torch.enable_grad():
-                value = part.term.with_tensors(own).value(t, U if graph else U.detach())
-            if value.requires_grad:
-                found = iter(torch.autograd.grad(value, wanted, c * lam, create_graph=graph,
-                                                 allow_unused=True))
+        with part.modes.in_force():
+            own = _aliases(tensors, graph=graph)
+            lam = part.transposed(t, c, U, tensors, grads[0])
+            wanted = [p for p in own if p.requires_grad]
+            found: Iterator[Tensor | None] = iter(())
+            if wanted:
+                with torch.enable_grad():
+                    value = part.then(own).value(t, U if graph else U.detach())
+                if value.requires_grad:
+                    found = iter(torch.autograd.grad(value, wanted, c * lam, create_graph=graph,
+                                                     allow_unused=True))
         to_tensors = [next(found, None) if p.requires_grad else None for p in own]
         return (None, None, None, None, lam, *to_tensors)
 

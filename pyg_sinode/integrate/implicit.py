@@ -36,8 +36,8 @@ class ImplicitPart(Protocol):
     is_zero: bool
     remembers: bool  # whether H at the end of a step is worth keeping for the next
 
-    def start_step(self) -> None:
-        """Says that a step begins: what is kept within one is of no more use."""
+    def start_step(self, u: Tensor) -> None:
+        """Says that a step begins from a state: what is kept within one is of no more use."""
         ...
 
     def value(self, t: float, U: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class NoPart:
 
     is_zero, remembers = True, False
 
-    def start_step(self) -> None:
+    def start_step(self, u: Tensor) -> None:
         """Nothing is kept."""
 
     def value(self, t: float, U: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class LinearPart:
         self.iterative = False  # whether the last inverse could use a guess
         self.last: tuple[LinearOperator, LinearOperator] | None = None  # one and its transpose
 
-    def start_step(self) -> None:
+    def start_step(self, u: Tensor) -> None:
         """What is kept serves all steps."""
 
     def value(self, t: float, U: Tensor) -> Tensor:

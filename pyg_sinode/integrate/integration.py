@@ -63,10 +63,10 @@ class Integration:
     progress: bool
     stats: Stats
 
-    def part(self, term: Affine | Nonlinear | None) -> ImplicitPart:
+    def part(self, term: Affine | Nonlinear | None, u0: Tensor) -> ImplicitPart:
         """The implicit part of a term with this J, whatever holds its tensors."""
         if isinstance(term, Nonlinear):
-            return NewtonPart(term, self.allowed, self.stats)
+            return NewtonPart(term, self.allowed, u0, self.stats)
         if term is None or self.factorizations is None:
             return NoPart()
         return LinearPart(term, self.factorizations.inverse, self.stats)

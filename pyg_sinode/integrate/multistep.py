@@ -96,9 +96,9 @@ class Multistep:
         earlier = len(state.states) - 1
         if earlier < self.earlier:
             return self._start(t, h, state, earlier)
-        self.part.start_step()
         u, values, evaluation = state.states[0], list(state.values), None
         assert u is not None
+        self.part.start_step(u)
         if self.explicit is not None:
             self.stats.explicit_evaluations += 1
             value, evaluation = self.explicit(t, u)

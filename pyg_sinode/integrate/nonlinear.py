@@ -37,52 +37,70 @@ class NewtonPart:
         term (Nonlinear): H, its derivative if the user gave one, and how stages are solved.
         allowed (callable, optional): From a state to 1e-2 of the integration's tolerance at each
             entry; None with equal steps.
+        u0 (Tensor): The initial state of the integration.
         stats (Stats): Filled on the way.
     """
 
     is_zero, remembers = False, True
 
-    def __init__(self, term: Nonlinear, allowed: Scale | None, stats: Stats) -> None:
+    def __init__(self, term: Nonlinear, allowed: Scale | None, u0: Tensor, stats: Stats) -> None:
         self.term, self.newton, self.allowed, self.stats = term, term.newton, allowed, stats
-        self.local = term.local()
+        self.local, self.at_first, self.before = term.local(), u0.detach().abs(), u0
         self.factors: tuple[float, LinearOperator] | None = None  # of this step, for one c
         self.checked = False  # whether products with the derivative were
         self.derives = False  # whether H takes derivatives by the state itself
         self.held: Derivative | None = None  # of the last state asked for
         self.exact: tuple[Derivative, float, LinearOperator] | None = None  # an inverse of it
 
-    def start_step(self) -> None:
+    def start_step(self, u: Tensor) -> None:
         """Forgets the factors: a step gives the same result wherever it is made again from."""
-        self.factors = None
+        self.factors, self.before = None, u.detach()
 
     def value(self, t: float, U: Tensor) -> Tensor:
         """H(t, U)."""
         return self.plain(t, U).clone()  # the next one may be written over it
 
     def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
-        """The U with U = r + c H(t, U), by Newton's method from a guess, else from r."""
+        """The U with U = r + c H(t, U), by Newton's method.
+
+        It starts from a guess, or from r; if that fails from r, then from the state before the
+        step, which is where H has a value though it may have none at the others.
+        """
         r = r.detach()
         if r.numel() == 0:
             return r
         if not bool(r.isfinite().all()):
             raise NewtonError("Expected a finite right-hand side (got NaN or Inf).", state=r)
-        scale = self._scale(r)
-        if guess is not None:
-            try:
-                return self.newton.solve(_Stage(self, t, c, r), guess.detach(), scale)
-            except NewtonError:
-                self.factors = None  # and once more from r, which is nearer now and then
-        return self.newton.solve(_Stage(self, t, c, r), r, scale)
+        starts = [r, self.before] if guess is None else [guess.detach(), r, self.before]
+        for start in starts[:-1]:
+            found = self._root_or_none(t, c, r, start)
+            if found is not None:
+                return found
+        return self._root(t, c, r, starts[-1])
+
+    def _root_or_none(self, t: float, c: float, r: Tensor, start: Tensor) -> Tensor | None:
+        try:
+            return self._root(t, c, r, start)
+        except NewtonError:
+            self.factors = None
+            return None
+
+    def _root(self, t: float, c: float, r: Tensor, start: Tensor) -> Tensor:
+        return self.newton.solve(_Stage(self, t, c, r), start, self._scale(r))
 
     def linear_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
         """The y with (I - c H_u(t, U)) y = b; by the factors of the step's stages if there are."""
         known = self.factors
+        if b.numel() == 0:
+            return b
         if known is None or known[0] != c:
             return self._finite(self.inverse(self.at(t, U), c), b)
         return self._finite(known[1], b)
 
     def transposed_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
         """The y with (I - c H_u(t, U))^T y = b, by the exact derivative."""
+        if b.numel() == 0:
+            return b
         derivative = self.at(t, U)
         if self.exact is None or self.exact[0] is not derivative or self.exact[1] != c:
             self.exact = derivative, c, self.exact_inverse(derivative, c)
@@ -160,7 +178,9 @@ class NewtonPart:
                 return Reciprocal(1.0 - c * derivative.vjp(torch.ones_like(derivative.value)))
             return BlockInverse.of(derivative.shifted_blocks(c), dims, checked=False)
         krylov = solver if own and solver is not None else GMRES()
-        rtol = self.newton.rtol if rtol is None else rtol
+        if rtol is None:  # of a gradient
+            usual = 1e-10 if derivative.u.dtype == torch.float64 else 1e-5  # see Krylov
+            rtol = None if (self.newton.rtol or 0.0) <= usual else self.newton.rtol
         inner = None if own else self.inverse(derivative, c)
         if isinstance(inner, KrylovInverse):
             inner = inner.preconditioner
@@ -326,6 +346,7 @@ class _Stage:
 
     def __init__(self, part: NewtonPart, t: float, c: float, r: Tensor) -> None:
         self.part, self.t, self.c, self.r, self.dims = part, t, c, r, part.term.dims(r)
+        self.exact = part.term.jacobian is None
         known = part.factors
         self.inverse = None if known is None or known[0] != c else known[1]
 
@@ -347,6 +368,10 @@ class _Stage:
 
     def magnitude(self, U: Tensor) -> Tensor:
         return torch.maximum(U.abs(), self.r.abs())
+
+    def rounded(self, U: Tensor) -> Tensor:
+        # H may be made of numbers of the size of the first state though this one be small.
+        return torch.maximum(self.magnitude(U), self.part.at_first)
 
     def count(self) -> None:
         self.part.stats.newton_iterations += 1

@@ -132,7 +132,7 @@ class RungeKutta:
         """Makes one step."""
         u, n = state.u, self.scheme.stages
         assert u is not None
-        self.part.start_step()
+        self.part.start_step(u)
         g: list[Tensor | None] = [None] * n
         k: list[Scaled] = [Scaled(None)] * n
         stages: list[Tensor | None] = [None] * n

@@ -249,11 +249,14 @@ class AdaptiveSteps:
                 else f"a linear solve failed: {cause}" if cause is not None
                 else "its result was not finite" if not math.isfinite(error)
                 else f"its error was {error:.3g} times what the tolerances allow")
+        cure = ("The implicit term may have a discontinuity or a singularity there, or give NaN."
+                if self.method.explicit is None else
+                "The explicit term may be stiff (move its linear part into the implicit one), have "
+                "a discontinuity or a singularity there, or give NaN.")
         return StepSizeError(
             f"The step size fell to {self.wanted:.3g} at time {step.t:.6g}, after {step.number} "
             f"accepted steps, below min_step={self.control.min_step:.3g} or the rounding of time; "
-            f"in the last step tried, {what}. The explicit term may be stiff (move its linear part "
-            "into the implicit one), have a discontinuity or a singularity there, or give NaN.",
+            f"in the last step tried, {what}. {cure}",
             time=step.t, step=step.number, state=u.detach(), step_size=self.wanted)
 
 

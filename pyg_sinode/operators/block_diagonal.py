@@ -182,5 +182,5 @@ def derivative_blocks(value: Tensor, u: Tensor, dims: tuple[int, ...]) -> Tensor
 def _row(value: Tensor, u: Tensor, chosen: Tensor, *, batched: bool = False) -> Tensor:
     """The derivatives of the chosen entries of a value, or of several choices."""
     (found,) = torch.autograd.grad(value, u, chosen, retain_graph=True, allow_unused=True,
-                                   materialize_grads=True, is_grads_batched=batched)
-    return found
+                                   is_grads_batched=batched)
+    return torch.zeros_like(chosen) if found is None else found

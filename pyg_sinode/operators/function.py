@@ -28,7 +28,7 @@ class Function:
         self.module = fn if isinstance(fn, torch.nn.Module) else None
         self.put: tuple[Tensor, ...] | None = None  # what is in force in place of its own tensors
         self.named: dict[str, Tensor] = {}  # what has to be swapped into a module at each call
-        self.copied: frozenset[str] = frozenset()  # those of it that are copied before
+        self.buffers: dict[str, Tensor] = {}  # those of it that are copied before
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -51,7 +51,8 @@ class Function:
 
         Args:
             tensors (sequence of Tensor): The tensors; a parameter that is the module's own stays.
-            buffers (dict, optional): Buffers of a module by name, copied at each call.
+            buffers (dict, optional): Buffers of a module by name, copied at each call; those of
+                this function if None.
             present (sequence of Tensor, optional): Those of :attr:`own`, if they are known.
         """
         rest, args = list(tensors), []
@@ -67,15 +68,15 @@ class Function:
                     a is not b for a, b in zip(own, rest, strict=True)):
                 names = [name for name, _ in self.module.named_parameters()]
                 other.named = dict(zip(names, rest, strict=True))
-            other.named |= buffers or {}
-            other.copied = frozenset(buffers or ())
+            other.buffers = self.buffers if buffers is None else buffers
+            other.named |= other.buffers
         return other
 
     def __call__(self, *inputs: Any) -> Any:
         """The value, by the tensors in force."""
         if self.module is None or not self.named:
             return self.fn(*inputs, *self.args)
-        named = {name: x.clone() if name in self.copied else x for name, x in self.named.items()}
+        named = {name: x.clone() if name in self.buffers else x for name, x in self.named.items()}
         return torch.func.functional_call(self.module, named, (*inputs, *self.args))
 
     def detached(self) -> Function:

@@ -15,6 +15,7 @@ from .base import Solver
 
 SLOW = 0.2  # the rate of convergence from which on factors of another state are not trusted
 SUFFICIENT = 0.25  # the part of the decrease of a linear model that a trial has to reach
+NOISE = 64.0  # how many times the effect of a rounding of the state counts as one
 SMALLEST = 2.0**-16  # the smallest fraction of an update that is tried
 # Tolerances of iterated solves, eta of Eisenstat and Walker: a step starts from a good guess.
 ETA_FIRST, ETA_MAX, ETA_MIN = 1e-2, 0.5, 1e-4
@@ -65,7 +66,8 @@ class Newton:
         max_iter (int): Largest number of iterations of a stage. (default: :obj:`25`)
         solver (Solver, optional): The linear solver; if None the closed form where there is one,
             dense blocks of up to 64 rows included, else :class:`GMRES`. The tolerance of a Krylov
-            solver is chosen as above unless it has one of its own. (default: :obj:`None`)
+            solver is chosen as above unless it has one of its own; gradients use :obj:`rtol`, or
+            the solver's default where that is smaller. (default: :obj:`None`)
         line_search (bool): Whether to halve updates that do not help. (default: :obj:`True`)
 
     Raises:
@@ -124,10 +126,12 @@ class NonlinearSystem(Protocol):
     Attributes:
         dims: The dimensions that F mixes; every index of the others is a system of its own.
         inverse: The inverse of F's derivative that is at hand, if there is one.
+        exact: Whether :meth:`linearize` takes the derivative itself, or what approximates it.
     """
 
     dims: tuple[int, ...]
     inverse: LinearOperator | None
+    exact: bool
 
     def at(self, U: Tensor) -> Any:
         """Evaluates F; gives a :class:`Point`."""
@@ -143,6 +147,10 @@ class NonlinearSystem(Protocol):
 
     def magnitude(self, U: Tensor) -> Tensor:
         """The size of the terms that F is the difference of."""
+        ...
+
+    def rounded(self, U: Tensor) -> Tensor:
+        """The size of the numbers whose rounding F shows, at least :meth:`magnitude`."""
         ...
 
     def count(self) -> None:
@@ -208,7 +216,9 @@ class _Iteration:
         # factors are of this very state, or if it is zero.
         size = self.now.size
         unknown = size if self.fresh else torch.where(size == 0.0, 0.0, math.inf)
-        return torch.where(self.rate <= SLOW, size * self.rate / SLOW, unknown)
+        # One small rate tells nothing of the next where the derivative is an approximation.
+        known = size * self.rate / SLOW if self.system.exact else size
+        return torch.where(self.rate <= SLOW, known, unknown)
 
     def _update(self, live: Tensor) -> Tensor:
         """The update of some systems, zero in the others."""
@@ -316,18 +326,20 @@ class _Iteration:
         return quotient.amax(dim=self.system.dims, keepdim=True) if self.system.dims else quotient
 
     def _beyond_rounding(self, live: Tensor) -> Tensor:
-        """The systems whose error is more than what rounding of its terms makes of the residual."""
+        """The systems whose error is more than what rounding makes of the residual."""
         now, eps = self.now, torch.finfo(self.now.U.dtype).eps
-        magnitude = self.system.magnitude(now.U)
-        small = live & (now.size <= self._size(math.sqrt(eps) * magnitude))
+        rounding = eps * self.system.rounded(now.U)
+        small = live & (now.size <= self._size(rounding / math.sqrt(eps)))
         if not bool(small.any()):
             return live
-        generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, now.U.shape, generator=generator).to(now.U) * 2.0 - 1.0
-        noise = self.system.at(now.U + eps * signs * now.U).residual - now.point.residual
-        noise = noise + eps * signs * magnitude
-        noise = noise if self.iterated else self._solved(noise)
-        return live & ~(small & (now.size <= 8.0 * self._size(noise)))
+        generator, floor = torch.Generator().manual_seed(0), torch.zeros_like(now.size)
+        for _ in range(2):  # the signs of one may cancel
+            signs = torch.randint(0, 2, now.U.shape, generator=generator).to(now.U) * 2.0 - 1.0
+            change = self.system.at(now.U + signs * rounding).residual - now.point.residual
+            change = change + signs * rounding
+            floor = torch.maximum(floor, self._size(
+                change if self.iterated else self._solved(change)))
+        return live & ~(small & (now.size <= NOISE * floor))
 
     def _error(self, what: str) -> NewtonError:
         now = self.now

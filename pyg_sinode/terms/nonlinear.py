@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ..operators import LinearOperator
 from ..operators.checks import check_dims, lost_gradient
 from ..operators.function import Function
-from ..solvers import Newton
+from ..solvers import BlockJacobi, Jacobi, Newton
 from ..transforms import forward_mode_error, has_tangent, recording
 
 Jacobian = Callable[[Tensor, Tensor], LinearOperator]
@@ -70,6 +71,10 @@ class Nonlinear:
                             f"an operator (got {type(jacobian).__name__}).")
         if not (newton is None or isinstance(newton, Newton)):
             raise TypeError(f"Expected newton as pyg_sinode.solvers.Newton(...) (got {newton!r}).")
+        preconditioner = getattr(getattr(newton, "solver", None), "preconditioner", None)
+        if jacobian is None and isinstance(preconditioner, (Jacobi, BlockJacobi)):
+            raise ValueError(f"Expected a jacobian= of Nonlinear for {preconditioner!r} (got "
+                             "none): products by autograd know no diagonal and no blocks.")
         self.function, self.jacobian = Function(fn, args), jacobian
         self.own_dims = None if dims is None else check_dims("Nonlinear", dims)
         self.newton = Newton() if newton is None else newton
@@ -89,10 +94,24 @@ class Nonlinear:
 
     def local(self) -> Nonlinear:
         """The same part, whose graphs end in its tensors: copies of those that are no leaves."""
-        # A hook on a parameter is for the whole gradient, not for a part of it.
-        return self.with_tensors([p if p.is_leaf and not p._backward_hooks
-                                  else p.detach().requires_grad_(p.requires_grad)
-                                  for p in self.tensors])
+        return self.with_tensors([_end(p) for p in self.tensors])
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the buffers that a module has now, by name."""
+        module = self.function.module
+        return {} if module is None else {
+            name: b.detach().clone() for name, b in module.named_buffers()}
+
+    def as_it_was(self, tensors: Sequence[Tensor], buffers: dict[str, Tensor]) -> Nonlinear:
+        """The same part on other tensors, with the buffers of another time if they have changed."""
+        module = self.function.module
+        present = {} if module is None else dict(module.named_buffers())
+        changed = buffers.keys() != present.keys() or not all(
+            torch.equal(b, present[name]) for name, b in buffers.items())
+        other = self.with_tensors(tensors)
+        if changed:
+            other.function = self.function.on(tensors, buffers)
+        return other
 
     def dims(self, u: Tensor) -> tuple[int, ...]:
         """The dimensions of a state that H mixes."""
@@ -137,6 +156,9 @@ class Nonlinear:
             raise ValueError(f"Expected a state with the dimensions {self.dims(u)} of Nonlinear "
                              f"(got shape {tuple(u.shape)}).")
         wanted = torch.is_grad_enabled()
+        if any(map(is_lazy, self.tensors)):
+            with torch.no_grad():
+                self.value(t, u.detach())  # gives its parameters their shapes
         with recording():
             state, local = u.detach().clone().requires_grad_(), self.local()
             value = local.value(t, state)
@@ -168,8 +190,9 @@ class Nonlinear:
             return
         some = (torch.rand(systems, generator=generator) < 0.5).to(u.device)
         some.view(-1)[0], some.view(-1)[-1] = True, False
-        off = torch.where(some, value - self._once(t, torch.where(some, x, y)), 0.0).abs().max()
-        if float(off) > 1e4 * torch.finfo(u.dtype).eps * float(value.abs().max()):
+        off = torch.where(some, value - self._once(t, torch.where(some, x, y)), 0.0).abs()
+        size = value.abs().amax(dim=dims, keepdim=True) if dims else value.abs()
+        if bool((off > 1e4 * torch.finfo(u.dtype).eps * size).any()):
             raise ValueError(f"Expected H of Nonlinear to mix the dimensions {dims} only (got one "
                              "that mixes others); name all of them in dims=, or leave it out.")
 
@@ -214,3 +237,12 @@ class Nonlinear:
     def __repr__(self) -> str:
         fn = self.function.fn
         return f"{type(self).__name__}({getattr(fn, '__name__', None) or type(fn).__name__})"
+
+
+def _end(p: Tensor) -> Tensor:
+    """A tensor in which a graph may end."""
+    if p.is_inference():
+        with recording():
+            return p.clone()
+    # A hook on a parameter is for the whole gradient, not for a part of it.
+    return p if p.is_leaf and not p._backward_hooks else p.detach().requires_grad_(p.requires_grad)
