@@ -22,14 +22,15 @@ from .attention import (
     message_hooks,
 )
 from .controllers import Controller
-from .diffusion import SPLITS, DiffusionTerm, SortedGraph, Split, with_loops
+from .diffusion import SPLITS, DiffusionTerm, SortedGraph, Split, sorted_weight
+from .graph_cache import GraphCache
 from .integrate.report import Stats
 from .odeint import Checkpoints, LinearSolver, imex_odeint
 from .operators import LinearOperator
 from .operators.checks import check_real, leaves
 from .precision import check_full, full_precision, widened
 from .schemes import IMEXMultistep, IMEXTableau, get_scheme
-from .sparse import Pattern, as_edges, check_range
+from .sparse import as_edges
 from .transforms import refuse_transforms
 
 Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearOperator]
@@ -147,6 +148,7 @@ class SINODEConv(MessagePassing):
         self.rtol, self.atol, self.controller, self.max_steps = rtol, atol, controller, max_steps
         self.add_self_loops, self.fill_value = add_self_loops, fill_value
         self.stats: Stats | None = None
+        self._cache = GraphCache()
         self.lin = None if in_channels == out_channels else Linear(in_channels, out_channels)
         self.term = DiffusionTerm(
             GRANDAttention(out_channels, heads, attention_channels, score=attention,
@@ -235,13 +237,11 @@ class SINODEConv(MessagePassing):
             if own is not None and own.device != x.device:
                 raise ValueError(f"Expected {name} on the device of the features, {x.device} (got "
                                  f"{own.device}); move one of the two.")
-        n = check_range(row, col, x.size(0), known)
+        pattern, loops = self._cache.pattern(adjacency, row, col, x.size(0), known,
+                                             loops=self.add_self_loops)
         if weight is not None:
             weight = check_weight(weight, x)
-        if self.add_self_loops:
-            row, col, weight = with_loops(row, col, weight, n, self.fill_value, x)
-        pattern = Pattern(row, col, n, checked=True)
-        return SortedGraph(pattern, weight if weight is None else weight[pattern.perm])
+        return SortedGraph(pattern, sorted_weight(weight, pattern, loops, self.fill_value, x))
 
     def _split(self, x: Tensor, graph: SortedGraph) -> Split:
         if isinstance(self.implicit, str):
@@ -265,7 +265,11 @@ class SINODEConv(MessagePassing):
         return operator
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"stats": None}
+        return {k: v for k, v in self.__dict__.items() if k != "_cache"} | {"stats": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._cache = GraphCache()  # of its own: a copy sees other graphs
 
     def __repr__(self) -> str:
         return (f"{type(self).__name__}({self.in_channels}, {self.out_channels}, "

@@ -95,17 +95,16 @@ def _attention(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
 SPLITS = {"decay": _decay, "laplacian": _laplacian, "attention": _attention}
 
 
-def with_loops(row: Tensor, col: Tensor, weight: Tensor | None, n: int, fill_value: float,
-                x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The entries with a self-loop at each node that has none."""
-    bare = torch.ones(n, dtype=torch.bool, device=row.device)
-    bare[row[row == col]] = False
-    loops = bare.nonzero().view(-1)
-    if weight is None and fill_value != 1.0:
-        weight = torch.ones(row.numel(), dtype=x.dtype, device=row.device)
-    if weight is not None:
-        weight = torch.cat([weight, weight.new_full((loops.numel(),), fill_value)])
-    return torch.cat([row, loops]), torch.cat([col, loops]), weight
+def sorted_weight(weight: Tensor | None, pattern: Pattern, loops: int, fill_value: float,
+                  x: Tensor) -> Tensor | None:
+    """The weights in the order of a pattern, with those of the self-loops that were added."""
+    if weight is None:
+        if fill_value == 1.0 or loops == 0:
+            return None
+        weight = x.new_ones(pattern.num_entries - loops)
+    if loops:
+        weight = torch.cat([weight, weight.new_full((loops,), fill_value)])
+    return weight[pattern.perm]
 
 
 def _symmetric_normalized(graph: SortedGraph, x: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from functools import cache
 from operator import index
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.linalg.lapack import get_lapack_funcs
 from torch import Tensor
 
 from .base import LinearOperator
@@ -18,10 +18,16 @@ from .checks import along, check_dims, check_real, check_size, check_tensors
 from .dense import DenseInverse, check_condition
 from .results import Entries
 
-LAPACK: dict[torch.dtype, Any] = {
-    dtype: get_lapack_funcs(("gbtrf", "gbtrs"), dtype=np.dtype(name))
-    for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64"))
-}
+LAPACK = {torch.float32: "float32", torch.float64: "float64"}  # its names of the precisions
+
+
+@cache
+def lapack(dtype: torch.dtype) -> tuple[Any, Any]:
+    """LAPACK's banded LU and the solve with it."""
+    from scipy.linalg.lapack import get_lapack_funcs  # takes longer than the rest of the package
+
+    factorise, solve = get_lapack_funcs(("gbtrf", "gbtrs"), dtype=np.dtype(LAPACK[dtype]))
+    return factorise, solve
 
 
 class Banded(LinearOperator):
@@ -186,7 +192,7 @@ class BandedInverse(LinearOperator):
         band = parts[0].new_zeros(n, 2 * below + above + 1).t()
         for o, d in parts.items():
             band[below + above - o].narrow(0, max(0, o), d.numel()).copy_(d)
-        factorise, _ = LAPACK[band.dtype]
+        factorise, _ = lapack(band.dtype)
         lu, pivots, _ = factorise(band.numpy(), below, above, overwrite_ab=True)
         inverse = cls(lu, pivots, (below, above), dim)
         sums = _row_sums({o: d.abs() for o, d in parts.items()}, n)
@@ -204,7 +210,7 @@ class BandedInverse(LinearOperator):
 
     def _solve(self, b: Tensor) -> Tensor:
         """The solutions for the rows of b."""
-        _, solve = LAPACK[b.dtype]
+        _, solve = lapack(b.dtype)
         x, _ = solve(self.lu, *self.bandwidth, b.numpy().T, self.pivots, trans=int(self.transposed))
         return torch.from_numpy(x.T)
 

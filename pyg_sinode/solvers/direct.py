@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -130,6 +128,8 @@ class SparseInverse(LinearOperator):
     @classmethod
     def of(cls, entries: Entries, size: int, dtype: torch.dtype, dim: int) -> SparseInverse:
         """Factorises; a matrix that is singular to rounding is a LinearSolveError."""
+        import scipy.sparse.linalg  # only here: it takes a while
+
         row, col, value = (part.cpu().numpy() for part in entries)
         matrix = scipy.sparse.csc_matrix(
             (value.astype(np.float64 if dtype == torch.float64 else np.float32), (row, col)),
