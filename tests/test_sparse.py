@@ -125,7 +125,7 @@ def test_copies_are_made_once_and_know_their_entries():
     blocks = p.blocks(3)
     assert p.blocks(3).row is blocks.row
     assert blocks.T.T.row is blocks.row
-    assert torch.equal(blocks.perm[blocks.place].view(-1), torch.arange(3 * E))
+    assert torch.equal(blocks.perm[blocks.place].view(-1).long(), torch.arange(3 * E))
 
 
 def test_products_of_heads_are_those_of_each_head():
