@@ -121,6 +121,32 @@ class PeriodicGrid:
         stencil = np.array(DIFFERENCES[order]) / self.spacing[axis] ** order
         return Circulant(stencil, dim=dim, size=n)
 
+    def laplacian(self, *, discretization: str = "spectral") -> Circulant:
+        r"""The Laplacian :math:`\sum_a \partial^2 / \partial x_a^2` of all axes, as one operator.
+
+        As one operator it has a closed inverse, a division in Fourier space; a sum of
+        :meth:`derivative` along several axes is solved by conjugate gradients.
+
+        Args:
+            discretization (str): As for :meth:`derivative`; :obj:`"finite_difference"` has the
+                five points of the plane. (default: :obj:`"spectral"`)
+        """
+        _check_discretization(discretization)
+        count = len(self.shape)
+        if discretization == "spectral":
+            symbol = np.zeros(self.shape)
+            for axis, n in enumerate(self.shape):
+                along = [1] * count
+                along[axis] = n
+                symbol = symbol - (self.wavenumbers(axis) ** 2).reshape(along)
+            return Circulant.from_symbol(symbol, dim=self.dims)
+        stencil = np.zeros([3] * count)
+        for axis, spacing in enumerate(self.spacing):
+            line: list[int | slice] = [1] * count
+            line[axis] = slice(None)
+            stencil[tuple(line)] += np.array(DIFFERENCES[2]) / spacing**2
+        return Circulant(stencil, dim=self.dims, size=self.shape)
+
     def edge_index(self, radius: int = 1) -> Tensor:
         """The edges to each node from all others within radius along every axis, by target.
 

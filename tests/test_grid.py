@@ -94,6 +94,20 @@ def test_a_derivative_along_an_axis_leaves_the_other_axes_alone(axis, kind):
     close(grid.derivative(1, axis, discretization=kind).mv(u), expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_laplacian_is_the_sum_of_second_derivatives_and_has_a_closed_inverse(grid, kind):
+    J = grid.laplacian(discretization=kind)
+    terms = [grid.derivative(2, axis, discretization=kind) for axis in range(len(grid.shape))]
+    u = torch.randn(2, *grid.shape, dtype=F64)
+    expected = sum(term.mv(u) for term in terms)
+    close(J.mv(u), expected, 1e-13 * float(expected.abs().max()))
+    assert J.has_closed_inverse()
+    assert J.symmetric()
+    x = J.resolvent(0.1).mv(u)
+    close(x - 0.1 * J.mv(x), u, 1e-13)
+
+
 def test_derivatives_along_the_axes_of_a_box_are_those_of_its_waves():
     grid = PeriodicGrid((8, 9, 10), 2 * math.pi)
     x, y, z = grid.points.unbind(-1)
