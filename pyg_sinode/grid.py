@@ -124,9 +124,6 @@ class PeriodicGrid:
     def laplacian(self, *, discretization: str = "spectral") -> Circulant:
         r"""The Laplacian :math:`\sum_a \partial^2 / \partial x_a^2` of all axes, as one operator.
 
-        As one operator it has a closed inverse, a division in Fourier space; a sum of
-        :meth:`derivative` along several axes is solved by conjugate gradients.
-
         Args:
             discretization (str): As for :meth:`derivative`; :obj:`"finite_difference"` has the
                 five points of the plane. (default: :obj:`"spectral"`)

@@ -248,6 +248,17 @@ OPERATORS: dict[str, Case] = {
     "stencil_plus_identity": Case(
         lambda a, s: ScaledIdentity(a) + Circulant(s), [decays(), numbers(3)], (2, 4)
     ),
+    "stencils_along_two_dimensions": Case(
+        lambda a, b: Circulant(a, dim=-2) + Circulant(b), [numbers(3), numbers(5)], (2, 4, 6)
+    ),
+    "stencils_and_symbols_and_a_number": Case(
+        lambda s, a, b: s * Circulant(a) + of_symbol(b, b) - ScaledIdentity(0.2),
+        [decays(), numbers(3), numbers(6) / 4], (2, 6)
+    ),
+    "stencils_symmetric_of_two_dimensions_apart": Case(
+        lambda h: Circulant(torch.cat([h, h[:1]]), dim=-3) + Circulant([0.2, -0.4, 0.2]),
+        [numbers(2)], (4, 2, 3)
+    ),
     "stencil_plus_diagonal": Case(
         lambda d, s: Diagonal(d) + Circulant(s), [decays(4), numbers(3)], (2, 4)
     ),

@@ -9,7 +9,15 @@ import torch
 from cases import dense_matrix
 
 from pyg_sinode import imex_odeint
-from pyg_sinode.operators import Circulant, LinearSolveError, Shifted
+from pyg_sinode.grid import PeriodicGrid
+from pyg_sinode.operators import (
+    Circulant,
+    Diagonal,
+    LinearSolveError,
+    MatrixFree,
+    ScaledIdentity,
+    Shifted,
+)
 from pyg_sinode.operators.circulant import Resolvent
 from pyg_sinode.solvers import CG, GMRES, Direct, default
 
@@ -231,3 +239,30 @@ def test_a_dense_factorisation_of_a_grid_of_two_dimensions_is_refused():
     J = Circulant(np.ones((3, 3)), dim=(-2, -1))
     with pytest.raises(ValueError, match="Expected a closed inverse or an operator along one"):
         Direct(dense=True).invert(Shifted(J, 0.1))
+
+
+def test_a_sum_of_convolutions_is_solved_as_one_and_keeps_the_mean():
+    grid = PeriodicGrid((24, 20), (2.0, 1.0))
+    apart = grid.derivative(2, 0) + grid.derivative(2, 1)
+    whole, u = grid.laplacian(), torch.randn(3, 24, 20, dtype=F64)
+    assert default(apart) == Direct()
+    x = apart.resolvent(1.0).mv(u)
+    torch.testing.assert_close(x, whole.resolvent(1.0).mv(u), rtol=0, atol=1e-12)
+    mean = u.mean(dim=(-2, -1))
+    torch.testing.assert_close(x.mean(dim=(-2, -1)), mean, rtol=0, atol=1e-15)
+    single = apart.resolvent(1.0).mv(u.float())
+    torch.testing.assert_close(single.double(), x, rtol=0, atol=1e-5)
+
+
+def test_a_sum_of_convolutions_that_is_singular_is_an_error():
+    grid = PeriodicGrid((8, 8), 1.0)
+    J = grid.derivative(2, 0) + grid.derivative(2, 1) + ScaledIdentity(2.0)
+    with pytest.raises(LinearSolveError, match="singular to rounding"):
+        J.resolvent(0.5).mv(torch.ones(8, 8, dtype=F64))
+
+
+def test_a_convolution_beside_something_else_has_no_closed_inverse():
+    J = Circulant([0.1, -0.2, 0.1]) + Circulant([0.1, -0.2, 0.1], dim=-2)
+    assert J.has_closed_inverse()
+    assert not (J + Diagonal(torch.ones(4, 3))).has_closed_inverse()
+    assert not (J + MatrixFree(lambda u: -u)).has_closed_inverse()

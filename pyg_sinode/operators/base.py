@@ -182,6 +182,14 @@ class LinearOperator:
         """The closed inverse of the operator itself where there is one, else None."""
         return None
 
+    def is_convolution(self) -> bool:
+        """Whether J is the same at every place of a periodic grid along its dims."""
+        return False
+
+    def resolvent_of(self, whole: LinearOperator, c: float) -> LinearOperator | None:
+        """The closed inverse of I - cJ for a J made of convolutions, of which this is one."""
+        return None
+
     def reset(self) -> None:
         """Forgets the factors kept of the operator; they are made anew at the next solve."""
         self.generation = self.generation + 1
@@ -409,6 +417,12 @@ class Scaled(LinearOperator):
     def resolvent(self, c: float) -> LinearOperator | None:
         return self.operator.resolvent(c * as_float(self.factor))
 
+    def is_convolution(self) -> bool:
+        return self.operator.is_convolution()
+
+    def resolvent_of(self, whole: LinearOperator, c: float) -> LinearOperator | None:
+        return self.operator.resolvent_of(whole, c)
+
 
 class Sum(LinearOperator):
     r"""The sum :math:`J_1 + J_2 + \ldots` of operators.
@@ -550,13 +564,17 @@ class Sum(LinearOperator):
         if self.as_diagonal() is not None:
             return True
         others = [t for t in self.terms if t.as_diagonal() is None or _is_array(t.as_diagonal())]
-        return len(others) == 1 and others[0].has_closed_inverse()
+        if len(others) == 1:
+            return others[0].has_closed_inverse()
+        return all(term.is_convolution() for term in others)
 
     def resolvent(self, c: float) -> LinearOperator | None:
         if self.as_diagonal() is not None:
             return super().resolvent(c)
         # I - c (a I + J) = (1 - c a) (I - c / (1 - c a) J)
         number, others = self._split()
+        if len(others) > 1 and self.has_closed_inverse():
+            return others[0].resolvent_of(self, c)
         rest = 1.0 - c * number
         if len(others) != 1 or rest == 0.0:
             return None

@@ -179,6 +179,12 @@ class Circulant(LinearOperator):
     def resolvent(self, c: float) -> Resolvent:
         return Resolvent(self, c)
 
+    def is_convolution(self) -> bool:
+        return True
+
+    def resolvent_of(self, whole: LinearOperator, c: float) -> Resolvent:
+        return Resolvent(_Whole(whole), c)
+
     def _values(self) -> Any:
         """The stencil, or half of the symbol, as an array on the host."""
         if self._fixed is not None:
@@ -247,7 +253,7 @@ class Circulant(LinearOperator):
 class Resolvent(LinearOperator):
     """The inverse of I - cJ for a circulant J: a division in Fourier space."""
 
-    def __init__(self, operator: Circulant, c: float, transposed: bool = False) -> None:
+    def __init__(self, operator: Circulant | _Whole, c: float, transposed: bool = False) -> None:
         self.operator, self.c, self.transposed = operator, c, transposed
         self.dims = operator.dims
         self._kept: dict[Any, Tensor] = {}
@@ -267,9 +273,12 @@ class Resolvent(LinearOperator):
         return multiply(u, self._shaped[1], self.dims)
 
     def _reciprocal(self, u: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        divisor = 1.0 - self.c * self.operator.half(sizes).detach()
-        smallest = float(divisor.abs().min())
-        if not smallest > 4 * torch.finfo(u.dtype).eps:
+        half = self.operator.half(sizes).detach()
+        divisor = 1.0 - self.c * half
+        smallest, least = float(divisor.abs().min()), 4 * torch.finfo(u.dtype).eps
+        if isinstance(self.operator, _Whole):  # whose symbol is as exact as its largest entry
+            least += 64 * torch.finfo(torch.float64).eps * abs(self.c) * float(half.abs().max())
+        if not smallest > least:
             raise LinearSolveError(
                 f"I - cJ is singular to rounding: an eigenvalue is {smallest:.1e} in magnitude. "
                 "Keep the eigenvalues of J away from 1/c, or change the step size.",
@@ -280,6 +289,35 @@ class Resolvent(LinearOperator):
         other = Resolvent(self.operator, self.c, not self.transposed)
         other._kept = self._kept
         return other
+
+
+class _Whole:
+    """The symbol of an operator made of convolutions along any of its dimensions."""
+
+    transposed = False
+
+    def __init__(self, operator: LinearOperator) -> None:
+        # In float64, so that small eigenvalues beside large ones are not lost.
+        self.operator = operator.with_tensors([t.detach().double() for t in operator.tensors])
+        self.dims = operator.dims
+
+    def half(self, sizes: tuple[int, ...]) -> Tensor:
+        """The symbol over the half that a real transform keeps: that of what a unit becomes."""
+        device = next((t.device for t in self.operator.tensors), torch.device("cpu"))
+        shape = [1] * -self.dims[0]
+        for d, n in zip(self.dims, sizes, strict=True):
+            shape[d] = n
+        unit = torch.zeros(shape, dtype=torch.float64, device=device)
+        unit.view(-1)[0] = 1.0
+        half = torch.fft.rfftn(self.operator.mv(unit), dim=self.dims)
+        half = half.reshape(*sizes[:-1], sizes[-1] // 2 + 1)
+        first = (0,) * len(sizes)
+        # A constant has no derivative; rounding would give it one, and move the mean.
+        rounding = 64 * torch.finfo(torch.float64).eps * float(half.abs().max())
+        if float(half[first].abs()) <= rounding:
+            half[first] = 0.0
+        symbol: Tensor = half.real if self.operator.symmetric() else half
+        return symbol
 
 
 def multiply(u: Tensor, symbol: Tensor, dims: tuple[int, ...]) -> Tensor:
