@@ -128,8 +128,7 @@ def test_the_order_shows_as_a_slope_on_a_time_dependent_problem(scheme):
 
 
 def test_the_schemes_are_those_of_the_literature():
-    stages_and_order = {name: (s.stages, s.order) for name, s in RUNGE_KUTTA.items()}
-    assert stages_and_order == {
+    assert {name: (s.stages, s.order) for name, s in RUNGE_KUTTA.items()} == {
         "imex_euler": (2, 1),
         "crank_nicolson": (2, 2),
         "ars122": (2, 2),

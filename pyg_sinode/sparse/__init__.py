@@ -1,0 +1,18 @@
+"""What is a sparse matrix on a graph?"""
+
+from .edges import as_edges, check_range
+from .pattern import Pattern
+from .products import (
+    gather_rows,
+    reorder,
+    sampled_heads,
+    sampled_product,
+    segment_max,
+    segment_sum,
+    sparse_product,
+)
+
+__all__ = [
+    "Pattern", "as_edges", "check_range", "gather_rows", "reorder", "sampled_heads",
+    "sampled_product", "segment_max", "segment_sum", "sparse_product",
+]
