@@ -254,6 +254,24 @@ def test_a_sum_of_convolutions_is_solved_as_one_and_keeps_the_mean():
     torch.testing.assert_close(single.double(), x, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [128, 255, 512])
+def test_a_slow_decay_beside_a_stiff_sum_is_not_lost(n):
+    grid = PeriodicGrid((n, n), 1.0)
+    stiff = -1.0 * grid.derivative(4, 0) + (-1.0) * grid.derivative(4, 1)
+    u = torch.ones(n, n, dtype=F64)
+    u[0, 0] = 2.0
+    for decay, c in ((0.02, 1.0), (0.1, 10.0), (1e-3, 100.0)):
+        J = stiff - ScaledIdentity(decay)
+        x = J.resolvent(c).mv(u)
+        exact = float(u.mean()) / (1 + c * decay)
+        assert float(x.mean()) == pytest.approx(exact, rel=1e-13)
+        # Each mode by itself: the residual of all would be rounding of the largest eigenvalue.
+        k = (2 * np.pi * np.fft.fftfreq(n, 1 / n)) ** 4
+        symbol = torch.from_numpy(1 + c * (decay + k[:, None] + k[None, :]))
+        expected = torch.fft.ifft2(torch.fft.fft2(u) / symbol).real
+        torch.testing.assert_close(x, expected, rtol=1e-12, atol=0)
+
+
 def test_a_sum_of_convolutions_that_is_singular_is_an_error():
     grid = PeriodicGrid((8, 8), 1.0)
     J = grid.derivative(2, 0) + grid.derivative(2, 1) + ScaledIdentity(2.0)

@@ -154,6 +154,34 @@ def test_inference_mode_and_empty_states(newton):
         imex_odeint(None, outer, u0.clone(), times(0, 1), step_size=0.1)
 
 
+class Made(torch.nn.Module):
+    """A module with a parameter and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3, dtype=F64)
+        self.register_buffer("factor", torch.ones(3, dtype=F64))
+
+    def forward(self, t, u):
+        return torch.tanh(self.layer(u)) * self.factor - u
+
+
+@pytest.mark.parametrize("newton", [Newton(), Newton(solver=GMRES())], ids=repr)
+def test_a_module_made_in_inference_mode(newton):
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        made, u0 = Made(), torch.ones(2, 3, dtype=F64)
+        found = imex_odeint(None, Nonlinear(made, newton=newton), u0, times(0, 1), step_size=0.25)
+    with torch.no_grad():
+        later = imex_odeint(None, Nonlinear(made, newton=newton), torch.ones(2, 3, dtype=F64),
+                            times(0, 1), step_size=0.25)
+        torch.manual_seed(0)
+        expected = imex_odeint(None, Nonlinear(Made(), newton=newton),
+                               torch.ones(2, 3, dtype=F64), times(0, 1), step_size=0.25)
+    assert torch.equal(found, expected)
+    assert torch.equal(later, expected)
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (0, 70), (3, 0)])
 @pytest.mark.parametrize("gradient", ["discrete", "backprop"])
 @pytest.mark.parametrize("options", [{"step_size": 0.25}, {"method": "ssp222"}], ids=str)

@@ -288,6 +288,30 @@ def test_buffers_are_those_of_the_forward_pass(method, options):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dims", [(), None])
+@pytest.mark.parametrize("change", [
+    lambda m: m.train(), lambda m: setattr(m, "factor", double(2.0))], ids=["mode", "buffer"])
+@pytest.mark.parametrize("when", ["before the first", "between"])
+def test_second_derivatives_see_modes_and_buffers_of_the_forward_pass(dims, change, when):
+    class Switched(Buffered):
+        def forward(self, t, u):
+            return super().forward(t, u) * (3.0 if self.training else 1.0)
+
+    def second(change_at):
+        module, u0 = Switched().eval(), double([0.5, 1.0]).requires_grad_()
+        u = imex_odeint(None, Nonlinear(module, dims=dims), u0, times(0, 1), step_size=0.5,
+                        gradient="backprop")[-1]
+        if change_at == "before the first":
+            change(module)
+        g = torch.autograd.grad(u.sum(), [u0, module.rate], create_graph=True)
+        if change_at == "between":
+            change(module)
+        return torch.autograd.grad(g[0].square().sum() + g[1] ** 2, [u0, module.rate])
+
+    for a, b in zip(second(when), second("never"), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=0)
+
+
 def test_tensors_that_hooks_save_elsewhere_get_their_gradients():
     problem = Problem()
     expected = problem.gradients()

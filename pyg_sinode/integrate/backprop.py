@@ -130,7 +130,7 @@ class _DifferentiablePart(NewtonPart):
             return b
         self.local = self.then([x.detach().requires_grad_(x.requires_grad) for x in tensors])
         inverse = self.exact_inverse(self.at(t, U.detach()), c)
-        operator = Shifted(_StateDerivative(self.then(tensors), t, U, tensors), c)
+        operator = Shifted(_StateDerivative(self, t, U, tensors), c)
         return solve(inverse.T, operator.T, b).x
 
 
@@ -173,17 +173,17 @@ class _SolveStage(torch.autograd.Function):
 class _StateDerivative(LinearOperator):
     """The derivative of H by the state, differentiable in the state and in H's tensors."""
 
-    def __init__(self, term: Nonlinear, t: float, U: Tensor, tensors: Sequence[Tensor],
+    def __init__(self, part: _DifferentiablePart, t: float, U: Tensor, tensors: Sequence[Tensor],
                  transposed: bool = False) -> None:
-        self.term, self.t, self.dims, self.transposed = term, t, term.dims(U), transposed
+        self.part, self.t, self.dims, self.transposed = part, t, part.term.dims(U), transposed
         self.tensors = (U, *tensors)
 
     def mv(self, u: Tensor) -> Tensor:
         graph = torch.is_grad_enabled()
         U, *tensors = self.tensors
-        with torch.enable_grad():
+        with torch.enable_grad(), self.part.modes.in_force():
             U = U.view_as(U) if U.requires_grad else U.detach().requires_grad_()
-            value = self.term.with_tensors(tensors).value(self.t, U)
+            value = self.part.then(tensors).value(self.t, U)
             if not value.requires_grad:
                 return torch.zeros_like(u)
             w = u if self.transposed else torch.zeros_like(value, requires_grad=True)
@@ -196,5 +196,5 @@ class _StateDerivative(LinearOperator):
         return found
 
     def transpose(self) -> LinearOperator:
-        return _StateDerivative(self.term, self.t, self.tensors[0], self.tensors[1:],
+        return _StateDerivative(self.part, self.t, self.tensors[0], self.tensors[1:],
                                 not self.transposed)

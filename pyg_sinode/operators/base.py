@@ -186,6 +186,14 @@ class LinearOperator:
         """Whether J is the same at every place of a periodic grid along its dims."""
         return False
 
+    def spectrum(self, sizes: dict[int, int]) -> Tensor | None:
+        """The eigenvalues of a convolution on a grid, broadcastable against a state's transform.
+
+        Args:
+            sizes (dict): The length of each dimension.
+        """
+        return None
+
     def resolvent_of(self, whole: LinearOperator, c: float) -> LinearOperator | None:
         """The closed inverse of I - cJ for a J made of convolutions, of which this is one."""
         return None
@@ -420,6 +428,10 @@ class Scaled(LinearOperator):
     def is_convolution(self) -> bool:
         return self.operator.is_convolution()
 
+    def spectrum(self, sizes: dict[int, int]) -> Tensor | None:
+        inner = self.operator.spectrum(sizes)
+        return None if inner is None else inner * detached(self.factor)
+
     def resolvent_of(self, whole: LinearOperator, c: float) -> LinearOperator | None:
         return self.operator.resolvent_of(whole, c)
 
@@ -559,6 +571,16 @@ class Sum(LinearOperator):
             else:
                 number += as_float(d)
         return number, others
+
+    def spectrum(self, sizes: dict[int, int]) -> Tensor | None:
+        parts = [term.spectrum(sizes) for term in self.terms]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        # Fixed numbers are on the host.
+        device = next((p.device for p in known if p.device.type != "cpu"), known[0].device)
+        known = [part.to(device) for part in known]
+        return sum(known[1:], known[0])
 
     def has_closed_inverse(self) -> bool:
         if self.as_diagonal() is not None:

@@ -182,6 +182,11 @@ class Circulant(LinearOperator):
     def is_convolution(self) -> bool:
         return True
 
+    def spectrum(self, sizes: dict[int, int]) -> Tensor:
+        own = tuple(sizes[d] for d in self.dims)
+        full = _unfolded(self.half(own).detach(), own)
+        return along_dims(full.conj() if self.transposed else full, self.dims)
+
     def resolvent_of(self, whole: LinearOperator, c: float) -> Resolvent:
         return Resolvent(_Whole(whole), c)
 
@@ -273,12 +278,9 @@ class Resolvent(LinearOperator):
         return multiply(u, self._shaped[1], self.dims)
 
     def _reciprocal(self, u: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        half = self.operator.half(sizes).detach()
-        divisor = 1.0 - self.c * half
-        smallest, least = float(divisor.abs().min()), 4 * torch.finfo(u.dtype).eps
-        if isinstance(self.operator, _Whole):  # whose symbol is as exact as its largest entry
-            least += 64 * torch.finfo(torch.float64).eps * abs(self.c) * float(half.abs().max())
-        if not smallest > least:
+        divisor = 1.0 - self.c * self.operator.half(sizes).detach()
+        smallest = float(divisor.abs().min())
+        if not smallest > 4 * torch.finfo(u.dtype).eps:
             raise LinearSolveError(
                 f"I - cJ is singular to rounding: an eigenvalue is {smallest:.1e} in magnitude. "
                 "Keep the eigenvalues of J away from 1/c, or change the step size.",
@@ -302,22 +304,21 @@ class _Whole:
         self.dims = operator.dims
 
     def half(self, sizes: tuple[int, ...]) -> Tensor:
-        """The symbol over the half that a real transform keeps: that of what a unit becomes."""
-        device = next((t.device for t in self.operator.tensors), torch.device("cpu"))
-        shape = [1] * -self.dims[0]
-        for d, n in zip(self.dims, sizes, strict=True):
-            shape[d] = n
-        unit = torch.zeros(shape, dtype=torch.float64, device=device)
-        unit.view(-1)[0] = 1.0
-        half = torch.fft.rfftn(self.operator.mv(unit), dim=self.dims)
-        half = half.reshape(*sizes[:-1], sizes[-1] // 2 + 1)
-        first = (0,) * len(sizes)
-        # A constant has no derivative; rounding would give it one, and move the mean.
-        rounding = 64 * torch.finfo(torch.float64).eps * float(half.abs().max())
-        if float(half[first].abs()) <= rounding:
-            half[first] = 0.0
-        symbol: Tensor = half.real if self.operator.symmetric() else half
-        return symbol
+        """The symbol over the half that a real transform keeps."""
+        known = dict(zip(self.dims, sizes, strict=True))
+        full = self.operator.spectrum(known)
+        assert full is not None
+        full = full.expand([known.get(d, 1) for d in range(self.dims[0], 0)])
+        return full.narrow(self.dims[-1], 0, sizes[-1] // 2 + 1).reshape(
+            *sizes[:-1], sizes[-1] // 2 + 1)
+
+
+def _unfolded(half: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The whole symbol of which a real transform keeps the first half of the last axis."""
+    axes = tuple(range(half.dim() - 1))
+    mirrored = half.flip(axes).roll([1] * len(axes), axes) if axes else half
+    rest = mirrored[..., 1:sizes[-1] - half.size(-1) + 1].flip(-1)
+    return torch.cat([half, rest.conj()], dim=-1)
 
 
 def multiply(u: Tensor, symbol: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -62,6 +62,10 @@ class ScaledIdentity(LinearOperator):
     def diagonal(self, u: Tensor) -> Tensor:
         return torch.as_tensor(detached(self.alpha), dtype=u.dtype, device=u.device)
 
+    def spectrum(self, sizes: dict[int, int]) -> Tensor:
+        alpha = detached(self.alpha)
+        return alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
+
     def to_coo(self, dim: int, size: int) -> Entries | None:
         alpha = detached(self.alpha)
         # A Python number counts in full precision, whatever the default dtype.

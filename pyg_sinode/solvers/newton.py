@@ -66,8 +66,8 @@ class Newton:
         max_iter (int): Largest number of iterations of a stage. (default: :obj:`25`)
         solver (Solver, optional): The linear solver; if None the closed form where there is one,
             dense blocks of up to 64 rows included, else :class:`GMRES`. The tolerance of a Krylov
-            solver is chosen as above unless it has one of its own; gradients use :obj:`rtol`, or
-            the solver's default where that is smaller. (default: :obj:`None`)
+            solver is chosen as above unless it has one of its own; that of a gradient is the
+            larger of :obj:`rtol` and the solver's default. (default: :obj:`None`)
         line_search (bool): Whether to halve updates that do not help. (default: :obj:`True`)
 
     Raises:

@@ -94,7 +94,13 @@ class Nonlinear:
 
     def local(self) -> Nonlinear:
         """The same part, whose graphs end in its tensors: copies of those that are no leaves."""
-        return self.with_tensors([_end(p) for p in self.tensors])
+        other = self.with_tensors([_end(p) for p in self.tensors])
+        module = self.function.module
+        made_so = {} if module is None else {
+            name: _end(b) for name, b in module.named_buffers() if b.is_inference()}
+        if made_so and not self.function.buffers:  # graphs save no tensors of inference mode
+            other.function = self.function.on(other.tensors, made_so)
+        return other
 
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the buffers that a module has now, by name."""
@@ -169,7 +175,7 @@ class Nonlinear:
                              f"Inf at time {t:.6g}).")
         if u.numel():
             with torch.no_grad():
-                self._check_values(u.detach(), t)
+                local._check_values(u.detach(), t)
             if self.jacobian is not None:
                 self._check_jacobian(value, state, t)
 
