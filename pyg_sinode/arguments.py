@@ -158,6 +158,19 @@ def check_checkpoints(checkpoints: Any, device: Any, gradient: str) -> torch.dev
     return None if device is None else torch.device(device)
 
 
+def check_gradient(gradient: Any) -> None:
+    """Refuses what is no way to a gradient."""
+    if gradient not in ("discrete", "backprop"):
+        raise ValueError(f'Expected gradient="discrete" or "backprop" (got {gradient!r}).')
+
+
+def check_callback(callback: Any) -> None:
+    """Refuses what cannot be called after a step."""
+    if not (callback is None or callable(callback)):
+        raise TypeError(f"Expected callback as a function of (t, u) (got "
+                        f"{type(callback).__name__}).")
+
+
 def check_graph_memory(value: Any) -> None:
     """Refuses what is no number of bytes."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:

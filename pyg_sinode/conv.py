@@ -93,6 +93,8 @@ class SINODEConv(MessagePassing):
         **kwargs (optional): Additional arguments of
             :class:`torch_geometric.nn.conv.MessagePassing`.
 
+    The edges of the :obj:`edge_index` of the last call stay sorted while that tensor lives.
+
     Shapes:
         - **input:** node features :math:`(|\mathcal{V}|, F_{in})`, edge indices
           :math:`(2, |\mathcal{E}|)` or sparse matrix :math:`(|\mathcal{V}|, |\mathcal{V}|)`, edge

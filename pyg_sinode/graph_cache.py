@@ -45,10 +45,10 @@ class GraphCache:
         self._last = _Entry.of(adjacency, num_nodes, known, loops, found, weakref.ref(self))
         return found
 
-    def forget(self, entry: weakref.ref[Any]) -> None:
+    def forget(self, tensor: weakref.ref[Any]) -> None:
         """Lets go of the edges, if they are those of a tensor that is gone."""
         last = self._last
-        if last is not None and last.tensor is entry:
+        if last is not None and last.tensor is tensor:
             self._last = None
 
 

@@ -131,11 +131,9 @@ class PeriodicGrid:
         _check_discretization(discretization)
         count = len(self.shape)
         if discretization == "spectral":
-            symbol = np.zeros(self.shape)
-            for axis, n in enumerate(self.shape):
-                along = [1] * count
-                along[axis] = n
-                symbol = symbol - (self.wavenumbers(axis) ** 2).reshape(along)
+            squares = np.meshgrid(*(self.wavenumbers(axis) ** 2 for axis in range(count)),
+                                  indexing="ij")
+            symbol = -sum(squares[1:], squares[0])
             return Circulant.from_symbol(symbol, dim=self.dims)
         stencil = np.zeros([3] * count)
         for axis, spacing in enumerate(self.spacing):

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from .arguments import (
+    check_callback,
     check_checkpoints,
     check_equal,
+    check_gradient,
     check_graph_memory,
     check_scheme,
     check_solver,
@@ -193,17 +195,14 @@ def imex_odeint(
     times = read_times(t)
     control = control_of(
         u0, step_size, rtol, atol, norm, controller, first_step, min_step, max_steps)
-    if gradient not in ("discrete", "backprop"):
-        raise ValueError(f'Expected gradient="discrete" or "backprop" (got {gradient!r}).')
+    check_gradient(gradient)
     if method is None:
         method = "ark324l2sa" if control is None else "ark436l2sa"
     scheme, stats = get_scheme(method), Stats()
     check_scheme(scheme, adaptive=control is not None, dense=dense)
     device = check_checkpoints(checkpoints, checkpoint_device, gradient)
     check_graph_memory(graph_memory)
-    if not (callback is None or callable(callback)):
-        raise TypeError(f"Expected callback as a function of (t, u) (got "
-                        f"{type(callback).__name__}).")
+    check_callback(callback)
     clock = clock_of(t, times, scheme)
     steps = Steps(times[-1]) if step_size is None else (
         steps_across_outputs if dense else steps_to_outputs)(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -82,14 +82,8 @@ class _Solve(torch.autograd.Function):
         own = _aliases(tensors, graph=graph)
         operator: LinearOperator = ctx.operator.with_tensors(tensors)
         lam = solve(ctx.inverse.T, operator.T, grads[0]).x
-        wanted = [p for p in own if p.requires_grad]
-        found: Iterator[Tensor | None] = iter(())
-        if wanted:
-            with torch.enable_grad():
-                product = ctx.operator.with_tensors(own).mv(x if graph else x.detach())
-            found = iter(torch.autograd.grad(product, wanted, -lam, create_graph=graph,
-                                             allow_unused=True))
-        to_tensors = [next(found) if p.requires_grad else None for p in own]
+        to_tensors = _gradients(
+            lambda: ctx.operator.with_tensors(own).mv(x if graph else x.detach()), own, -lam)
         return (None, None, None, None, lam, *to_tensors)
 
 
@@ -97,6 +91,20 @@ def _aliases(tensors: Sequence[Tensor], *, graph: bool) -> list[Tensor]:
     """The tensors apart from the path that leads to them through the node at hand."""
     return [p.view_as(p) if graph else p.detach().requires_grad_(p.requires_grad)
             for p in tensors]
+
+
+def _gradients(make: Callable[[], Tensor], own: Sequence[Tensor], w: Tensor
+               ) -> list[Tensor | None]:
+    """The gradients of <w, value> at tensors, with a graph where one is asked for."""
+    graph, wanted = torch.is_grad_enabled(), [p for p in own if p.requires_grad]
+    found: Iterator[Tensor | None] = iter(())
+    if wanted:
+        with torch.enable_grad():
+            value = make()
+        if value.requires_grad:
+            found = iter(torch.autograd.grad(value, wanted, w, create_graph=graph,
+                                             allow_unused=True))
+    return [next(found, None) if p.requires_grad else None for p in own]
 
 
 class _DifferentiablePart(NewtonPart):
@@ -117,7 +125,6 @@ class _DifferentiablePart(NewtonPart):
     def solve_plain(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
         """The solution without a gradient, which :meth:`solve` gives one."""
         return super().solve(t, c, r, guess)
-
 
     def then(self, tensors: Sequence[Tensor]) -> Nonlinear:
         """The term on other tensors, as it was in the forward pass."""
@@ -158,15 +165,8 @@ class _SolveStage(torch.autograd.Function):
         with part.modes.in_force():
             own = _aliases(tensors, graph=graph)
             lam = part.transposed(t, c, U, tensors, grads[0])
-            wanted = [p for p in own if p.requires_grad]
-            found: Iterator[Tensor | None] = iter(())
-            if wanted:
-                with torch.enable_grad():
-                    value = part.then(own).value(t, U if graph else U.detach())
-                if value.requires_grad:
-                    found = iter(torch.autograd.grad(value, wanted, c * lam, create_graph=graph,
-                                                     allow_unused=True))
-        to_tensors = [next(found, None) if p.requires_grad else None for p in own]
+            to_tensors = _gradients(
+                lambda: part.then(own).value(t, U if graph else U.detach()), own, c * lam)
         return (None, None, None, None, lam, *to_tensors)
 
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..operators.checks import foreign_leaf, lost_gradient, nodes
+from ..operators.checks import foreign_leaf, lost_gradient, nodes, same
 from ..operators.function import Function
 from ..precision import SHORT
 from ..transforms import forward_mode_error, has_tangent, seeing_tangents
 from .graph_memory import GraphMemory, KeptGraph
-from .records import Record, ValueMemory, random_states, same
+from .records import Record, ValueMemory, random_states
 from .report import ExplicitTermError, Stats
 
 # Of a kept graph: a buffer was changed since, or a part was freed with a graph that shares it.

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Shifted, Solution
-from ..operators.checks import as_float
+from ..operators.checks import as_float, same
 from ..solvers import default
 from ..solvers.krylov import Krylov
 from ..terms import Affine
 from ..terms.affine import check_finite
-from .records import same
 from .report import Stats
 
 KEPT = 8  # factorizations kept of an operator, so that changing steps do not pile them up

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 from tqdm import tqdm
 
-from ..operators import LinearSolveError
-from ..solvers import NewtonError
+from ..operators.results import SolveError
 from .report import ExplicitTermError, Stats, located
 from .runge_kutta import Reverse, StepResult
 from .step_sizes import StepSizes
@@ -98,10 +97,10 @@ def loop(method: Method, sizes: StepSizes, u: Tensor, watch: Watch | None = None
     """
     state = method.initial(u)
     while (trial := sizes.next(state.u)) is not None:
-        failure: LinearSolveError | NewtonError | None = None
+        failure: SolveError | None = None
         try:
             result = sizes.judge(trial, state, method.step(trial.t, trial.h, state))
-        except (LinearSolveError, NewtonError) as error:
+        except SolveError as error:
             failure, result = error, None
         except ExplicitTermError as error:
             sizes.finish()  # the first fault of all, not what came of it

@@ -20,7 +20,7 @@ from ..operators.base import Reciprocal
 from ..operators.block_diagonal import BlockInverse, derivative_blocks
 from ..operators.flat import identity_minus
 from ..solvers import GMRES, Direct, NewtonError, Solver, default
-from ..solvers.krylov import Krylov, KrylovInverse
+from ..solvers.krylov import Krylov, KrylovInverse, default_rtol
 from ..terms import Nonlinear
 from ..transforms import recording
 from .implicit import solution
@@ -108,7 +108,7 @@ class NewtonPart:
 
     def transposed_value(self, t: float, U: Tensor, w: Tensor) -> Tensor:
         """H_u(t, U)^T w."""
-        return self.at(t, U).vjp(w)
+        return self.at(t, U).transposed(w)
 
     def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
             ) -> Sequence[Tensor | None]:
@@ -175,12 +175,12 @@ class NewtonPart:
         if isinstance(solver, Direct) if own and solver is not None else size <= DENSE:
             self.stats.factorizations += 1
             if not dims:
-                return Reciprocal(1.0 - c * derivative.vjp(torch.ones_like(derivative.value)))
+                slopes = derivative.transposed(torch.ones_like(derivative.value))
+                return Reciprocal(1.0 - c * slopes)
             return BlockInverse.of(derivative.shifted_blocks(c), dims, checked=False)
         krylov = solver if own and solver is not None else GMRES()
         if rtol is None:  # of a gradient
-            usual = 1e-10 if derivative.u.dtype == torch.float64 else 1e-5  # see Krylov
-            rtol = None if (self.newton.rtol or 0.0) <= usual else self.newton.rtol
+            rtol = max(self.newton.rtol or 0.0, default_rtol(derivative.u.dtype))
         inner = None if own else self.inverse(derivative, c)
         if isinstance(inner, KrylovInverse):
             inner = inner.preconditioner
@@ -269,7 +269,7 @@ class Derivative(LinearOperator):
         reason = "products that are not those of the transpose"
         try:
             with torch.no_grad():
-                forward, back = self.mv(v), self.vjp(w)
+                forward, back = self.mv(v), self.transposed(w)
                 off = float((w * forward).sum() - (back * v).sum())
                 size = float(w.norm() * forward.norm() + back.norm() * v.norm())
         except RuntimeError as error:
@@ -294,7 +294,7 @@ class Derivative(LinearOperator):
         """The operator of vector-Jacobian products."""
         return _Transpose(self)
 
-    def vjp(self, w: Tensor) -> Tensor:  # type: ignore[override]
+    def transposed(self, w: Tensor) -> Tensor:
         """The product H_u^T w."""
         self.stats.implicit_vjps += 1
         if not self.value.requires_grad:
@@ -327,7 +327,7 @@ class _Transpose(LinearOperator):
         self.derivative, self.dims = derivative, derivative.dims
 
     def mv(self, u: Tensor) -> Tensor:
-        return self.derivative.vjp(u)
+        return self.derivative.transposed(u)
 
     def transpose(self) -> LinearOperator:
         return self.derivative

@@ -94,12 +94,6 @@ class ValueMemory:
         self.seen = []
 
 
-def same(copy: Tensor, tensor: Tensor) -> bool:
-    """Whether two tensors agree in shape, dtype, device and every entry."""
-    return (copy.shape == tensor.shape and copy.dtype == tensor.dtype
-            and copy.device == tensor.device and torch.equal(copy, tensor))
-
-
 def random_states(device: torch.device) -> tuple[Tensor, ...]:
     """The states of the generators of the host and of a device."""
     host = torch.get_rng_state()

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..operators import LinearSolveError
-from ..solvers import NewtonError
+from ..operators.results import SolveError
 
 
 class NonFiniteStateError(RuntimeError):
@@ -139,7 +138,7 @@ class Stats:
         return _renamed(self, "setups_saved", "factorizations_reused")
 
 
-def located(error: LinearSolveError | NewtonError | ExplicitTermError, t: float, number: int,
+def located(error: SolveError | ExplicitTermError, t: float, number: int,
             u: Tensor) -> Exception:
     """The error with its time and step, or the true cause where the state was not finite."""
     state = None if isinstance(error, ExplicitTermError) else error.state

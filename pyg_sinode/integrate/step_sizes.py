@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..controllers import Adaptive
-from ..operators import LinearSolveError
+from ..operators.results import SolveError
 from ..solvers import NewtonError
 from .clock import Clock, on_grid, whole_steps
 from .report import StepSizeError, located, not_finite
@@ -42,7 +42,7 @@ class StepSizes(Protocol):
         """The result, with what else was found about it, if the step counts."""
         ...
 
-    def failed(self, step: Next, u: Tensor, error: LinearSolveError | NewtonError) -> None:
+    def failed(self, step: Next, u: Tensor, error: SolveError) -> None:
         """Takes a smaller step after a failed solve, or raises."""
         ...
 
@@ -88,7 +88,7 @@ class EqualSteps:
             self.good, self.flags, self.first = u, [], step.number + 1
         return result
 
-    def failed(self, step: Next, u: Tensor, error: LinearSolveError | NewtonError) -> None:
+    def failed(self, step: Next, u: Tensor, error: SolveError) -> None:
         """A step that fails is an error."""
         self.finish()  # the first fault of all, not what came of it
         try:
@@ -179,7 +179,7 @@ class AdaptiveSteps:
         self._shrink(step, u, error, None)
         return None
 
-    def failed(self, step: Next, u: Tensor, error: LinearSolveError | NewtonError) -> None:
+    def failed(self, step: Next, u: Tensor, error: SolveError) -> None:
         """Takes a smaller step after a failed solve."""
         # Without its frames, which would hold the trial, and it them.
         cause = located(error, step.t, step.number, u).with_traceback(None)

@@ -87,6 +87,12 @@ def shares_memory(a: Tensor, b: Tensor) -> bool:
         a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
 
 
+def same(copy: Tensor, tensor: Tensor) -> bool:
+    """Whether two tensors agree in shape, dtype, device and every entry."""
+    return (copy.shape == tensor.shape and copy.dtype == tensor.dtype
+            and copy.device == tensor.device and torch.equal(copy, tensor))
+
+
 def foreign_leaf(value: Tensor, named: Sequence[Tensor]) -> Tensor | None:
     """A tensor that requires a gradient, in which a value's graph ends, and which is not named."""
     found = leaves(value)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 
-class LinearSolveError(RuntimeError):
-    r"""A linear system that could not be solved to its tolerance.
+class SolveError(RuntimeError):
+    """A system that could not be solved to its tolerance.
 
     Attributes:
         iterations (int): Iterations made, dimensionless.
-        residual (float): Largest true residual :math:`\Vert b - Ax \Vert` over the columns.
-        state (Tensor or None): Best solution found.
-        time (float or None): Time of the stage at which it happened, set by the integrator.
+        residual (float): Largest residual of the best state.
+        state (Tensor or None): Best state found.
+        time (float or None): Time at the start of the step, set by the integrator.
         step (int or None): Number of the step, set by the integrator.
     """
 
@@ -26,6 +26,12 @@ class LinearSolveError(RuntimeError):
         self.iterations, self.residual, self.state = iterations, residual, state
         self.time: float | None = None
         self.step: int | None = None
+
+
+class LinearSolveError(SolveError):
+    r"""A linear system that could not be solved: its residual is that of the worst column,
+    :math:`\Vert b - Ax \Vert`.
+    """
 
 
 class Entries(NamedTuple):

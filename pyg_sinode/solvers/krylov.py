@@ -154,7 +154,7 @@ class System:
         self.norm_b = self.norm(self.b)
         rtol = self.solver.rtol
         if rtol is None:
-            rtol = 1e-10 if b.dtype == torch.float64 else 1e-5
+            rtol = default_rtol(b.dtype)
         self.bound = (rtol * self.norm_b).clamp_min(self.solver.atol / self.scale)
         # A method's own residual shrinks on below what rounding allows the true one, to underflow.
         eps = torch.finfo(b.dtype).eps
@@ -287,6 +287,11 @@ class System:
         return LinearSolveError(message, iterations=int(self.iterations.max()),
                                 residual=float((self.best_norm * self.scale).max()),
                                 state=self.best * self.scale)
+
+
+def default_rtol(dtype: torch.dtype) -> float:
+    """The relative tolerance of a solver that was given none."""
+    return 1e-10 if dtype == torch.float64 else 1e-5
 
 
 def safe_divide(a: Tensor, b: Tensor, where: Tensor) -> Tensor:

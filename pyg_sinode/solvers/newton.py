@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError
+from ..operators.results import SolveError
 from .base import Solver
 
 SLOW = 0.2  # the rate of convergence from which on factors of another state are not trusted
@@ -22,23 +23,10 @@ ETA_FIRST, ETA_MAX, ETA_MIN = 1e-2, 0.5, 1e-4
 GAMMA = 0.9  # of their choice 2, whose exponent is 2
 
 
-class NewtonError(RuntimeError):
-    r"""A nonlinear system that Newton's method could not solve to its tolerance.
-
-    Attributes:
-        iterations (int): Iterations made, dimensionless.
-        residual (float): Largest entry of :math:`U - r - c H(t, U)` at the best state.
-        state (Tensor or None): Best state found.
-        time (float or None): Time at the start of the step, set by the integrator.
-        step (int or None): Number of the step, set by the integrator.
+class NewtonError(SolveError):
+    r"""A nonlinear system that Newton's method could not solve: its residual is the largest entry
+    of :math:`U - r - c H(t, U)`.
     """
-
-    def __init__(self, message: str, *, iterations: int = 0, residual: float = math.nan,
-                 state: Tensor | None = None) -> None:
-        super().__init__(message)
-        self.iterations, self.residual, self.state = iterations, residual, state
-        self.time: float | None = None
-        self.step: int | None = None
 
 
 @dataclass(frozen=True)

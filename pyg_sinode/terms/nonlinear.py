@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..operators import LinearOperator
-from ..operators.checks import check_dims, lost_gradient
+from ..operators.checks import check_dims, lost_gradient, same
 from ..operators.function import Function
 from ..solvers import BlockJacobi, Jacobi, Newton
 from ..transforms import forward_mode_error, has_tangent, recording
@@ -43,9 +43,8 @@ class Nonlinear:
             receive gradients.
         *args: What it is called with besides; tensors and operators among them receive gradients.
         dims (int or tuple of int, optional): The dimensions that fn mixes, counted from the end:
-            every index of the others is a system of its own. None are mixed by a function of each
-            entry, ``()``; all if None.
-            (default: :obj:`None`)
+            every index of the others is a system of its own. ``()`` for a function of each entry;
+            all dimensions if None. (default: :obj:`None`)
         jacobian (callable, optional): From t and u to the derivative of H as an operator, whose
             closed inverse or preconditioner is then used. An approximation makes Newton's method
             slower; the gradient uses the exact derivative. (default: :obj:`None`)
@@ -113,7 +112,7 @@ class Nonlinear:
         module = self.function.module
         present = {} if module is None else dict(module.named_buffers())
         changed = buffers.keys() != present.keys() or not all(
-            torch.equal(b, present[name]) for name, b in buffers.items())
+            same(b, present[name]) for name, b in buffers.items())
         other = self.with_tensors(tensors)
         if changed:
             other.function = self.function.on(tensors, buffers)
