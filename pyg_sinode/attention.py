@@ -13,15 +13,13 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.utils import scatter
 
+from .coefficients import exp_above, normalized, normalized_mean, squareplus, without_removed
 from .precision import SHORT, check_full, full_precision, widened, without_autocast
 from .sparse import (
     Pattern,
     as_edges,
     check_range,
-    gather_rows,
-    sampled_heads,
-    segment_max,
-    segment_sum,
+    sampled_product,
     sparse_product,
 )
 from .transforms import refuse_transforms
@@ -145,6 +143,7 @@ class GRANDAttention(MessagePassing):
                             f"{self.lin_query.weight.dtype} (got {x.dtype}); convert one of the "
                             "two.")
 
+    @without_autocast
     def coefficients(self, x: Tensor, pattern: Pattern, weight: Tensor | None = None) -> Tensor:
         r"""The coefficients :math:`\frac{1}{H} \sum_h a^h_{ji}` in the order of a pattern.
 
@@ -152,29 +151,20 @@ class GRANDAttention(MessagePassing):
             - **x:** :math:`(|\mathcal{V}|, F)` - **weight:** :math:`(|\mathcal{E}|)`
             - **output:** :math:`(|\mathcal{E}|)`, dimensionless
         """
-        a = self.coefficients_per_head(x, pattern, weight)
-        return torch.mv(a, a.new_full((self.heads,), 1.0 / self.heads))
+        return normalized_mean(self._sampled_scores(x, pattern), pattern, weight, self.normalizer,
+                               self.stochastic == "column")
 
     @without_autocast
     def coefficients_per_head(self, x: Tensor, pattern: Pattern,
                               weight: Tensor | None = None) -> Tensor:
         r"""The coefficients :math:`a^h_{ji}`, of shape :math:`(|\mathcal{E}|, H)`."""
+        return normalized(self._sampled_scores(x, pattern), pattern, weight, self.normalizer,
+                          self.stochastic == "column").t()
+
+    def _sampled_scores(self, x: Tensor, pattern: Pattern) -> Tensor:
+        """The scores of the entries of a pattern, (H, E)."""
         x = x.to(self.lin_query.weight.dtype) if x.dtype in SHORT else x  # made short by autocast
-        scores = self._scores(sampled_heads(pattern, *self._embed(x)))
-        columns = self.stochastic == "column"
-        weight = None if weight is None else weight.unsqueeze(1)
-        if self.normalizer == "squareplus":
-            positive = squareplus(scores)
-        else:
-            kept = scores if weight is None else _without_removed(scores, weight)
-            top = segment_max(pattern, kept, columns)
-            top = top.index_select(0, pattern.col if columns else pattern.row)
-            positive = torch.exp(scores - top) if weight is None else _exp_above(scores, top)
-        if weight is None:
-            return positive / gather_rows(pattern, segment_sum(pattern, positive, columns), columns)
-        positive = positive * weight
-        total = segment_sum(pattern, positive, columns)
-        return positive / gather_rows(pattern, total.masked_fill(total == 0, 1.0), columns)
+        return self._scores(sampled_product(pattern, *self._embed(x)))
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys per head, (N, H, D), such that every score is a function of q . k."""
@@ -209,9 +199,9 @@ class GRANDAttention(MessagePassing):
         if self.normalizer == "squareplus":
             positive = squareplus(scores)
         else:
-            kept = scores if weight is None else _without_removed(scores, weight.unsqueeze(-1))
+            kept = scores if weight is None else without_removed(scores, weight.unsqueeze(-1))
             top = scatter(kept.detach(), index, dim=0, dim_size=x.size(0), reduce="max")
-            positive = _exp_above(scores, top[index])
+            positive = exp_above(scores, top[index])
         if weight is not None:
             positive = positive * weight.unsqueeze(-1)
         total = scatter(positive, index, dim=0, dim_size=x.size(0), reduce="sum")
@@ -228,42 +218,6 @@ class GRANDAttention(MessagePassing):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_channels}, heads={self.heads})"
-
-
-def _without_removed(scores: Tensor, weight: Tensor) -> Tensor:
-    """The scores of which the maximum is taken: by a removed edge's, the others may underflow."""
-    return scores.detach().masked_fill(weight == 0, -math.inf)
-
-
-def _exp_above(scores: Tensor, top: Tensor) -> Tensor:
-    """The exponentials, kept finite for a removed edge above the top: its weight's gradient."""
-    return torch.exp((scores - top.masked_fill(top == -math.inf, 0.0)).clamp(max=60.0))
-
-
-def squareplus(s: Tensor) -> Tensor:
-    r"""The positive function :math:`(s + \sqrt{s^2 + 4}) / 2`, accurate for negative s too.
-
-    From the `"Squareplus: A Softplus-Like Algebraic Rectifier"
-    <https://arxiv.org/abs/2112.11687>`_ paper.
-    """
-    result: Tensor = _SquarePlus.apply(s)
-    return result
-
-
-class _SquarePlus(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, s: Tensor) -> Tensor:
-        # max(s, 0) + 1 / (|s| / 2 + sqrt(1 + s^2 / 4)): no two numbers of opposite sign are added.
-        root = torch.addcmul(s.new_ones(()), s, s, value=0.25).sqrt_()
-        value = root.add_(s.abs(), alpha=0.5).reciprocal_().add_(s.clamp(min=0.0))
-        ctx.save_for_backward(value)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (value,) = ctx.saved_tensors
-        gradient: Tensor = grads[0] * (value / (value + value.reciprocal()))
-        return gradient
 
 
 def message_hooks(module: MessagePassing) -> list[dict[int, Any]]:

@@ -207,7 +207,7 @@ class SINODEConv(MessagePassing):
         if return_attention_weights:
             p = graph.pattern
             alpha = self.term.attention.coefficients_per_head(out[-1], p, graph.weight)
-            return out[-1], (torch.stack([p.col, p.row]), alpha)
+            return out[-1], (p.edge_index(), alpha)
         return out[-1]
 
     def _check_features(self, x: Any) -> None:
@@ -260,7 +260,7 @@ class SINODEConv(MessagePassing):
             return self.implicit if same else self.implicit.with_tensors(tensors)
         assert callable(self.implicit)
         p = graph.pattern
-        operator = self.implicit(torch.stack([p.col, p.row]), graph.weight, p.num_nodes)
+        operator = self.implicit(p.edge_index(), graph.weight, p.num_nodes)
         if not isinstance(operator, LinearOperator):
             raise TypeError(f"Expected the function implicit to return a LinearOperator (got "
                             f"{type(operator).__name__}).")

@@ -104,7 +104,7 @@ def sorted_weight(weight: Tensor | None, pattern: Pattern, loops: int, fill_valu
         weight = x.new_ones(pattern.num_entries - loops)
     if loops:
         weight = torch.cat([weight, weight.new_full((loops,), fill_value)])
-    return weight[pattern.perm]
+    return weight.index_select(0, pattern.perm)
 
 
 def _symmetric_normalized(graph: SortedGraph, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from cases import EDGES, NODES
 from torch.autograd import gradcheck, gradgradcheck
 
 from pyg_sinode import GRANDAttention
-from pyg_sinode.attention import squareplus
+from pyg_sinode.coefficients import squareplus
 
 ISOLATED = 5
 every_weight = pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)

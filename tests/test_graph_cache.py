@@ -189,3 +189,20 @@ def test_two_threads_with_two_graphs_get_their_own():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("heads", [1, 8])
+@pytest.mark.parametrize("options", [{}, {"stochastic": "column"}, {"implicit": "attention"}],
+                         ids=str)
+def test_what_stays_takes_at_most_forty_bytes_an_edge_whatever_the_heads(heads, options):
+    edges = 20_000
+    conv, edge_index = SINODEConv(8, 8, heads, time=2.0, **options), graph(nodes=2000, edges=edges)
+    x = torch.randn(2000, 8)
+    gc.collect()
+    before = {id(t) for t in gc.get_objects() if type(t) is torch.Tensor}
+    conv(x, edge_index).sum().backward()
+    conv.stats = None
+    gc.collect()
+    stays = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+             for t in gc.get_objects() if type(t) is torch.Tensor and id(t) not in before}
+    assert 28 * edges <= sum(stays.values()) <= 40 * edges

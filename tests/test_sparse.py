@@ -16,8 +16,6 @@ from pyg_sinode.sparse import (
     as_edges,
     check_range,
     gather_rows,
-    reorder,
-    sampled_heads,
     sampled_product,
     segment_max,
     segment_sum,
@@ -43,16 +41,17 @@ def reals(*shape, dtype=torch.float64):
 
 def dense_of(pattern, value):
     matrix = value.new_zeros(pattern.num_nodes, pattern.num_nodes)
-    return matrix.index_put((pattern.row, pattern.col), value, accumulate=True)
+    return matrix.index_put(places(pattern), value, accumulate=True)
+
+
+def places(pattern):
+    return pattern.row.long(), pattern.col.long()
 
 
 PATTERNS = {
     "graph": the_pattern,
     "transposed": lambda: the_pattern().T,
-    "copies": lambda: the_pattern().blocks(2),
-    "copies_transposed": lambda: the_pattern().T.blocks(2).T,
     "empty": empty_pattern,
-    "empty_copies": lambda: empty_pattern().blocks(2),
     "no_nodes": lambda: empty_pattern(0),
 }
 every_pattern = pytest.mark.parametrize("pattern", [p() for p in PATTERNS.values()], ids=PATTERNS)
@@ -63,8 +62,7 @@ every_pattern = pytest.mark.parametrize("pattern", [p() for p in PATTERNS.values
 
 def test_a_pattern_is_sorted_by_row_and_keeps_the_given_order_within_a_row():
     p = the_pattern()
-    assert torch.equal(p.row, EDGES[1][p.perm])
-    assert torch.equal(p.col, EDGES[0][p.perm])
+    assert torch.equal(p.edge_index(), EDGES[:, p.perm])
     assert p.row.tolist() == sorted(EDGES[1].tolist())
     assert p.col.tolist() == [3, 1, 0, 0, 4, 2, 1, 4, 3]
     assert p.pointer.tolist() == [0, 2, 5, 6, 8, 9, 9]
@@ -86,9 +84,8 @@ ASKED_FIRST = {
 
 
 @pytest.mark.parametrize("ask", ASKED_FIRST.values(), ids=ASKED_FIRST)
-@pytest.mark.parametrize("make", [the_pattern, lambda: the_pattern().blocks(3)], ids=["one", "3"])
-def test_values_are_carried_to_the_transpose_and_back_whichever_is_asked_first(make, ask):
-    p = make()
+def test_values_are_carried_to_the_transpose_and_back_whichever_is_asked_first(ask):
+    p = the_pattern()
     ask(p)
     value = torch.randn(p.num_entries)
     turned = value[p.to_transpose]
@@ -101,58 +98,53 @@ def test_indices_of_32_bits_make_the_same_pattern():
     p, q = the_pattern(), Pattern(EDGES[1].int(), EDGES[0].int(), NODES)
     assert torch.equal(p.row, q.row)
     assert torch.equal(p.col, q.col)
-    assert q.row.dtype == q.col.dtype == torch.int64
+    assert p.edge_index().dtype == torch.int64
     assert all(part.dtype == torch.int64 for part in as_edges(EDGES.int())[:2])
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_copies_of_a_pattern_multiply_each_head_by_itself(count):
-    p = the_pattern()
-    blocks = p.blocks(count)
-    per_head = torch.randn(E, count, dtype=torch.float64)
-    value = torch.empty(E * count, dtype=torch.float64)
-    value[blocks.place] = per_head
-    x = torch.randn(NODES, count, 4, dtype=torch.float64)
-    y = sparse_product(blocks, value, x.view(NODES * count, 4)).view(NODES, count, 4)
-    for h in range(count):
-        expected = dense_of(p, per_head[:, h]) @ x[:, h]
-        torch.testing.assert_close(y[:, h], expected, rtol=0, atol=1e-14)
-    assert blocks.row.tolist() == sorted(blocks.row.tolist())
-
-
-def test_copies_are_made_once_and_know_their_entries():
-    p = the_pattern()
-    blocks = p.blocks(3)
-    assert p.blocks(3).row is blocks.row
-    assert blocks.T.T.row is blocks.row
-    assert torch.equal(blocks.perm[blocks.place].view(-1).long(), torch.arange(3 * E))
-
-
-def test_products_of_heads_are_those_of_each_head():
-    p, (a, b) = the_pattern(), torch.randn(2, NODES, 3, 4, dtype=torch.float64)
-    found = sampled_heads(p, a, b)
+@pytest.mark.parametrize("turn", [False, True])
+def test_products_of_heads_are_those_of_each_head(turn):
+    p = the_pattern().T if turn else the_pattern()
+    value, x, y = (torch.randn(*shape, dtype=torch.float64)
+                   for shape in ((3, E), (NODES, 3, 4), (NODES, 3, 4)))
+    product, sampled = sparse_product(p, value, x), sampled_product(p, x, y)
     for h in range(3):
-        torch.testing.assert_close(found[:, h], sampled_product(p, a[:, h], b[:, h]))
+        torch.testing.assert_close(product[:, h], dense_of(p, value[h]) @ x[:, h])
+        torch.testing.assert_close(sampled[h], (x[:, h] @ y[:, h].t())[places(p)])
+
+
+@pytest.mark.parametrize(("value", "x"), [((2, E), (NODES, 3)), ((E,), (NODES, 2, 3)),
+                                          ((2, E), (NODES, 3, 3)), ((1, 2, E), (NODES, 1, 2, 3))])
+def test_heads_of_the_entries_and_of_the_nodes_are_as_many(value, x):
+    with pytest.raises(ValueError, match="as many heads in both"):
+        sparse_product(the_pattern(), torch.ones(value), torch.ones(x))
+    with pytest.raises(ValueError, match="as many heads in both"):
+        sampled_product(the_pattern(), torch.ones(NODES, 2, 3), torch.ones(NODES, 3))
+
+
+def test_indices_take_32_bits_in_a_pattern_and_its_transpose():
+    p = Pattern(*torch.randint(0, 50, (2, 1000)), 50)
+    parts = [p.row, p.col, p.perm, p.to_transpose, p.T.row, p.T.col, p.pointer, p.starts(8)]
+    assert {part.dtype for part in parts} == {torch.int32}
 
 
 def test_sums_and_maxima_go_by_column_too_and_by_head():
-    p, value = the_pattern(), torch.randn(E, 3, dtype=torch.float64)
+    p, value = the_pattern(), torch.randn(3, E, dtype=torch.float64)
     for columns, index in ((False, p.row), (True, p.col)):
         sums, tops = segment_sum(p, value, columns), segment_max(p, value, columns)
         for i in range(NODES):
-            own = value[index == i]
-            torch.testing.assert_close(sums[i], own.sum(dim=0))
-            assert tops[i].tolist() == (own.amax(0) if len(own) else own.new_full((3,), -torch.inf)
-                                        ).tolist()
-        assert torch.equal(gather_rows(p, sums, columns), sums[index])
+            own = value[:, index == i]
+            torch.testing.assert_close(sums[:, i], own.sum(dim=1))
+            largest = own.amax(1) if own.numel() else own.new_full((3,), -torch.inf)
+            assert tops[:, i].tolist() == largest.tolist()
+        assert torch.equal(gather_rows(p, sums, columns), sums[:, index.long()])
 
 
-@pytest.mark.parametrize("make", [the_pattern, lambda: the_pattern().blocks(2)], ids=["one", "2"])
-def test_a_pattern_first_used_under_inference_mode_serves_training_afterwards(make):
+def test_a_pattern_first_used_under_inference_mode_serves_training_afterwards():
     with torch.inference_mode():
-        p = make()
-        p.to_transpose, p.T.to_transpose, p.T.T.blocks(2)
-        segment_sum(p, torch.ones(p.num_entries, dtype=torch.float64))
+        p = the_pattern()
+        assert p.to_transpose.numel() == p.T.to_transpose.numel() == E
+        segment_sum(p, torch.ones(2, p.num_entries, dtype=torch.float64))
     value = reals(p.num_entries)
     turned = value[p.perm][p.to_transpose]
     x = reals(p.num_nodes, 2)
@@ -160,7 +152,7 @@ def test_a_pattern_first_used_under_inference_mode_serves_training_afterwards(ma
     (sparse_product(p.T, turned, x) + sparse_product(p, back, x)).square().sum().backward()
     assert value.grad.any()
     assert x.grad.any()
-    assert not any(part.is_inference() for part in (p.row, p.col, p.T.row, p.blocks(2).place))
+    assert not any(part.is_inference() for part in (p.row, p.col, p.T.row, p.starts(2)))
 
 
 # Products
@@ -176,7 +168,7 @@ def test_products_equal_the_dense_ones(pattern, channels, dtype, atol):
     matrix = dense_of(pattern, value)
     close = {"rtol": 0, "atol": atol}
     torch.testing.assert_close(sparse_product(pattern, value, x), matrix @ x, **close)
-    sampled = (x @ y.t())[pattern.row, pattern.col]
+    sampled = (x @ y.t())[places(pattern)]
     torch.testing.assert_close(sampled_product(pattern, x, y), sampled, **close)
     torch.testing.assert_close(segment_sum(pattern, value), matrix.sum(dim=1), **close)
 
@@ -186,7 +178,7 @@ def test_products_take_tensors_that_are_not_contiguous():
     x, y = torch.randn(2, 4, NODES, dtype=torch.float64).transpose(1, 2)
     matrix = dense_of(p, value)
     torch.testing.assert_close(sparse_product(p, value, x), matrix @ x)
-    torch.testing.assert_close(sampled_product(p, x, y), (x @ y.t())[p.row, p.col])
+    torch.testing.assert_close(sampled_product(p, x, y), (x @ y.t())[places(p)])
     torch.testing.assert_close(segment_sum(p, value), matrix.sum(dim=1))
     ones = torch.ones((), dtype=torch.float64).expand(E)
     torch.testing.assert_close(segment_sum(p, ones), p.pointer.diff().double())
@@ -207,20 +199,21 @@ def test_row_maxima_have_no_gradient_and_are_minus_infinity_where_a_row_is_empty
 def functions(pattern):
     """Each differentiable function of a pattern, with its inputs."""
     n, e = pattern.num_nodes, pattern.num_entries
-    order, back = pattern.to_transpose, pattern.T.to_transpose
     return {
         "sparse_product": (lambda v, x: sparse_product(pattern, v, x), reals(e), reals(n, 3)),
         "sampled_product": (
             lambda a, b: sampled_product(pattern, a, b), reals(n, 3), reals(n, 3)
         ),
         "segment_sum": (lambda v: segment_sum(pattern, v), reals(e)),
-        "segment_sum_of_columns": (lambda v: segment_sum(pattern, v, True), reals(e, 2)),
+        "segment_sum_of_columns": (lambda v: segment_sum(pattern, v, True), reals(2, e)),
         "gather_rows": (lambda z: gather_rows(pattern, z), reals(n)),
-        "gather_columns": (lambda z: gather_rows(pattern, z, True), reals(n, 2)),
-        "sampled_heads": (
-            lambda a, b: sampled_heads(pattern, a, b), reals(n, 2, 3), reals(n, 2, 3)
+        "gather_columns": (lambda z: gather_rows(pattern, z, True), reals(2, n)),
+        "sparse_products_of_heads": (
+            lambda v, x: sparse_product(pattern, v, x), reals(2, e), reals(n, 2, 3)
         ),
-        "reorder": (lambda v: reorder(v, order, back), reals(e)),
+        "sampled_products_of_heads": (
+            lambda a, b: sampled_product(pattern, a, b), reals(n, 2, 3), reals(n, 2, 3)
+        ),
     }  # fmt: skip
 
 
@@ -468,7 +461,7 @@ uses = [
     lambda: sparse_product(p, torch.ones(2), x),
     lambda: sampled_product(p, x, x),
     lambda: segment_sum(p, torch.ones(2)),
-    lambda: sampled_heads(p, torch.ones(2, 2, 3), torch.ones(2, 2, 3)),
+    lambda: sampled_product(p, torch.ones(2, 2, 3), torch.ones(2, 2, 3)),
     lambda: Graph(edges).symmetric(),
     lambda: Graph(edges).T.mv(x),
 ]

@@ -99,7 +99,7 @@ class Graph(LinearOperator):
         a, b = (x.detach().movedim(self.dims[0], 0).reshape(n, columns) for x in (w, u))
         gradient = sampled_product(self.pattern, a, b)
         if not self.ordered:
-            gradient = torch.empty_like(gradient).scatter_(0, self.pattern.perm, gradient)
+            gradient = torch.empty_like(gradient).scatter_(0, self.pattern.perm.long(), gradient)
         return [gradient]
 
     def transpose(self) -> LinearOperator:
@@ -111,8 +111,7 @@ class Graph(LinearOperator):
 
     def symmetric(self) -> bool:
         """Compares the matrix with its transpose, duplicates added up."""
-        p = self.pattern
-        return equals_transpose(Entries(p.row, p.col, self.value.detach()), p.num_nodes)
+        return equals_transpose(self._entries(), self.pattern.num_nodes)
 
     def largest_eigenvalue(self) -> float:
         return super().largest_eigenvalue() if self.largest is None else self.largest
@@ -138,7 +137,11 @@ class Graph(LinearOperator):
     def to_coo(self, dim: int, size: int) -> Entries | None:
         if dim != self.dims[0]:
             return None
-        return Entries(self.pattern.row, self.pattern.col, self.value.detach())
+        return self._entries()
+
+    def _entries(self) -> Entries:
+        col, row = self.pattern.edge_index()
+        return Entries(row, col, self.value.detach())
 
 
 class TransposedGraph(LinearOperator):

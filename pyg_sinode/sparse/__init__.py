@@ -4,8 +4,7 @@ from .edges import as_edges, check_range
 from .pattern import Pattern
 from .products import (
     gather_rows,
-    reorder,
-    sampled_heads,
+    reduced,
     sampled_product,
     segment_max,
     segment_sum,
@@ -13,6 +12,6 @@ from .products import (
 )
 
 __all__ = [
-    "Pattern", "as_edges", "check_range", "gather_rows", "reorder", "sampled_heads",
-    "sampled_product", "segment_max", "segment_sum", "sparse_product",
+    "Pattern", "as_edges", "check_range", "gather_rows", "reduced", "sampled_product",
+    "segment_max", "segment_sum", "sparse_product",
 ]

@@ -2,12 +2,14 @@
 
 The functions take a pattern with the values of its entries, and are closed under differentiation:
 each one's gradient is made of the others, so that gradients of any order exist and none of them
-forms an edges-by-channels tensor.
+forms an edges-by-channels tensor. Heads, in front of the entries and behind the nodes, are so many
+products on the one pattern, on views of the features: nothing is laid out anew for them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,8 +23,8 @@ def sparse_product(pattern: Pattern, value: Tensor, x: Tensor) -> Tensor:
     r"""The product :math:`y_i = \sum_{e: row(e) = i} v_e\, x_{col(e)}`, with its gradients.
 
     Shapes:
-        - **value:** :math:`(|\mathcal{E}|)` - **x:** :math:`(|\mathcal{V}|, C)`
-        - **output:** :math:`(|\mathcal{V}|, C)`
+        - **value:** :math:`(|\mathcal{E}|)` or :math:`(H, |\mathcal{E}|)`
+        - **x, output:** :math:`(|\mathcal{V}|, C)` or :math:`(|\mathcal{V}|, H, C)`
     """
     result: Tensor = _SparseProduct.apply(value, x, pattern)
     return result
@@ -32,8 +34,8 @@ def sampled_product(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
     r"""The inner products :math:`s_e = \langle a_{row(e)}, b_{col(e)} \rangle`, with gradients.
 
     Shapes:
-        - **a, b:** :math:`(|\mathcal{V}|, C)`
-        - **output:** :math:`(|\mathcal{E}|)`
+        - **a, b:** :math:`(|\mathcal{V}|, C)` or :math:`(|\mathcal{V}|, H, C)`
+        - **output:** :math:`(|\mathcal{E}|)` or :math:`(H, |\mathcal{E}|)`
     """
     result: Tensor = _SampledProduct.apply(a, b, pattern)
     return result
@@ -43,8 +45,8 @@ def segment_sum(pattern: Pattern, value: Tensor, columns: bool = False) -> Tenso
     r"""The row sums :math:`z_i = \sum_{e: row(e) = i} v_e`, or column sums, with their gradient.
 
     Shapes:
-        - **value:** :math:`(|\mathcal{E}|)` or :math:`(|\mathcal{E}|, H)`
-        - **output:** :math:`(|\mathcal{V}|)` or :math:`(|\mathcal{V}|, H)`
+        - **value:** :math:`(|\mathcal{E}|)` or :math:`(H, |\mathcal{E}|)`
+        - **output:** :math:`(|\mathcal{V}|)` or :math:`(H, |\mathcal{V}|)`
     """
     result: Tensor = _SegmentSum.apply(value, pattern, columns)
     return result
@@ -56,36 +58,26 @@ def gather_rows(pattern: Pattern, z: Tensor, columns: bool = False) -> Tensor:
     return result
 
 
-def sampled_heads(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
-    r"""The inner products per head, :math:`s_{eh} = \langle a_{row(e) h}, b_{col(e) h} \rangle`.
-
-    Shapes:
-        - **a, b:** :math:`(|\mathcal{V}|, H, C)`
-        - **output:** :math:`(|\mathcal{E}|, H)`
-    """
-    blocks = pattern.blocks(a.size(1))
-    products = sampled_product(blocks, a.flatten(0, 1), b.flatten(0, 1))
-    return reorder(products, blocks.place.view(-1), blocks.perm).view(blocks.place.shape)
-
-
-def reorder(value: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """The values in another order; the gradient goes back by a gather, not by a scatter."""
-    result: Tensor = _Reorder.apply(value, order, inverse)
-    return result
-
-
 def segment_max(pattern: Pattern, value: Tensor, columns: bool = False) -> Tensor:
     r"""The row maxima :math:`m_i = \max_{e: row(e) = i} v_e`, or column maxima; shapes as sums.
 
     Minus infinity where there is no entry. They have no gradient: they shift exponentials that are
     normalised afterwards.
     """
+    return reduced("max", pattern, value.detach(), columns)
+
+
+def reduced(how: str, pattern: Pattern, value: Tensor, columns: bool = False) -> Tensor:
+    """The :obj:`"sum"` or :obj:`"max"` of each row, or column, for values without a gradient."""
     pattern.check_entries(value)
     if value.numel() == 0:
-        return value.new_full((pattern.num_nodes, *value.shape[1:]), -math.inf)
-    pointer, entry = pattern.segments(columns)
-    value = value.detach().index_select(0, entry) if columns else value.detach()
-    return torch.segment_reduce(value, "max", offsets=pointer, axis=0, unsafe=True)
+        empty = 0.0 if how == "sum" else -math.inf
+        return value.new_full((*value.shape[:-1], pattern.num_nodes), empty)
+    if columns:
+        pattern, value = pattern.T, value.index_select(-1, pattern.to_transpose)
+    starts = pattern.starts(value.numel() // pattern.num_entries)
+    flat = torch.segment_reduce(value.reshape(-1), how, offsets=starts, axis=0, unsafe=True)
+    return flat.view(*value.shape[:-1], pattern.num_nodes)
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -96,11 +88,13 @@ class _SparseProduct(torch.autograd.Function):
         ctx.save_for_backward(value, x)
         pattern.check_entries(value)
         pattern.check_nodes(x)
+        _check_heads(value.shape[:-1], x.shape[1:-1])
         if pattern.num_entries == 0 or x.numel() == 0:
             return torch.zeros_like(x)
         # Into a tensor of our own: torch.mm would make one, fill it, and copy it to another.
-        out = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        torch.addmm(out, pattern.matrix(value.contiguous()), x.contiguous(), out=out)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for v, y, to in _each_head(value.contiguous(), x.contiguous(), out):
+            torch.addmm(to, pattern.matrix(v), y.contiguous(), beta=0.0, out=to)
         return out
 
     @staticmethod
@@ -111,7 +105,7 @@ class _SparseProduct(torch.autograd.Function):
         to_value = sampled_product(pattern, g, x) if wanted[0] else None
         to_x = None
         if wanted[1]:
-            to_x = sparse_product(pattern.T, value.index_select(0, pattern.to_transpose), g)
+            to_x = sparse_product(pattern.T, _turned(pattern, value), g)
         return to_value, to_x, None
 
 
@@ -123,16 +117,19 @@ class _SampledProduct(torch.autograd.Function):
         ctx.save_for_backward(a, b)
         pattern.check_nodes(a)
         pattern.check_nodes(b)
-        value = a.new_zeros(pattern.num_entries)
-        if value.numel() == 0 or a.size(1) == 0:
+        _check_heads(a.shape[1:-1], b.shape[1:-1])
+        value = a.new_zeros(*a.shape[1:-1], pattern.num_entries)
+        if value.numel() == 0 or a.size(-1) == 0:
             return value
         if pattern.num_entries > pattern.num_nodes**2:
             # So many parallel edges that sampled_addmm would take its output for too large, and
             # shrink it; all products of two nodes are fewer than the entries then.
-            return (a @ b.t())[pattern.row, pattern.col]
-        # Into a matrix of our own, or its indices would be copied with the result.
-        matrix = pattern.matrix(value)
-        torch.sparse.sampled_addmm(matrix, a.contiguous(), b.contiguous().t(), beta=0.0, out=matrix)
+            a, b = (x.movedim(0, -2) for x in (a, b))
+            return (a @ b.mT)[..., pattern.row.long(), pattern.col.long()]
+        for v, left, right in _each_head(value, a.contiguous(), b.contiguous()):
+            # Into a matrix of our own, or its indices would be copied with the result.
+            matrix = pattern.matrix(v)
+            torch.sparse.sampled_addmm(matrix, left, right.t(), beta=0.0, out=matrix)
         return value
 
     @staticmethod
@@ -141,9 +138,7 @@ class _SampledProduct(torch.autograd.Function):
         pattern: Pattern = ctx.pattern
         wanted = ctx.needs_input_grad
         to_a = sparse_product(pattern, g, b) if wanted[0] else None
-        to_b = None
-        if wanted[1]:
-            to_b = sparse_product(pattern.T, g.index_select(0, pattern.to_transpose), a)
+        to_b = sparse_product(pattern.T, _turned(pattern, g), a) if wanted[1] else None
         return to_a, to_b, None
 
 
@@ -152,12 +147,7 @@ class _SegmentSum(torch.autograd.Function):
     @without_autocast
     def forward(ctx: Any, value: Tensor, pattern: Pattern, columns: bool) -> Tensor:
         ctx.pattern, ctx.columns = pattern, columns
-        pattern.check_entries(value)
-        if value.numel() == 0:
-            return value.new_zeros(pattern.num_nodes, *value.shape[1:])
-        sums = pattern.sums(value.dtype, columns)
-        product = torch.mv if value.dim() == 1 else torch.mm
-        return product(sums, value.contiguous())
+        return reduced("sum", pattern, value, columns)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -168,20 +158,40 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, pattern: Pattern, columns: bool) -> Tensor:
         ctx.pattern, ctx.columns = pattern, columns
-        return z.index_select(0, pattern.col if columns else pattern.row)
+        return z.index_select(-1, pattern.col if columns else pattern.row)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return segment_sum(ctx.pattern, grads[0], ctx.columns), None, None
 
 
-class _Reorder(torch.autograd.Function):
+class _Turned(torch.autograd.Function):
+    """Values in the order of the transpose; the gradient goes back by a gather, not a scatter."""
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return value.index_select(0, order)
+    def forward(ctx: Any, value: Tensor, pattern: Pattern) -> Tensor:
+        ctx.pattern = pattern
+        return value.index_select(-1, pattern.to_transpose)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        order, inverse = ctx.saved_tensors
-        return reorder(grads[0], inverse, order), None, None
+        return _turned(ctx.pattern.T, grads[0]), None
+
+
+def _turned(pattern: Pattern, value: Tensor) -> Tensor:
+    result: Tensor = _Turned.apply(value, pattern)
+    return result
+
+
+def _each_head(value: Tensor, x: Tensor, y: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """The values and the features of each head, or those given where there is no such dimension."""
+    if value.dim() == 1:
+        return [(value, x, y)]
+    return zip(value.unbind(0), x.unbind(1), y.unbind(1), strict=True)
+
+
+def _check_heads(one: torch.Size, other: torch.Size) -> None:
+    if one != other or len(one) > 1:
+        raise ValueError("Expected one number for each entry of the pattern and one row for each "
+                         f"node, with as many heads in both (got {tuple(one)} and "
+                         f"{tuple(other)}).")
