@@ -82,13 +82,16 @@ def _decay(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
 
 def _laplacian(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
     base, alpha = _symmetric_normalized(graph, x), term.decay_rate()
-    linear = Graph.of_pattern(graph.pattern, alpha * base, largest=float(alpha.detach()))
+    # Similar to weights whose rows sum to one.
+    bound = float(alpha.detach())
+    linear = Graph.of_pattern(graph.pattern, alpha * base, largest=bound, radius=bound)
     return Split(linear + ScaledIdentity(-alpha), base)
 
 
 def _attention(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
     base, alpha = term.attention.coefficients(x, graph.pattern, graph.weight), term.decay_rate()
-    linear = Graph.of_pattern(graph.pattern, alpha * base, largest=math.inf)
+    linear = Graph.of_pattern(graph.pattern, alpha * base, largest=math.inf,
+                              radius=float(alpha.detach()))  # rows, or columns, sum to one
     return Split(linear + ScaledIdentity(-alpha), base)
 
 

@@ -48,6 +48,16 @@ def normalised(n, dtype=F64, seed=3):
     return edge_index, (root[edge_index[0]] * root[edge_index[1]]).to(dtype)
 
 
+def stochastic(dtype=F64, n=N, seed=8):
+    """A directed graph whose rows sum to one: its eigenvalues lie in the unit disc."""
+    generator = torch.Generator().manual_seed(seed)
+    edge_index = torch.randint(0, n, (2, 5 * n), generator=generator)
+    weight = randn(5 * n, seed=seed).exp()
+    total = torch.zeros(n, dtype=F64).index_add(0, edge_index[1], weight)
+    weight = (weight / total[edge_index[1]]).to(dtype)
+    return Graph(edge_index, weight, n, largest=torch.inf, radius=1.0)
+
+
 def laplacian(c, n=N, dtype=F64):
     """I - c (A_hat - I), symmetric and positive definite for c > 0."""
     graph = Graph(*normalised(n, dtype), n, largest=1.0)

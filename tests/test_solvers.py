@@ -25,6 +25,7 @@ from solvers_cases import (
     norms,
     randn,
     spd,
+    stochastic,
     wave,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,7 +39,7 @@ from pyg_sinode.operators import (
     ScaledIdentity,
     Shifted,
 )
-from pyg_sinode.solvers import CG, GMRES, BiCGStab, Direct, Inverse, Jacobi
+from pyg_sinode.solvers import CG, GMRES, BiCGStab, Chebyshev, Direct, Inverse, Jacobi
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,6 +57,11 @@ SYSTEMS = {
     "reversed graph": Case(lambda t: Shifted(directed(t).T, 0.3), (2, N, 1)),
     "normalised graph": Case(lambda t: laplacian(2.0, dtype=t), (N, 3), True),
     "batches of graphs": Case(lambda t: laplacian(0.7, dtype=t), (2, 2, N, 2), True),
+    "row-stochastic graph": Case(
+        lambda t: Shifted(0.9 * stochastic(t) + ScaledIdentity(-0.9), 1.5), (2, N, 3)),
+    "normalised graph of a known radius": Case(
+        lambda t: Shifted(Graph(*normalised(N, t), N, radius=1.0) + ScaledIdentity(-1.0), 3.0),
+        (N, 3), True),
     "graph plus diagonal": Case(
         lambda t: Shifted(directed(t) + Diagonal(-randn(N, 3, dtype=t).abs()), 0.3), (N, 3),
         one_matrix=False),
@@ -79,13 +85,15 @@ SOLVERS = {
     "GMRES with Jacobi": (GMRES(preconditioner=Jacobi()), "diagonal"),
     "BiCGStab": (BiCGStab(), ""),
     "BiCGStab with Jacobi": (BiCGStab(preconditioner=Jacobi()), "diagonal"),
+    "Chebyshev": (Chebyshev(), "disc"),
     "Direct": (Direct(), "one_matrix"),
 }
 
 
 def _fits(needs, case):
     knows_diagonal = case.build(F64).diagonal(torch.zeros(case.shape, dtype=F64)) is not None
-    has = {"definite": case.definite, "one_matrix": case.one_matrix, "diagonal": knows_diagonal}
+    has = {"definite": case.definite, "one_matrix": case.one_matrix, "diagonal": knows_diagonal,
+           "disc": case.build(F64).disc() is not None}
     return all(has[need] for need in needs.split())
 
 
@@ -171,7 +179,8 @@ def test_strides_of_the_right_hand_side_do_not_matter(solver, case):
 @pytest.mark.parametrize("solver", [s for s, _ in SOLVERS.values()], ids=SOLVERS)
 @pytest.mark.parametrize(("nodes", "shape"), [(N, (N, 0)), (N, (0, N, 3)), (0, (0, 3))])
 def test_empty_states_have_empty_solutions(solver, nodes, shape):
-    graph = directed() if nodes else Graph(torch.zeros(2, 0, dtype=torch.long), torch.zeros(0), 0)
+    graph = stochastic() if nodes else Graph(torch.zeros(2, 0, dtype=torch.long), torch.zeros(0), 0,
+                                             radius=0.0)
     for inverse in (solver.invert(Shifted(graph, 0.1)), solver.invert(Shifted(graph, 0.1)).T):
         solution = inverse.solve(torch.zeros(shape, dtype=F64))
         assert solution.x.shape == shape

@@ -134,6 +134,11 @@ class LinearOperator:
         """An upper bound on the eigenvalues of a symmetric J; infinite where none is known."""
         return largest_of(self.gershgorin())
 
+    def disc(self) -> tuple[float, float] | None:
+        """Centre and radius of a disc on the real axis that is known to hold all eigenvalues."""
+        d = self.as_diagonal()
+        return None if d is None or _is_array(d) else (as_float(d), 0.0)
+
     def gershgorin(self) -> tuple[Tensor | float, Tensor | float] | None:
         """The diagonal of J, and of each row the sum of the other entries' magnitudes, or None.
 
@@ -322,6 +327,9 @@ class Transposed(LinearOperator):
     def symmetric(self) -> bool:
         return self.operator.symmetric()
 
+    def disc(self) -> tuple[float, float] | None:
+        return self.operator.disc()
+
     def largest_eigenvalue(self) -> float:
         return self.operator.largest_eigenvalue()
 
@@ -389,6 +397,10 @@ class Scaled(LinearOperator):
 
     def symmetric(self) -> bool:
         return self.operator.symmetric()
+
+    def disc(self) -> tuple[float, float] | None:
+        own, s = self.operator.disc(), as_float(self.factor)
+        return None if own is None else (s * own[0], abs(s) * own[1])
 
     def largest_eigenvalue(self) -> float:
         s = as_float(self.factor)
@@ -501,6 +513,13 @@ class Sum(LinearOperator):
         size = self.size_along(self.dims[0]) if len(self.dims) == 1 else None
         entries = None if size is None else self.to_coo(self.dims[0], size)
         return entries is not None and size is not None and equals_transpose(entries, size)
+
+    def disc(self) -> tuple[float, float] | None:
+        known = [disc for disc in (term.disc() for term in self.terms) if disc is not None]
+        # Multiples of the identity move the eigenvalues; of two other terms they do not add up.
+        if len(known) < len(self.terms) or sum(radius > 0 for _, radius in known) > 1:
+            return None
+        return sum(center for center, _ in known), max(radius for _, radius in known)
 
     def largest_eigenvalue(self) -> float:
         # A sum that is symmetric may have terms that are not, whose bounds say nothing.

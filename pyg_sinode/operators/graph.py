@@ -12,15 +12,17 @@ from torch import Tensor
 
 from ..sparse import (
     Pattern,
+    add_product,
     as_edges,
     check_range,
     sampled_product,
     segment_sum,
     sparse_product,
 )
-from .base import LinearOperator
-from .checks import along, check_dims, check_real, check_size, check_tensors
+from .base import LinearOperator, Sum
+from .checks import along, as_float, check_dims, check_real, check_size, check_tensors
 from .results import Entries, equals_transpose
+from .shifted import Shifted
 
 
 class Graph(LinearOperator):
@@ -37,6 +39,10 @@ class Graph(LinearOperator):
         dim (int): The node dimension of the state, counted from the end. (default: :obj:`-2`)
         largest (float, optional): An upper bound on the eigenvalues of a symmetric matrix that the
             caller knows, such as 1 for a normalised adjacency; the bound of Gershgorin if None.
+        radius (float, optional): An upper bound on the magnitudes of the eigenvalues that the
+            caller knows, such as 1 where rows of weights from 0 up sum to one or the adjacency is
+            normalised symmetrically: lets :class:`pyg_sinode.solvers.Chebyshev` solve without
+            inner products. (default: :obj:`None`)
 
     Shapes:
         - **adjacency:** :math:`(2, |\mathcal{E}|)` or sparse
@@ -51,29 +57,33 @@ class Graph(LinearOperator):
 
     def __init__(self, adjacency: Any, edge_weight: Tensor | None = None,
                  num_nodes: int | None = None, *, dim: int = -2,
-                 largest: float | None = None) -> None:
+                 largest: float | None = None, radius: float | None = None) -> None:
         row, col, value, known = as_edges(adjacency, edge_weight)
         if value is None:
             value = torch.ones(row.numel(), device=row.device)
         check_real(value, "edge_weight")
         num_nodes = check_range(row, col, num_nodes, known)
-        self._set(Pattern(row, col, num_nodes, checked=True), value, dim, largest, ordered=False)
+        pattern = Pattern(row, col, num_nodes, checked=True)
+        self._set(pattern, value, dim, largest, radius, ordered=False)
 
     @classmethod
     def of_pattern(cls, pattern: Pattern, value: Tensor, *, dim: int = -2,
-                   largest: float | None = None) -> Graph:
+                   largest: float | None = None, radius: float | None = None) -> Graph:
         """The operator of a pattern that is already sorted and of values in its order."""
         graph = object.__new__(cls)
-        graph._set(pattern, value, dim, largest, ordered=True)
+        graph._set(pattern, value, dim, largest, radius, ordered=True)
         return graph
 
     def _set(self, pattern: Pattern, value: Tensor, dim: int, largest: float | None,
-             ordered: bool) -> None:
+             radius: float | None, ordered: bool) -> None:
+        if radius is not None and not 0 <= radius < math.inf:
+            raise ValueError(f"Expected a radius from 0 up (got {radius}); leave it out where no "
+                             "bound on the eigenvalues is known.")
         if value.shape != (pattern.num_entries,):
             raise ValueError(f"Expected one weight for each of the {pattern.num_entries} edges of "
                              f"Graph (got shape {tuple(value.shape)}).")
         self.pattern, self.tensors, self.dims = pattern, (value,), check_dims("Graph", dim)
-        self.largest, self.ordered = largest, ordered
+        self.largest, self.radius, self.ordered = largest, radius, ordered
 
     @property
     def value(self) -> Tensor:
@@ -83,13 +93,12 @@ class Graph(LinearOperator):
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Graph:
         graph = copy.copy(self)  # of a subclass, perhaps
-        graph._set(self.pattern, tensors[0], self.dims[0], self.largest, self.ordered)
+        graph._set(self.pattern, tensors[0], self.dims[0], self.largest, self.radius, self.ordered)
         return graph
 
     def mv(self, u: Tensor) -> Tensor:
         moved = u.movedim(self.dims[0], 0)
-        flat = moved.reshape(moved.size(0), math.prod(moved.shape[1:]))
-        product = sparse_product(self.pattern, self.value, flat)
+        product = sparse_product(self.pattern, self.value, _flat(moved))
         return product.view(moved.shape).movedim(0, self.dims[0])
 
     def vjp(self, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -112,6 +121,9 @@ class Graph(LinearOperator):
     def symmetric(self) -> bool:
         """Compares the matrix with its transpose, duplicates added up."""
         return equals_transpose(self._entries(), self.pattern.num_nodes)
+
+    def disc(self) -> tuple[float, float] | None:
+        return None if self.radius is None else (0.0, self.radius)
 
     def largest_eigenvalue(self) -> float:
         return super().largest_eigenvalue() if self.largest is None else self.largest
@@ -159,13 +171,15 @@ class TransposedGraph(LinearOperator):
         other.graph = self.graph.with_tensors(tensors)
         return other
 
-    def _turned(self) -> Graph:
+    def turned(self) -> Graph:
+        """The transposed matrix as a graph of its own."""
         pattern = self.graph.pattern
         value = self.graph.value.index_select(0, pattern.to_transpose)
-        return Graph.of_pattern(pattern.T, value, dim=self.dims[0], largest=self.graph.largest)
+        return Graph.of_pattern(pattern.T, value, dim=self.dims[0], largest=self.graph.largest,
+                                radius=self.graph.radius)
 
     def mv(self, u: Tensor) -> Tensor:
-        return self._turned().mv(u)
+        return self.turned().mv(u)
 
     def transpose(self) -> Graph:
         return self.graph
@@ -176,11 +190,14 @@ class TransposedGraph(LinearOperator):
     def symmetric(self) -> bool:
         return self.graph.symmetric()
 
+    def disc(self) -> tuple[float, float] | None:
+        return self.graph.disc()
+
     def largest_eigenvalue(self) -> float:
         return self.graph.largest_eigenvalue()
 
     def gershgorin(self) -> tuple[Tensor, Tensor]:
-        return self._turned().gershgorin()
+        return self.turned().gershgorin()
 
     def size_along(self, dim: int) -> int | None:
         return self.graph.size_along(dim)
@@ -189,4 +206,57 @@ class TransposedGraph(LinearOperator):
         return self.graph.diagonal(u)
 
     def to_coo(self, dim: int, size: int) -> Entries | None:
-        return self._turned().to_coo(dim, size)
+        return self.turned().to_coo(dim, size)
+
+
+class ShiftedGraph(LinearOperator):
+    """The matrix a I + M of a number and a graph, whose product is one pass and a sparse product.
+
+    Args:
+        graph (Graph): The graph, with weights in the order of its pattern.
+        factor (float): What the weights are multiplied with.
+        number (float): The number a.
+    """
+
+    def __init__(self, graph: Graph, factor: float, number: float) -> None:
+        self.pattern, self.value, self.dims = graph.pattern, graph.value * factor, graph.dims
+        self.number = number
+
+    @torch.no_grad()
+    def mv(self, u: Tensor) -> Tensor:
+        moved = u.movedim(self.dims[0], 0)
+        flat = _flat(moved).contiguous()
+        out = torch.mul(flat, self.number)
+        add_product(out, self.pattern, self.value, flat)
+        return out.view(moved.shape).movedim(0, self.dims[0])
+
+
+def fused(operator: LinearOperator) -> LinearOperator:
+    """The same matrix with a faster product, where it is a graph and multiples of the identity."""
+    if type(operator) is not Shifted:
+        return operator
+    J = operator.operator
+    terms = J.terms if type(J) is Sum else (J,)
+    number, graphs = 1.0, []
+    for term in terms:
+        d = term.as_diagonal()
+        if d is None:
+            graphs.append(term)
+        elif isinstance(d, Tensor) and d.dim() > 0:
+            return operator
+        else:
+            number -= operator.c * as_float(d)
+    if len(graphs) != 1 or type(graphs[0]) not in (Graph, TransposedGraph):
+        return operator
+    graph = graphs[0]
+    if isinstance(graph, TransposedGraph):
+        if type(graph.graph) is not Graph:
+            return operator
+        graph = graph.turned()
+    assert isinstance(graph, Graph)
+    return ShiftedGraph(graph, -operator.c, number)
+
+
+def _flat(moved: Tensor) -> Tensor:
+    """The state with its nodes first and everything else in one dimension."""
+    return moved.reshape(moved.size(0), math.prod(moved.shape[1:]))

@@ -49,6 +49,10 @@ class Shifted(LinearOperator):
     def symmetric(self) -> bool:
         return self.operator.symmetric()
 
+    def disc(self) -> tuple[float, float] | None:
+        own = self.operator.disc()
+        return None if own is None else (1.0 - self.c * own[0], abs(self.c) * own[1])
+
     def positive_definite(self) -> bool:
         """Whether I - cJ is known to be symmetric and positive definite."""
         if not self.symmetric():

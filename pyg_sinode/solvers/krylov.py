@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Solution
+from ..operators.graph import fused
 from ..precision import without_autocast
 from .base import Inverse, Solver
 
@@ -141,7 +142,7 @@ class System:
     """
 
     def __init__(self, inverse: KrylovInverse, b: Tensor) -> None:
-        self.solver, self.operator = inverse.solver, inverse.operator
+        self.solver, self.operator = inverse.solver, fused(inverse.operator)
         self.preconditioner, self.dims = inverse.preconditioner, inverse.dims
         self.size = math.prod(b.size(d) for d in self.dims)
         top = b.abs().amax(dim=self.dims, keepdim=True) if self.dims else b.abs()
@@ -191,13 +192,17 @@ class System:
         self._least = torch.where(better, rr, self._least)
         self._lowest = torch.where(better, self.x, self._lowest)
 
-    def advance(self, active: Tensor) -> bool:
-        """Counts one more iteration of the active columns; False if there is none, or none left."""
-        if self.spent >= self.limit or not bool(active.any()):
+    def count(self, active: Tensor) -> bool:
+        """Counts one more iteration of the active columns; False if none is left."""
+        if self.spent >= self.limit:
             return False
         self.spent += 1
         self.iterations += active
         return True
+
+    def advance(self, active: Tensor) -> bool:
+        """Counts one more iteration of the active columns; False if there is none, or none left."""
+        return self.spent < self.limit and bool(active.any()) and self.count(active)
 
     def solve(self, guess: Tensor | None) -> Solution:
         """Runs cycles of the method until each column's true residual is within its bound."""

@@ -3,6 +3,7 @@
 from .edges import as_edges, check_range
 from .pattern import Pattern
 from .products import (
+    add_product,
     gather_rows,
     reduced,
     sampled_product,
@@ -12,6 +13,6 @@ from .products import (
 )
 
 __all__ = [
-    "Pattern", "as_edges", "check_range", "gather_rows", "reduced", "sampled_product",
-    "segment_max", "segment_sum", "sparse_product",
+    "Pattern", "add_product", "as_edges", "check_range", "gather_rows", "reduced",
+    "sampled_product", "segment_max", "segment_sum", "sparse_product",
 ]

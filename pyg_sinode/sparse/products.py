@@ -30,6 +30,21 @@ def sparse_product(pattern: Pattern, value: Tensor, x: Tensor) -> Tensor:
     return result
 
 
+def add_product(out: Tensor, pattern: Pattern, value: Tensor, x: Tensor) -> None:
+    """Adds the product to ``out`` in place, without a gradient; shapes as of one head.
+
+    Raises:
+        ValueError: if the sizes do not fit.
+    """
+    pattern.check_entries(value)
+    pattern.check_nodes(x)
+    if out.shape != x.shape or not out.is_contiguous():
+        raise ValueError(f"Expected a contiguous sum of the shape of the features, "
+                         f"{tuple(x.shape)} (got {tuple(out.shape)}).")
+    if pattern.num_entries > 0 and x.numel() > 0:
+        torch.addmm(out, pattern.matrix(value.contiguous()), x.contiguous(), out=out)
+
+
 def sampled_product(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
     r"""The inner products :math:`s_e = \langle a_{row(e)}, b_{col(e)} \rangle`, with gradients.
 
