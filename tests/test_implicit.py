@@ -113,3 +113,44 @@ def test_an_inverse_of_ones_own_has_a_product_or_a_solve(kind, gradient):
                         step_size=0.1, solver=solver, gradient=gradient)
         found.append((u, torch.autograd.grad(u.sum(), u0)[0]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+
+
+class Watched:
+    """A solver that notes the iterations from the guess it is given, and those from b."""
+
+    def __init__(self):
+        self.warm, self.cold = [], []
+
+    def invert(self, operator):
+        return WatchedInverse(self, solvers.GMRES().invert(operator))
+
+
+class WatchedInverse(solvers.Inverse):
+    iterative = True
+
+    def __init__(self, notes, inner):
+        super().__init__(inner.operator)
+        self.notes, self.inner = notes, inner
+
+    def solve(self, b, guess=None):
+        found = self.inner.solve(b, guess)
+        self.notes.warm.append(int(found.iterations.max()))
+        self.notes.cold.append(int(self.inner.solve(b, b).iterations.max()))
+        return found
+
+    def transpose(self):
+        return WatchedInverse(self.notes, self.inner.T)
+
+
+@pytest.mark.parametrize("method", ["imex_rk2", "imex_rk4", "sbdf2"])
+def test_solves_of_the_backward_pass_start_near_where_the_one_before_ended(method):
+    torch.manual_seed(0)
+    n, notes = 30, Watched()
+    matrix = torch.randn(n, n).double() / n**0.5 - 2.0 * torch.eye(n).double()
+    u0 = torch.randn(2, n).double().requires_grad_()
+    u = imex_odeint(lambda t, u: 0.1 * u.sin(), operators.Dense(matrix), u0,
+                    torch.tensor([0.0, 2.0]).double(), method=method, step_size=0.1, solver=notes)
+    forward = len(notes.warm)
+    u[-1].square().sum().backward()
+    warm, cold = sum(notes.warm[forward:]), sum(notes.cold[forward:])
+    assert warm < 0.95 * cold

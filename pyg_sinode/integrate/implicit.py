@@ -123,6 +123,7 @@ class LinearPart:
         self.constant = term.is_constant()
         self.iterative = False  # whether the last inverse could use a guess
         self.last: tuple[LinearOperator, LinearOperator] | None = None  # one and its transpose
+        self.correction: tuple[float, Tensor] | None = None  # c and y - b of the last transpose
 
     def start_step(self, u: Tensor) -> None:
         """What is kept serves all steps."""
@@ -158,7 +159,14 @@ class LinearPart:
         inverse = self.inverse(c, scale)
         if self.last is None or self.last[0] is not inverse:
             self.last = inverse, inverse.T
-        return self._solve(self.last[1], b, None)
+        # Gradients of neighbouring stages differ little, and so do their y - b = c J^T y.
+        guess = None
+        if self.correction is not None and self.correction[1].shape == b.shape:
+            before, difference = self.correction
+            guess = torch.add(b, difference, alpha=c / before)
+        y = self._solve(self.last[1], b, guess)
+        self.correction = (c, y - b) if self.iterative else None
+        return y
 
     def transposed_value(self, t: float, U: Tensor, w: Tensor) -> Tensor:
         """The product a(t) J^T w."""
