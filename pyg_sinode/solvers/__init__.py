@@ -8,10 +8,11 @@ from .chebyshev import Chebyshev
 from .direct import Direct
 from .gmres import GMRES
 from .jacobi import BlockJacobi, Jacobi
+from .multigrid import Multigrid
 from .newton import Newton, NewtonError
 
 __all__ = ["CG", "GMRES", "BiCGStab", "BlockJacobi", "Chebyshev", "Direct", "Inverse", "Jacobi",
-           "Newton", "NewtonError", "Solver", "default"]
+           "Multigrid", "Newton", "NewtonError", "Solver", "default"]
 
 # Up to this ratio of radius to centre Chebyshev is as fast as CG on a normalised Laplacian, two to
 # six times as fast as GMRES on attention, and at worst half as fast on a directed graph, where it

@@ -1,7 +1,7 @@
 """What is a sparse matrix on a graph?"""
 
 from .edges import as_edges, check_range
-from .pattern import Pattern
+from .pattern import Pattern, csr_matrix
 from .products import (
     add_product,
     gather_rows,
@@ -13,6 +13,6 @@ from .products import (
 )
 
 __all__ = [
-    "Pattern", "add_product", "as_edges", "check_range", "gather_rows", "reduced",
-    "sampled_product", "segment_max", "segment_sum", "sparse_product",
+    "Pattern", "add_product", "as_edges", "check_range", "csr_matrix", "gather_rows",
+    "reduced", "sampled_product", "segment_max", "segment_sum", "sparse_product",
 ]

@@ -95,10 +95,7 @@ class Pattern:
         if value.dim() != 1:
             raise ValueError(f"Expected one number for each entry of the pattern (got shape "
                              f"{tuple(value.shape)}).")
-        _take_beta_warning()
-        return torch.sparse_csr_tensor(
-            self.pointer, self.col, value, (self.num_nodes, self.num_nodes),
-            check_invariants=False)
+        return csr_matrix(self.pointer, self.col, value, (self.num_nodes, self.num_nodes))
 
     def starts(self, count: int) -> Tensor:
         """Where each row begins in ``count`` lists of values that lie one behind the other."""
@@ -188,6 +185,12 @@ def _sorted(index: Tensor) -> tuple[Tensor, Tensor]:
     """The indices in increasing order, and the place that each comes from, in their own dtype."""
     values, order = torch.sort(index, stable=True)
     return values, order.to(index.dtype)
+
+
+def csr_matrix(pointer: Tensor, col: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A ``torch.sparse_csr`` tensor of parts that are known to fit; shares their memory."""
+    _take_beta_warning()
+    return torch.sparse_csr_tensor(pointer, col, value, shape, check_invariants=False)
 
 
 @cache
