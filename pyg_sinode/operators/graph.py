@@ -210,7 +210,7 @@ class TransposedGraph(LinearOperator):
 
 
 class ShiftedGraph(LinearOperator):
-    """The matrix a I + M of a number and a graph, whose product is one pass and a sparse product.
+    """The matrix a I + M of a number and a graph, whose product is a pass and a sparse product.
 
     Args:
         graph (Graph): The graph, with weights in the order of its pattern.
@@ -229,6 +229,17 @@ class ShiftedGraph(LinearOperator):
         out = torch.mul(flat, self.number)
         add_product(out, self.pattern, self.value, flat)
         return out.view(moved.shape).movedim(0, self.dims[0])
+
+    @torch.no_grad()
+    def add_product(self, out: Tensor, u: Tensor, alpha: float) -> None:
+        """Adds alpha times the product to a tensor in place."""
+        moved = out.movedim(self.dims[0], 0)
+        if not moved.is_contiguous():
+            out.add_(self.mv(u), alpha=alpha)
+            return
+        out.add_(u, alpha=alpha * self.number)
+        flat = _flat(u.movedim(self.dims[0], 0))
+        add_product(moved.view(flat.shape), self.pattern, self.value, flat, alpha)
 
 
 def fused(operator: LinearOperator) -> LinearOperator:

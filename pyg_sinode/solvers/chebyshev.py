@@ -72,61 +72,48 @@ class Chebyshev(Krylov):
         _check_disc(disc)
         return KrylovInverse(dataclasses.replace(self, disc=disc), operator, None)
 
-    def cycle(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor:
+    def cycle(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor | None:
         """Iterates from the residual r as often as the bound says, and on while that pays."""
-        if system.spent > 0:
-            return GMRES().cycle(system, r, norm, active)
-        start, first = system.x.clone(), _excess(norm, system.target, active)
-        own = self._iterate(system, r, norm, active)
-        if _excess(own, system.target, active) < first:  # so written, NaN is not
-            return own
-        system.x = start
-        return norm
-
-    def _iterate(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor:
-        """The norm of the residual after iterations for as long as they pay."""
         assert self.disc is not None
         center, radius = self.disc
         bound = math.log((center + math.sqrt(center**2 - radius**2)) / radius) if radius else (
             math.inf)
-        steps = _Steps(system, r.mul_(active), center, radius)
-        left, rate, margin = _excess(norm, system.target, active), bound, math.log(2.0)
-        while left > 0 and rate >= PAYS * bound:
-            count = max(1, math.ceil((left + margin) / rate))
-            done = steps.make(count, active)
-            norm = torch.where(active, system.norm(r), norm)
-            before, left = left, _excess(norm, system.target, active)
-            rate, margin = (before - left) / count if done == count else 0.0, 0.0
-        return norm
+        left, rate = _excess(norm, system.target, active), bound
+        if system.spent:
+            rate = (_excess(system.initial, system.target, active) - left) / system.spent
+            if not rate > PAYS * bound:
+                return self._give_over(system, r, norm, active, worse=not rate > 0)
+        # The bound counts for the residual up to a factor of two.
+        _iterate(system, r, self.disc, max(1, math.ceil((left + math.log(2.0)) / rate)), active)
+        return None  # the residual is first known by the product that tells its true value
+
+    def _give_over(self, system: System, r: Tensor, norm: Tensor, active: Tensor, *, worse: bool
+                   ) -> Tensor:
+        """Goes on with GMRES, from zero where the residual has grown."""
+        if worse:
+            system.x, r, norm = torch.zeros_like(system.b), system.b.clone(), system.norm_b
+        return GMRES().cycle(system, r, norm, active)
 
 
-class _Steps:
-    """The recurrence of the iteration, on the solution and the residual of a system.
+def _iterate(system: System, r: Tensor, disc: tuple[float, float], count: int, active: Tensor
+             ) -> None:
+    """Makes so many iterations, or as many as are left.
 
-    Args:
-        system (System): The system, whose ``x`` is updated in place.
-        r (Tensor): Its residual, which is too.
-        center (float): The centre d of the disc.
-        radius (float): Its radius, the distance of the foci from the centre.
+    The direction of Saad's algorithm is alpha e, so that one pass makes it of the residual.
     """
-
-    def __init__(self, system: System, r: Tensor, center: float, radius: float) -> None:
-        self.system, self.r, self.center, self.radius = system, r, center, radius
-        self.d, self.rho = r / center, radius / center
-
-    def make(self, count: int, active: Tensor) -> int:
-        """Makes so many iterations, or as many as are left; returns their number."""
-        x, A = self.system.x, self.system.operator
-        for done in range(count):
-            if not self.system.count(active):
-                return done
-            x.add_(self.d)
-            self.r.sub_(A.mv(self.d))
-            half = 1.0 / (2.0 * self.center - self.radius * self.rho)  # its radius may be 0
-            after = self.radius * half
-            self.d.mul_(after * self.rho).add_(self.r, alpha=2.0 * half)
-            self.rho = after
-        return count
+    center, radius = disc
+    e, alpha, rho = r.clone(), 1.0 / center, radius / center
+    for made in range(count):
+        if not system.count(active):
+            return
+        system.x.add_(e, alpha=alpha)
+        if made + 1 == count:
+            return
+        system.subtract(r, e, alpha)
+        half = 1.0 / (2.0 * center - radius * rho)  # the radius may be 0
+        after = radius * half
+        torch.add(r, e, alpha=after * rho * alpha / (2.0 * half), out=e)
+        alpha, rho = 2.0 * half, after
 
 
 def _excess(norm: Tensor, target: Tensor, active: Tensor) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Solution
-from ..operators.graph import fused
+from ..operators.graph import ShiftedGraph, fused
 from ..precision import without_autocast
 from .base import Inverse, Solver
 
@@ -57,7 +57,7 @@ class Krylov:
             return KrylovInverse(self, operator, None)
         return KrylovInverse(self, operator, self.preconditioner.invert(operator))
 
-    def cycle(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor:
+    def cycle(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor | None:
         """Improves ``system.x`` in its active columns, from their true residual to a restart.
 
         Args:
@@ -67,7 +67,7 @@ class Krylov:
             active (Tensor): Which columns to iterate; the others stay as they are.
 
         Returns:
-            Tensor: Each column's residual norm by the method's own account.
+            Tensor or None: Each column's residual norm by the method's own account, if it has one.
         """
         raise NotImplementedError
 
@@ -137,6 +137,7 @@ class System:
     Attributes:
         operator (LinearOperator): The operator A.
         x (Tensor): The scaled solution so far; methods update it in place.
+        initial (Tensor): The residual norm of each column at the start.
         target (Tensor): The residual norm at which a method may leave a column.
         size (int): Unknowns per column.
     """
@@ -162,7 +163,8 @@ class System:
         self.target = self.bound.clamp_min(1e-3 * eps * self.norm_b)
         self.limit = self.solver.max_iter or 10 * max(1, self.size)
         self.spent = 0
-        self._least = self.norm_b
+        self.best: Tensor | None = None  # the best x so far, once a cycle left a column unsolved
+        self.best_norm = self._least = self.norm_b
         self._lowest: Tensor | None = None  # see `remember`
         self.iterations = torch.zeros_like(self.norm_b, dtype=torch.long)
 
@@ -175,6 +177,13 @@ class System:
     def norm(self, a: Tensor) -> Tensor:
         """The Euclidean norm of each column, its dimensions kept."""
         return self.dot(a, a).sqrt_()
+
+    def subtract(self, r: Tensor, x: Tensor, alpha: float = 1.0) -> None:
+        """Subtracts alpha times the product A x from r, in place."""
+        if isinstance(self.operator, ShiftedGraph):
+            self.operator.add_product(r, x, -alpha)
+        else:
+            r.sub_(self.operator.mv(x), alpha=alpha)
 
     def precondition(self, r: Tensor) -> Tensor:
         """The product with the preconditioner; r itself where there is none."""
@@ -214,6 +223,7 @@ class System:
             self._lowest = None
             own = self.solver.cycle(self, r, norm, active.clone())
             before, (r, norm) = norm, self._residual(self.x)
+            own = norm if own is None else own
             active &= ~(norm <= self.bound)
             unsolved = bool(active.any())
             if unsolved:
@@ -231,23 +241,27 @@ class System:
         return Solution(self.x.mul_(self.scale), self.iterations, norm.mul_(self.scale))
 
     def _start(self, guess: Tensor | None) -> tuple[Tensor, Tensor]:
-        self.x, r, norm = torch.zeros_like(self.b), self.b.clone(), self.norm_b.clone()
-        if guess is not None:
-            x = guess / self.scale
-            of_guess = self.b - self.operator.mv(x)
-            norm_of_guess = self.norm(of_guess)
+        if guess is None:
+            self.x, r, norm = torch.zeros_like(self.b), self.b.clone(), self.norm_b.clone()
+        else:
+            self.x = guess / self.scale
+            r, norm = self._residual(self.x)
             # Zero where b is zero, and where a guess is worse than zero or not finite.
-            better = norm_of_guess < norm
-            self.x = torch.where(better, x, self.x)
-            r, norm = torch.where(better, of_guess, r), torch.where(better, norm_of_guess, norm)
-        self.best, self.best_norm = self.x.clone(), norm
+            better = norm < self.norm_b
+            if not bool(better.all()):
+                self.x = torch.where(better, self.x, 0.0)
+                r, norm = torch.where(better, r, self.b), torch.where(better, norm, self.norm_b)
+        self.initial = norm
         return r, norm
 
     def _residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r = self.b - self.operator.mv(x)
+        r = self.b.clone()
+        self.subtract(r, x)
         return r, self.norm(r)
 
     def _keep_best(self, x: Tensor, norm: Tensor) -> None:
+        if self.best is None:
+            self.best = torch.zeros_like(x)
         better = norm < self.best_norm
         self.best = torch.where(better, x, self.best)
         self.best_norm = torch.where(better, norm, self.best_norm)
@@ -289,9 +303,9 @@ class System:
 
     def error(self, message: str) -> LinearSolveError:
         """An error that carries the best state reached and its largest residual."""
+        best = torch.zeros_like(self.b) if self.best is None else self.best * self.scale
         return LinearSolveError(message, iterations=int(self.iterations.max()),
-                                residual=float((self.best_norm * self.scale).max()),
-                                state=self.best * self.scale)
+                                residual=float((self.best_norm * self.scale).max()), state=best)
 
 
 def default_rtol(dtype: torch.dtype) -> float:

@@ -30,8 +30,9 @@ def sparse_product(pattern: Pattern, value: Tensor, x: Tensor) -> Tensor:
     return result
 
 
-def add_product(out: Tensor, pattern: Pattern, value: Tensor, x: Tensor) -> None:
-    """Adds the product to ``out`` in place, without a gradient; shapes as of one head.
+def add_product(out: Tensor, pattern: Pattern, value: Tensor, x: Tensor, alpha: float = 1.0
+                ) -> None:
+    """Adds alpha times the product to ``out`` in place, without a gradient; shapes as of one head.
 
     Raises:
         ValueError: if the sizes do not fit.
@@ -42,7 +43,7 @@ def add_product(out: Tensor, pattern: Pattern, value: Tensor, x: Tensor) -> None
         raise ValueError(f"Expected a contiguous sum of the shape of the features, "
                          f"{tuple(x.shape)} (got {tuple(out.shape)}).")
     if pattern.num_entries > 0 and x.numel() > 0:
-        torch.addmm(out, pattern.matrix(value.contiguous()), x.contiguous(), out=out)
+        torch.addmm(out, pattern.matrix(value.contiguous()), x.contiguous(), alpha=alpha, out=out)
 
 
 def sampled_product(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,156 @@
+"""How do the time and the memory of a training epoch grow with the edges of a graph?
+
+SINODE with 32 channels, 2 heads and 8 evaluations of the explicit term, on graphs of ten edges a
+node: uniformly random ones, and ones with locality, the nearest neighbours of points in the plane
+numbered along a space-filling curve. For each size and implicit part, in a process of its own: the
+seconds of an epoch (forward, backward, optimiser), over those of one bare sparse product with 32
+columns on the same graph; the peak of memory above the data, per edge; the share of the solves.
+
+    python examples/benchmarks/scale.py
+    python examples/benchmarks/scale.py --edges 10000000 --kinds local --huge-pages
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+from tqdm import tqdm
+
+from pyg_sinode import SINODE
+
+CHANNELS, HEADS, EVALUATIONS, NEIGHBORS = 32, 2, 8, 10
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.one:
+        print(json.dumps(measure(args.kinds[0], args.edges[0], args.implicit[0], args)))
+        return
+    print("| graph | edges | implicit | epoch, s | over a bare product | slope | bytes an edge | "
+          "share of the solves |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    cases = [(kind, implicit, edges) for kind in args.kinds for implicit in args.implicit
+             for edges in args.edges]
+    before: dict[tuple[str, str], dict] = {}
+    for kind, implicit, edges in tqdm(cases, leave=False, disable=None):
+        found = in_its_own_process(kind, edges, implicit, args)
+        last = before.get((kind, implicit))
+        slope = "" if last is None else f"{slope_of(last, found):.2f}"
+        before[kind, implicit] = found
+        print(f"| {kind} | {found['edges']} | {implicit} | {found['epoch']:.3f} | "
+              f"{found['epoch'] / found['product']:.0f} | {slope} | {found['bytes']:.0f} | "
+              f"{100 * found['share']:.0f} % |", flush=True)
+
+
+def slope_of(one: dict, other: dict) -> float:
+    """The power of the number of edges with which the epoch grows."""
+    return math.log(other["epoch"] / one["epoch"]) / math.log(other["edges"] / one["edges"])
+
+
+def in_its_own_process(kind: str, edges: int, implicit: str, args: argparse.Namespace) -> dict:
+    command = [sys.executable, "-W", "ignore", __file__, "--one", "--kinds", kind, "--edges",
+               str(edges), "--implicit", implicit, "--epochs", str(args.epochs), "--threads",
+               str(args.threads)]
+    if args.keep_graphs:
+        command.append("--keep-graphs")
+    env = os.environ | ({"THP_MEM_ALLOC_ENABLE": "1"} if args.huge_pages else {})
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(kind: str, edges: int, implicit: str, args: argparse.Namespace) -> dict:
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    edge_index, nodes = make_graph(kind, edges)
+    x, y = torch.randn(nodes, CHANNELS), torch.randint(0, 5, (nodes,))
+    memory = {} if args.keep_graphs else {"checkpoints": "auto", "graph_memory": 0}
+    # Two evaluations a step of imex_rk2.
+    model = SINODE(CHANNELS, CHANNELS, 5, heads=HEADS, implicit=implicit, time=EVALUATIONS / 2,
+                   step_size=1.0, **memory)
+    optimizer = torch.optim.Adam(model.parameters())
+    product = bare_product(edge_index, x)
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    epochs, shares = [], []
+    for _ in range(args.epochs + 1):
+        begin = time.perf_counter()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x, edge_index), y).backward()
+        optimizer.step()
+        epochs.append(time.perf_counter() - begin)
+        shares.append(model.conv.stats.linear_seconds / epochs[-1])
+    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+    return {"edges": edge_index.size(1), "epoch": statistics.median(epochs[1:]),
+            "product": product, "bytes": peak / edge_index.size(1),
+            "share": statistics.median(shares[1:])}
+
+
+def make_graph(kind: str, edges: int) -> tuple[Tensor, int]:
+    nodes = max(2, edges // NEIGHBORS)
+    if kind == "random":
+        return torch.randint(0, nodes, (2, edges)), nodes
+    points = along_a_curve(np.random.default_rng(0).random((nodes, 2)))
+    _, neighbors = cKDTree(points).query(points, k=NEIGHBORS + 1)
+    target = np.repeat(np.arange(nodes), NEIGHBORS)
+    return torch.from_numpy(np.stack([neighbors[:, 1:].reshape(-1), target])).long(), nodes
+
+
+def along_a_curve(points: np.ndarray) -> np.ndarray:
+    """The points in the order of Morton's curve: the bits of both coordinates by turns."""
+    whole = (points * 2**16).astype(np.uint64)
+    code = np.zeros(len(points), dtype=np.uint64)
+    for bit in range(16):
+        for axis in (0, 1):
+            taken = (whole[:, axis] >> np.uint64(bit)) & np.uint64(1)
+            code |= taken << np.uint64(2 * bit + axis)
+    return points[np.argsort(code)]
+
+
+def bare_product(edge_index: Tensor, x: Tensor) -> float:
+    """The seconds of a product with a CSR matrix of the graph."""
+    coo = torch.sparse_coo_tensor(edge_index.flip(0), torch.ones(edge_index.size(1)),
+                                  (x.size(0), x.size(0)), check_invariants=False)
+    matrix = coo.to_sparse_csr()
+    matrix = torch.sparse_csr_tensor(matrix.crow_indices().int(), matrix.col_indices().int(),
+                                     matrix.values(), matrix.shape, check_invariants=False)
+    seconds = []
+    for _ in range(6):
+        begin = time.perf_counter()
+        matrix @ x
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:])
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="The growth of a training epoch with the edges of a graph.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--edges", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="their numbers")
+    add("--kinds", choices=["random", "local"], nargs="+", default=["random", "local"],
+        help="graphs without and with locality")
+    add("--implicit", choices=["decay", "laplacian", "attention"], nargs="+",
+        default=["decay", "laplacian", "attention"], help="implicit parts")
+    add("--huge-pages", action="store_true",
+        help="large tensors in huge pages: PyTorch's own switch THP_MEM_ALLOC_ENABLE=1")
+    add("--keep-graphs", action="store_true",
+        help="the default memory instead of checkpoints='auto' and graph_memory=0")
+    add("--epochs", type=int, default=3, help="epochs, after one that is not counted")
+    add("--threads", type=int, default=1, help="threads of PyTorch")
+    add("--one", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
