@@ -219,6 +219,25 @@ OPERATORS: dict[str, Case] = {
     "block_of_the_whole_state": Case(
         partial(BlockDiagonal, dim=(-2, -1)), [numbers(6, 6) / 2], (3, 2)
     ),
+    "product_of_dense_and_graph": Case(
+        lambda m, w: Dense(m, dim=-2) @ graph(w), [numbers(6, 6) / 2, numbers(9)], (6, 3)
+    ),
+    "product_on_two_dimensions": Case(
+        lambda m, w: Dense(m) @ graph(w), [numbers(3, 3) / 2, numbers(9)], (6, 3)
+    ),
+    "diffusivity_of_each_column": Case(
+        lambda d, m: Diagonal(d) @ Dense(m, dim=-2), [decays(3), numbers(5, 5)], (5, 3)
+    ),
+    "diffusivity_of_each_species": Case(
+        lambda d, b: Diagonal(d) @ banded(b), [decays(2, 1), numbers(3, 5)], (2, 5)
+    ),
+    "product_with_a_varying_diagonal": Case(
+        lambda d, m: (Diagonal(d) @ Dense(m)).T, [decays(5), numbers(5, 5)], (2, 5)
+    ),
+    "product_of_numbers_and_a_graph": Case(
+        lambda a, d, w: ScaledIdentity(a) @ graph(w) @ Diagonal(d) - ScaledIdentity(0.5),
+        [decays(), decays(3), numbers(9)], (6, 3)
+    ),
     "graph_plus_blocks": Case(
         lambda w, b: graph(w) + BlockDiagonal(b), [numbers(9), numbers(6, 3, 3)], (6, 3)
     ),

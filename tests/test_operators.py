@@ -175,6 +175,8 @@ def test_the_closed_inverse_equals_the_dense_one(case, c):
 def test_the_operators_with_a_closed_inverse_are_those_of_the_design():
     iterated = {n for n in OPERATORS if n.startswith(("graph", "function", "transposed_graph"))}
     iterated |= {"scaled_by_a_float", "transposed_scaled", "laplacian", "stencil_plus_diagonal"}
+    iterated |= {"product_of_dense_and_graph", "product_on_two_dimensions",
+                 "product_with_a_varying_diagonal", "product_of_numbers_and_a_graph"}
     assert set(OPERATORS) - set(closed) == iterated
 
 

@@ -5,7 +5,7 @@ import warnings
 from typing import Any
 
 from .banded import Banded
-from .base import LinearOperator, Scaled, Sum, Transposed
+from .base import LinearOperator, Product, Scaled, Sum, Transposed
 from .block_diagonal import BlockDiagonal
 from .circulant import Circulant
 from .dense import Dense
@@ -17,8 +17,8 @@ from .shifted import Shifted
 
 __all__ = [
     "Banded", "BlockDiagonal", "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator",
-    "LinearSolveError", "MatrixFree", "Scaled", "ScaledIdentity", "Shifted", "Solution", "Sum",
-    "Transposed",
+    "LinearSolveError", "MatrixFree", "Product", "Scaled", "ScaledIdentity", "Shifted", "Solution",
+    "Sum", "Transposed",
 ]
 
 

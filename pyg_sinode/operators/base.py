@@ -14,6 +14,7 @@ from torch import Tensor
 from ..precision import without_autocast
 from ..transforms import forward_mode_error, has_tangent
 from .checks import (
+    along,
     as_float,
     check_number,
     check_real,
@@ -217,6 +218,9 @@ class LinearOperator:
         return Scaled(self, factor)
 
     __rmul__ = __mul__
+
+    def __matmul__(self, other: LinearOperator) -> LinearOperator:
+        return Product([self, other])
 
     def __neg__(self) -> LinearOperator:
         return Scaled(self, -1.0)
@@ -473,13 +477,8 @@ class Sum(LinearOperator):
         return tuple(t for term in self.terms for t in term.tensors)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Sum:
-        terms, rest = [], list(tensors)
-        for term in self.terms:
-            n = len(term.tensors)
-            terms.append(term.with_tensors(rest[:n]))
-            rest = rest[n:]
         other = copy.copy(self)
-        other.terms = tuple(terms)
+        other.terms = tuple(_with_all(self.terms, tensors))
         return other
 
     def mv(self, u: Tensor) -> Tensor:
@@ -626,6 +625,181 @@ class Sum(LinearOperator):
         return " + ".join(repr(term) for term in self.terms)
 
 
+class Product(LinearOperator):
+    r"""The product :math:`J_1 J_2 \ldots` of operators, the last of which acts first.
+
+    Its inverse is closed where all are convolutions on one periodic grid, and where one operator
+    with a closed inverse is multiplied with diagonals that are constant along its dims, such as a
+    diffusivity of each species: by one inverse for each distinct number.
+
+    Args:
+        factors (sequence of LinearOperator): The operators; products among them are taken apart.
+    """
+
+    def __init__(self, factors: Sequence[LinearOperator]) -> None:
+        flat: list[LinearOperator] = []
+        if not factors:
+            raise ValueError("Expected at least one operator in a product (got none); use "
+                             "ScaledIdentity(1.0).")
+        for factor in factors:
+            if not isinstance(factor, LinearOperator):
+                raise TypeError(f"Expected linear operators in a product (got "
+                                f"{type(factor).__name__}); J.mv(u) is the product with a state.")
+            flat.extend(factor.factors if isinstance(factor, Product) else [factor])
+        self.factors: tuple[LinearOperator, ...] = tuple(flat)
+        self.dims = tuple(sorted({d for factor in flat for d in factor.dims}))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return tuple(t for factor in self.factors for t in factor.tensors)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Product:
+        other = copy.copy(self)
+        other.factors = tuple(_with_all(self.factors, tensors))
+        return other
+
+    def mv(self, u: Tensor) -> Tensor:
+        for factor in reversed(self.factors):
+            u = factor.mv(u)
+        return u
+
+    def transpose(self) -> Product:
+        return Product([factor.T for factor in reversed(self.factors)])
+
+    def check(self, u: Tensor) -> None:
+        for factor in self.factors:
+            factor.check(u)
+
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return self.factors
+
+    def size_along(self, dim: int) -> int | None:
+        sizes = (factor.size_along(dim) for factor in self.factors)
+        return next((size for size in sizes if size is not None), None)
+
+    def symmetric(self) -> bool:
+        # What commutes: convolutions, and an operator with numbers that are constant along it.
+        return all(factor.symmetric() for factor in self.factors) and self.has_closed_inverse()
+
+    def as_diagonal(self) -> Tensor | float | None:
+        found: Tensor | float = 1.0
+        for factor in self.factors:
+            d = factor.as_diagonal()
+            if d is None:
+                return None
+            found = found * d
+        return found
+
+    def diagonal(self, u: Tensor) -> Tensor | None:
+        mixed = [d for factor in self.factors for d in factor.dims]
+        if len(set(mixed)) == len(mixed):  # they commute, and diagonals multiply
+            own = [factor.diagonal(u) for factor in self.factors]
+            known = [d for d in own if d is not None]
+            return math.prod(known[1:], start=known[0]) if len(known) == len(own) else None
+        entries = self.to_coo(self.dims[0], u.size(self.dims[0]))
+        if entries is None:
+            return None
+        on = entries.row == entries.col
+        sums = entries.value.new_zeros(u.size(self.dims[0])).index_add(
+            0, entries.row[on], entries.value[on])
+        return along(sums, self.dims[0])
+
+    def to_coo(self, dim: int, size: int) -> Entries | None:
+        parts = [factor.to_coo(dim, size) for factor in self.factors]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        like = next((part.value for factor, part in zip(self.factors, known, strict=True)
+                     if factor.tensors), known[0].value)
+        whole: Tensor | None = None
+        for part in known:
+            own = torch.sparse_coo_tensor(
+                torch.stack([part.row, part.col]), part.value.detach(), (size, size),
+                check_invariants=False).to(like)
+            whole = own if whole is None else torch.sparse.mm(whole, own)
+        assert whole is not None
+        whole = whole.coalesce()
+        row, col = whole.indices()
+        return Entries(row, col, whole.values())
+
+    def is_convolution(self) -> bool:
+        return all(factor.is_convolution() or _is_number(factor.as_diagonal())
+                   for factor in self.factors) and self.as_diagonal() is None
+
+    def spectrum(self, sizes: dict[int, int]) -> Tensor | None:
+        found: Tensor | None = None
+        for factor in self.factors:
+            own = factor.spectrum(sizes)
+            if own is None:
+                return None
+            found = own if found is None else found * own
+        return found
+
+    def has_closed_inverse(self) -> bool:
+        if self.as_diagonal() is not None or self.is_convolution():
+            return True
+        found = _one_beside(self.factors)
+        return found is not None and found[0].has_closed_inverse() and _varies(
+            found[1], found[0].dims) is not None
+
+    def resolvent(self, c: float) -> LinearOperator | None:
+        if self.as_diagonal() is not None:
+            return super().resolvent(c)
+        if self.is_convolution():
+            return self.resolvent_of(self, c)
+        found = _one_beside(self.factors)
+        if found is None or not self.has_closed_inverse():
+            return None
+        inner, d = found
+        number = torch.as_tensor(d)
+        dim, values = _varies(d, inner.dims), number.reshape(-1)
+        assert dim is not None
+        inverses: dict[float, LinearOperator] = {}
+        for value in values.tolist():
+            own = inverses.get(value) or inner.resolvent(c * value)
+            if own is None:
+                return None
+            inverses[value] = own
+        return Each(inverses, values.tolist(), dim)
+
+    def resolvent_of(self, whole: LinearOperator, c: float) -> LinearOperator | None:
+        first = next(f for f in self.factors if f.is_convolution())
+        return first.resolvent_of(whole, c)
+
+    def __repr__(self) -> str:
+        return " @ ".join(repr(factor) for factor in self.factors)
+
+
+class Each(LinearOperator):
+    """Operators that act on their own slices of a dimension outside their dims.
+
+    Args:
+        operators (dict): The operator of each number.
+        numbers (list of float): The number of each place along the dimension; one for all places.
+        dim (int): The dimension, counted from the end.
+    """
+
+    def __init__(self, operators: dict[float, LinearOperator], numbers: list[float],
+                 dim: int) -> None:
+        self.operators, self.numbers, self.dim = operators, numbers, dim
+        self.dims = next(iter(operators.values())).dims
+
+    def mv(self, u: Tensor) -> Tensor:
+        if len(self.operators) == 1:
+            return next(iter(self.operators.values())).mv(u)
+        out = torch.empty_like(u)
+        for number, operator in self.operators.items():
+            own = [i for i, n in enumerate(self.numbers) if n == number]
+            at = torch.tensor(own, device=u.device)
+            out.index_copy_(self.dim, at, operator.mv(u.index_select(self.dim, at)))
+        return out
+
+    def transpose(self) -> Each:
+        turned = {number: operator.T for number, operator in self.operators.items()}
+        return Each(turned, self.numbers, self.dim)
+
+
 class Reciprocal(LinearOperator):
     """Division by a number or by the entries of a tensor, refused where it would be by zero."""
 
@@ -650,3 +824,41 @@ class Reciprocal(LinearOperator):
 
 def _is_array(d: Tensor | float | None) -> bool:
     return isinstance(d, Tensor) and d.dim() > 0
+
+
+def _is_number(d: Tensor | float | None) -> bool:
+    return d is not None and not _is_array(d)
+
+
+def _with_all(operators: Sequence[LinearOperator], tensors: Sequence[Tensor]
+              ) -> list[LinearOperator]:
+    """The operators on other tensors, each with as many as it has."""
+    found, rest = [], list(tensors)
+    for operator in operators:
+        n = len(operator.tensors)
+        found.append(operator.with_tensors(rest[:n]))
+        rest = rest[n:]
+    return found
+
+
+def _one_beside(factors: Sequence[LinearOperator]
+                ) -> tuple[LinearOperator, Tensor | float] | None:
+    """The one factor that is not diagonal, and the product of those that are."""
+    others, d = [], 1.0
+    for factor in factors:
+        own = factor.as_diagonal()
+        if own is None:
+            others.append(factor)
+        else:
+            d = d * own  # type: ignore[assignment]
+    return (others[0], d) if len(others) == 1 else None
+
+
+def _varies(d: Tensor | float, dims: tuple[int, ...]) -> int | None:
+    """The one dimension along which numbers vary, if it is not one of dims; -1 where none does."""
+    if not isinstance(d, Tensor):
+        return -1
+    varying = [at - d.dim() for at, length in enumerate(d.shape) if length != 1]
+    if len(varying) > 1 or (varying and varying[0] in dims):
+        return None
+    return varying[0] if varying else -1

@@ -1,0 +1,128 @@
+"""Are products of operators closed where they can be, with one inverse for each number?"""
+
+import pytest
+import torch
+from cases import dense_matrix
+
+from pyg_sinode import imex_odeint, solvers
+from pyg_sinode.grid import PeriodicGrid
+from pyg_sinode.operators import (
+    Banded,
+    Circulant,
+    Dense,
+    Diagonal,
+    LinearOperator,
+    Product,
+    ScaledIdentity,
+    Shifted,
+)
+from pyg_sinode.solvers import GMRES, Direct, default
+
+F64 = torch.float64
+GRID = PeriodicGrid((6, 8), (3.0, 5.0))
+
+
+def exact(J, c, b):
+    matrix = dense_matrix(J, b.shape)
+    return torch.linalg.solve(torch.eye(len(matrix), dtype=F64) - c * matrix,
+                              b.reshape(-1)).view(b.shape)
+
+
+CONVOLUTIONS = {
+    "first derivatives": lambda: GRID.derivative(1, 0) @ GRID.derivative(1, 1),
+    "a biharmonic term": lambda: -0.1 * (GRID.laplacian() @ GRID.laplacian()),
+    "with numbers": lambda: ScaledIdentity(-0.3) @ GRID.laplacian() @ GRID.laplacian(),
+    "in a sum": lambda: GRID.laplacian() - GRID.laplacian() @ GRID.laplacian() * 0.02 + (
+        GRID.derivative(1, 0)) + ScaledIdentity(-0.4),
+    "transposed": lambda: (GRID.derivative(1, 0) @ GRID.laplacian()).T,
+}
+
+
+@pytest.mark.parametrize("make", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_convolutions_stay_closed(make, transposed):
+    J, b = make(), torch.randn(2, 6, 8, dtype=F64)
+    J = J.T if transposed else J
+    assert J.has_closed_inverse()
+    assert default(J) == Direct()
+    x = Direct().invert(Shifted(J, 0.3)).mv(b)
+    torch.testing.assert_close(x, exact(J, 0.3, b), rtol=0, atol=1e-11)
+
+
+DIFFUSIONS = {
+    "circulant": (lambda: Circulant([1.0, -2.0, 1.0]), (2, 9)),
+    "two dimensions": (lambda: GRID.laplacian(), (2, 6, 8)),
+    "dense": (lambda: Dense(torch.randn(7, 7, dtype=F64)), (2, 7)),
+    "banded": (lambda: Banded(torch.randn(3, 7, dtype=F64), (1, 0, -1)), (3, 2, 7)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), DIFFUSIONS.values(), ids=DIFFUSIONS)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_diffusivity_of_each_species_keeps_the_closed_inverse(make, shape, transposed, side):
+    inner = make()
+    d = torch.tensor([0.1, 2.5], dtype=F64).view(2, *[1] * len(inner.dims))
+    J = Diagonal(d) @ inner if side == "left" else inner @ Diagonal(d)
+    J = (J + ScaledIdentity(-0.2)).T if transposed else J + ScaledIdentity(-0.2)
+    assert default(J) == Direct()
+    b = torch.randn(shape, dtype=F64)
+    x = Direct().invert(Shifted(J, 0.2)).mv(b)
+    torch.testing.assert_close(x, exact(J, 0.2, b), rtol=0, atol=1e-12)
+
+
+def test_equal_numbers_share_an_inverse():
+    made = []
+
+    class Counted(Dense):
+        def resolvent(self, c):
+            made.append(c)
+            return super().resolvent(c)
+
+    d = torch.tensor([0.5, 2.0, 0.5, 0.5], dtype=F64).view(4, 1)
+    J, b = Diagonal(d) @ Counted(torch.randn(5, 5, dtype=F64)), torch.randn(4, 5, dtype=F64)
+    x = Direct().invert(Shifted(J, 0.1)).mv(b)
+    assert made == [0.05, 0.2]
+    torch.testing.assert_close(x, exact(J, 0.1, b), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("d", [torch.rand(5), torch.rand(4, 5), torch.rand(2, 4, 1)],
+                         ids=["along J", "along both", "of two dimensions"])
+def test_numbers_that_one_inverse_each_does_not_serve_are_iterated(d):
+    J = Diagonal(d.double()) @ Dense(-torch.eye(5, dtype=F64) + 0.1)
+    assert not J.has_closed_inverse()
+    assert default(J) == GMRES()
+    assert J.resolvent(0.1) is None
+    b = torch.randn(2, 4, 5, dtype=F64)
+    torch.testing.assert_close(GMRES(rtol=1e-13).invert(Shifted(J, 0.3)).mv(b), exact(J, 0.3, b),
+                               rtol=0, atol=1e-11)
+
+
+def test_two_species_are_integrated_and_their_diffusivities_trained():
+    losses = []
+    for solver in (None, solvers.GMRES(rtol=1e-14)):
+        torch.manual_seed(0)
+        d = torch.tensor([[0.1], [2.0]], dtype=F64, requires_grad=True)
+        u0 = torch.randn(3, 2, 16, dtype=F64, requires_grad=True)
+        J = Diagonal(d) @ Circulant([1.0, -2.0, 1.0])
+        u = imex_odeint(lambda t, u: u - u**3, J, u0, torch.tensor([0.0, 0.4]), solver=solver,
+                        step_size=0.1, method="ark324l2sa")
+        u[-1].square().sum().backward()
+        losses.append((u.detach(), d.grad, u0.grad))
+    for one, other in zip(*losses, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_products_are_taken_apart_and_written_as_they_are_made():
+    J = Diagonal(torch.ones(3)) @ (ScaledIdentity(2.0) @ Dense(torch.eye(3)))
+    assert [type(f) for f in J.factors] == [Diagonal, ScaledIdentity, Dense]
+    assert repr(J).count(" @ ") == 2
+    assert (ScaledIdentity(2.0) @ ScaledIdentity(-3.0)).as_diagonal() == -6.0
+
+
+def test_what_is_no_operator_is_refused():
+    with pytest.raises(ValueError, match="at least one operator in a product"):
+        Product([])
+    with pytest.raises(TypeError, match=r"linear operators in a product .*J\.mv\(u\) is"):
+        ScaledIdentity(1.0) @ torch.ones(3)
+    assert isinstance(Product([ScaledIdentity(1.0)]), LinearOperator)
