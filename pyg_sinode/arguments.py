@@ -233,6 +233,9 @@ def check_solver(solver: Any, implicit: Any) -> None:
     if solver is not None and (isinstance(solver, type) or not hasattr(solver, "invert")):
         raise TypeError("Expected a linear solver such as pyg_sinode.solvers.CG() (got "
                         f"{solver!r}).")
+    if getattr(solver, "is_approximate", False):
+        raise ValueError(f"Expected a solver that meets a tolerance (got {solver!r}, a "
+                         "preconditioner); use CG or GMRES with preconditioner=, or Direct().")
     if solver is not None and isinstance(implicit, Nonlinear):
         raise ValueError(f"Expected no solver beside a Nonlinear (got {solver!r}); hand it to "
                          "Newton, as Nonlinear(fn, newton=Newton(solver=...)).")

@@ -115,13 +115,15 @@ class _NormalizedMean(torch.autograd.Function):
         if weight is not None:
             r_g *= weight
         if normalizer == "squareplus":
-            r_g *= torch.addcmul(scores.new_full((), 4.0), scores, scores).rsqrt_()
+            r_g /= torch.hypot(scores, scores.new_full((), 2.0))
         return (r_g if wanted[0] else None), to_weight, None, None, None
 
 
 def _composed_gradient(scores: Tensor, weight: Tensor | None, g: Tensor, how: Any,
                        wanted: tuple[bool, ...]) -> list[Tensor | None]:
     """The gradients as a function that autograd can differentiate."""
+    # By names of their own: the scores may depend on the weights.
+    scores, weight = scores.view_as(scores), None if weight is None else weight.view_as(weight)
     mean = normalized(scores, how[0], weight, *how[1:]).mean(dim=0)
     inputs = [x for x, w in zip((scores, weight), wanted, strict=True) if w and x is not None]
     found = iter(torch.autograd.grad(mean, inputs, g, create_graph=True))
@@ -131,9 +133,10 @@ def _composed_gradient(scores: Tensor, weight: Tensor | None, g: Tensor, how: An
 class _SquarePlus(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: Tensor) -> Tensor:
-        # max(s, 0) + 1 / (|s| / 2 + sqrt(1 + s^2 / 4)): no two numbers of opposite sign are added.
-        root = torch.addcmul(s.new_ones(()), s, s, value=0.25).sqrt_()
-        value = root.add_(s.abs(), alpha=0.5).reciprocal_().add_(s.clamp(min=0.0))
+        # max(s, 0) + 1 / (|s| / 2 + sqrt(1 + s^2 / 4)): no two numbers of opposite sign are added,
+        # and no square overflows.
+        half = s.abs().mul_(0.5)
+        value = torch.hypot(half, s.new_ones(())).add_(half).reciprocal_().add_(s.clamp(min=0.0))
         ctx.save_for_backward(value)
         return value
 

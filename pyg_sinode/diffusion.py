@@ -83,7 +83,7 @@ def _decay(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
 def _laplacian(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
     base, alpha = _symmetric_normalized(graph, x), term.decay_rate()
     # Similar to weights whose rows sum to one.
-    bound = float(alpha.detach())
+    bound = _finite(alpha)
     linear = Graph.of_pattern(graph.pattern, alpha * base, largest=bound, radius=bound)
     return Split(linear + ScaledIdentity(-alpha), base)
 
@@ -91,8 +91,14 @@ def _laplacian(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
 def _attention(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
     base, alpha = term.attention.coefficients(x, graph.pattern, graph.weight), term.decay_rate()
     linear = Graph.of_pattern(graph.pattern, alpha * base, largest=math.inf,
-                              radius=float(alpha.detach()))  # rows, or columns, sum to one
+                              radius=_finite(alpha))  # rows, or columns, sum to one
     return Split(linear + ScaledIdentity(-alpha), base)
+
+
+def _finite(alpha: Tensor) -> float | None:
+    """The number, if it is one: the integrator says where it is not."""
+    number = float(alpha.detach())
+    return number if math.isfinite(number) else None
 
 
 SPLITS = {"decay": _decay, "laplacian": _laplacian, "attention": _attention}

@@ -62,6 +62,14 @@ def test_a_disc_moves_and_grows_with_its_operator():
     assert graph.with_tensors([2.0 * graph.value]).disc() == (0.0, 1.0)  # it is the caller's word
 
 
+@pytest.mark.parametrize("implicit", ["attention", "laplacian"])
+def test_a_layer_whose_alpha_is_nan_says_so(implicit):
+    conv = SINODEConv(3, 3, implicit=implicit)
+    conv.term.alpha.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="Expected finite"):
+        conv(torch.randn(4, 3), torch.tensor([[0, 1, 2], [1, 2, 3]]))
+
+
 @pytest.mark.parametrize("operator", [
     Graph(*normalised(N), N), normalised_graph() + normalised_graph(),
     normalised_graph() + Diagonal(torch.ones(N, 1)), Dense(torch.eye(3))], ids=str)
@@ -82,6 +90,23 @@ def test_a_radius_that_says_nothing_is_refused(radius):
 def test_a_disc_around_zero_is_refused(disc):
     with pytest.raises(ValueError, match="disc to the right of zero"):
         Chebyshev(disc=disc)
+
+
+@pytest.mark.parametrize("disc", [(1.0,), "a", 1.0, [1.0, 0.5], (1.0, "b")])
+def test_a_disc_that_is_no_two_numbers_is_refused(disc):
+    with pytest.raises(TypeError, match="centre and its radius, two numbers"):
+        Chebyshev(disc=disc)
+
+
+def test_a_radius_that_is_no_number_is_refused():
+    with pytest.raises(TypeError, match="number as the radius"):
+        Graph(*normalised(N), N, radius="1")
+
+
+def test_two_graphs_of_radius_zero_have_no_disc_together():
+    up = Graph(torch.tensor([[0, 1], [1, 2]]), num_nodes=3, radius=0.0)
+    assert up.disc() == (0.0, 0.0)
+    assert (up + up.T).disc() is None
 
 
 def test_a_matrix_that_may_be_singular_is_refused():
@@ -124,6 +149,72 @@ def test_eigenvalues_all_around_the_disc_are_no_obstacle(c):
     system, b = diffusion(ring(40), c), randn(40, 2)
     x = Chebyshev().invert(system).mv(b)
     torch.testing.assert_close(x, torch.linalg.solve(dense(system, 40), b), rtol=0, atol=1e-8)
+
+
+def columns_apart(n, c):
+    """A constant column, which any number of iterations keeps, beside one that grows."""
+    b = randn(n, 2)
+    b[:, 0] = 1.0
+    system = diffusion(ring(n), c)
+    return system, b, torch.linalg.solve(dense(system, n), b)
+
+
+@pytest.mark.parametrize(("n", "c"), [(12, 5.0), (64, 4.0), (40, 19.0)])
+@pytest.mark.parametrize("guess", ["none", "exact for one"])
+def test_a_column_that_is_solved_stays_while_another_grows(n, c, guess):
+    system, b, exact = columns_apart(n, c)
+    given = None if guess == "none" else exact * torch.tensor([1.0, 0.0], dtype=F64)
+    x, iterations, residual = Chebyshev().invert(system).solve(b, given)
+    torch.testing.assert_close(x, exact, rtol=0, atol=1e-8)
+    assert bool((residual <= 1e-10 * norms(b, -2)).all())
+    if given is not None:
+        assert iterations.view(-1).tolist()[0] == 0
+        assert torch.equal(x[:, 0], exact[:, 0])
+
+
+@pytest.mark.parametrize("c", [15.0, 18.0])
+def test_a_good_guess_is_no_obstacle_where_it_ends_with_gmres(c):
+    system, b = diffusion(ring(400), c), randn(400, 1)
+    exact = torch.linalg.solve(dense(system, 400), b)
+    x = Chebyshev().invert(system).solve(b, exact + 1e-3 * randn(400, 1, seed=3)).x
+    torch.testing.assert_close(x, exact, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 0.3), (1, 1.0), (2, 5.0), (3, 1.0), (3, 15.0)])
+def test_small_graphs_take_as_many_iterations_as_large_ones(n, c):
+    system, b = diffusion(ring(n), c), randn(n, 2)
+    x = default(system.operator, c).invert(system).mv(b)
+    torch.testing.assert_close(x, torch.linalg.solve(dense(system, n), b), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("c", "dtype"), [(100.0, F32), (100.0, F64)])
+def test_an_iteration_that_would_overflow_is_given_up_before(c, dtype):
+    b = randn(60, 1, dtype=dtype)
+    _, _, residual = Chebyshev(rtol=1e-4).invert(diffusion(ring(60, dtype), c)).solve(b)
+    assert float(residual) <= 1e-4 * float(norms(b, -2))
+
+
+@pytest.mark.parametrize("value", [3e38, 1.8e38, 1e30, 1e-30, 1e-39, 1e-42])
+@pytest.mark.parametrize("solver", [Chebyshev(), GMRES(), CG()], ids=repr)
+def test_right_hand_sides_of_any_size_are_solved(value, solver):
+    graph = normalised_graph(dtype=F32)
+    b = torch.full((N, 1), value)
+    x = solver.invert(diffusion(graph, 0.5)).mv(b)
+    exact = solver.invert(diffusion(graph, 0.5)).mv(torch.ones(N, 1)).double() * b.double()
+    torch.testing.assert_close(x.double(), exact, rtol=1e-3 if value > 1e-38 else 1.0,
+                               atol=2e-45)
+
+
+def test_a_failure_carries_no_worse_a_state_than_the_guess():
+    system, b = diffusion(normalised_graph(60), 15.0), randn(60, 2)
+    exact = torch.linalg.solve(dense(system, 60), b)
+    guess = exact + 1e-6 * randn(60, 2, seed=4)
+    before = torch.linalg.vector_norm(b - system.mv(guess))
+    for solver in (Chebyshev(rtol=1e-15, max_iter=2), CG(rtol=1e-15, max_iter=2)):
+        with pytest.raises(LinearSolveError) as caught:
+            solver.invert(system).solve(b, guess)
+        after = torch.linalg.vector_norm(b - system.mv(caught.value.state))
+        assert float(after) <= 1.01 * float(before)
 
 
 def test_a_disc_that_is_given_serves_any_operator():

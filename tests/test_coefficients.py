@@ -4,8 +4,9 @@ import pytest
 import torch
 from cases import EDGES, NODES
 
-from pyg_sinode import GRANDAttention
+from pyg_sinode import GRANDAttention, SINODEConv
 from pyg_sinode.coefficients import normalized, normalized_mean
+from pyg_sinode.solvers import GMRES
 from pyg_sinode.sparse import Pattern
 
 E, HEADS = EDGES.size(1), 3
@@ -81,6 +82,28 @@ def test_a_gradient_is_had_alone_as_with_the_other(normalizer, wanted):
     alone = {k: v if k == wanted else v.detach() for k, v in pair.items()}
     result = normalized_mean(alone["scores"], the_pattern(), alone["weight"], normalizer, False)
     assert torch.equal(torch.autograd.grad(result.sum() ** 2, [alone[wanted]])[0], both)
+
+
+@every_normalizer
+@pytest.mark.parametrize("implicit", ["decay", "laplacian", "attention"])
+def test_scores_that_depend_on_the_weights_count_them_once(normalizer, implicit):
+    conv = SINODEConv(3, 3, time=1.0, step_size=0.5, normalizer=normalizer, implicit=implicit,
+                      gradient="backprop", solver=None if implicit == "decay" else
+                      GMRES(rtol=1e-14)).double()
+    x = torch.randn(NODES, 3, dtype=torch.float64)
+    weight = WEIGHTS["weights"].clone().requires_grad_()
+    once, twice = (torch.autograd.grad(conv(x, EDGES, weight).square().sum(), weight,
+                                       create_graph=graph)[0] for graph in (False, True))
+    torch.testing.assert_close(twice, once, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_squareplus_of_scores_whose_squares_overflow_is_finite(size):
+    scores = torch.full((1, E), -size, requires_grad=True)
+    mean = normalized_mean(scores, the_pattern(), None, "squareplus", False)
+    (scores_gradient,) = torch.autograd.grad(mean[0], scores)
+    torch.testing.assert_close(mean, 1.0 / the_pattern().pointer.diff()[the_pattern().row])
+    assert bool(scores_gradient.isfinite().all())
 
 
 @every_normalizer

@@ -9,7 +9,7 @@ import torch
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.operators import Graph, MatrixFree, ScaledIdentity, Shifted
-from pyg_sinode.solvers import CG, Direct, Multigrid
+from pyg_sinode.solvers import CG, BlockJacobi, Direct, Jacobi, Multigrid
 
 pytest.importorskip("pyamg", reason="pyamg is not installed")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,7 +113,29 @@ def test_what_has_no_entries_is_refused():
         Multigrid().invert(Twice(2.0)).mv(torch.ones(3))
 
 
-@pytest.mark.parametrize("most", [0, -1])
+@pytest.mark.parametrize("solver", [Multigrid(), Jacobi(), BlockJacobi()], ids=repr)
+def test_a_preconditioner_is_refused_as_the_solver(solver):
+    with pytest.raises(ValueError, match=r"solver that meets a tolerance .*preconditioner"):
+        imex_odeint(None, grid(4), torch.ones(16, 1, dtype=F64), torch.tensor([0.0, 1.0]),
+                    step_size=1.0, solver=solver)
+
+
+@pytest.mark.parametrize("number", [0.1, 0.3])
+def test_a_diagonal_that_is_not_positive_is_refused(number):
+    at = torch.arange(200)
+    graph = Graph(torch.stack([torch.cat([at, (at + 1) % 200]), torch.cat([(at + 1) % 200, at])]),
+                  torch.full((400,), 1.0, dtype=F64), 200)
+    system = Shifted(graph + ScaledIdentity(number), 10.0)
+    with pytest.raises(ValueError, match="positive diagonal for Multigrid"):
+        Multigrid(max_coarse=10).invert(system).mv(torch.ones(200, 1, dtype=F64))
+
+
+def test_a_diagonal_matrix_is_divided_by():
+    b = torch.randn(900, 2, dtype=F64)
+    assert torch.equal(Multigrid(max_coarse=10).invert(Shifted(grid(30), 0.0)).mv(b), b)
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, "a"])
 def test_max_coarse_is_at_least_one(most):
     with pytest.raises(ValueError, match="max_coarse from 1 up"):
         Multigrid(max_coarse=most)

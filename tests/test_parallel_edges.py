@@ -11,8 +11,8 @@ from pyg_sinode.solvers import CG, GMRES, Direct, default
 from pyg_sinode.sparse import (
     Pattern,
     gather_rows,
+    reduced,
     sampled_product,
-    segment_max,
     segment_sum,
     sparse_product,
 )
@@ -59,7 +59,7 @@ def test_products_sums_and_their_gradients_are_those_of_the_dense_matrix(n, edge
             torch.testing.assert_close(one, other)
     if E:
         assert torch.autograd.gradgradcheck(lambda a, b: sampled_product(p, a, b), (a, b))
-        tops = segment_max(p, value)
+        tops = reduced("max", p, value.detach())
         for i in range(n):
             mine = value.detach()[p.row == i]
             assert float(tops[i]) == (float(mine.max()) if mine.numel() else -torch.inf)
@@ -128,7 +128,7 @@ def test_values_that_are_not_one_per_entry_are_refused_before_a_kernel_runs():
     x = torch.randn(2, 3)
     for length in (2, 4):
         for run in (lambda v: sparse_product(p, v, x), lambda v: segment_sum(p, v),
-                    lambda v: segment_max(p, v), p.matrix):
+                    lambda v: reduced("max", p, v), p.matrix):
             with pytest.raises(ValueError, match="one value for each of the 3 entries"):
                 run(torch.ones(length))
     with pytest.raises(ValueError, match="one weight for each of the 3 edges of Graph"):

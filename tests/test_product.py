@@ -8,6 +8,7 @@ from pyg_sinode import imex_odeint, solvers
 from pyg_sinode.grid import PeriodicGrid
 from pyg_sinode.operators import (
     Banded,
+    BlockDiagonal,
     Circulant,
     Dense,
     Diagonal,
@@ -96,6 +97,41 @@ def test_numbers_that_one_inverse_each_does_not_serve_are_iterated(d):
     b = torch.randn(2, 4, 5, dtype=F64)
     torch.testing.assert_close(GMRES(rtol=1e-13).invert(Shifted(J, 0.3)).mv(b), exact(J, 0.3, b),
                                rtol=0, atol=1e-11)
+
+
+L = Circulant([1.0, -2.0, 1.0])
+THREE = torch.tensor([[1.0], [2.0], [3.0]], dtype=F64)
+NESTED = {
+    "in a sum": (lambda: Diagonal(THREE) @ (Diagonal(THREE.flip(0)) @ L + ScaledIdentity(-1.0)),
+                 (3, 8)),
+    "scaled": (lambda: Diagonal(THREE) @ (2.0 * (Diagonal(THREE.flip(0)) @ L)), (3, 8)),
+    "blocks": (lambda: Diagonal(torch.rand(5, 1, dtype=F64)) @ BlockDiagonal(
+        -torch.rand(5, 3, 3, dtype=F64)), (5, 3)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), NESTED.values(), ids=NESTED)
+def test_an_inverse_that_differs_from_column_to_column_is_not_cut_into_slices(make, shape):
+    torch.manual_seed(0)
+    J, b = make(), torch.randn(shape, dtype=F64)
+    assert not J.has_closed_inverse()
+    x = GMRES(rtol=1e-13).invert(Shifted(J, 0.05)).mv(b)
+    torch.testing.assert_close(x, exact(J, 0.05, b), rtol=0, atol=1e-11)
+
+
+def test_a_state_of_another_length_is_refused_and_an_empty_one_is_not():
+    inverse = Direct().invert(Shifted(Diagonal(THREE) @ L, 0.1))
+    for shape in ((5, 8), (2, 8), (8,)):
+        with pytest.raises(ValueError, match="length 3 along dimension -2"):
+            inverse.mv(torch.ones(shape, dtype=F64))
+    empty = Diagonal(torch.ones(0, 1, dtype=F64)) @ L
+    assert Direct().invert(Shifted(empty, 0.1)).mv(torch.ones(0, 8, dtype=F64)).shape == (0, 8)
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    J = Diagonal(torch.tensor([[1.0], [torch.nan]])) @ L
+    with pytest.raises(ValueError, match="finite numbers in the diagonals of a product"):
+        Direct().invert(Shifted(J, 0.1))
 
 
 def test_two_species_are_integrated_and_their_diffusivities_trained():

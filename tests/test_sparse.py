@@ -16,8 +16,8 @@ from pyg_sinode.sparse import (
     as_edges,
     check_range,
     gather_rows,
+    reduced,
     sampled_product,
-    segment_max,
     segment_sum,
     sparse_product,
 )
@@ -62,7 +62,9 @@ every_pattern = pytest.mark.parametrize("pattern", [p() for p in PATTERNS.values
 
 def test_a_pattern_is_sorted_by_row_and_keeps_the_given_order_within_a_row():
     p = the_pattern()
-    assert torch.equal(p.edge_index(), EDGES[:, p.perm])
+    for pattern in (p, p.T.T):
+        assert torch.equal(pattern.edge_index(), EDGES[:, pattern.perm])
+    assert torch.equal(p.T.edge_index().flip(0), EDGES[:, p.T.perm])
     assert p.row.tolist() == sorted(EDGES[1].tolist())
     assert p.col.tolist() == [3, 1, 0, 0, 4, 2, 1, 4, 3]
     assert p.pointer.tolist() == [0, 2, 5, 6, 8, 9, 9]
@@ -131,7 +133,7 @@ def test_indices_take_32_bits_in_a_pattern_and_its_transpose():
 def test_sums_and_maxima_go_by_column_too_and_by_head():
     p, value = the_pattern(), torch.randn(3, E, dtype=torch.float64)
     for columns, index in ((False, p.row), (True, p.col)):
-        sums, tops = segment_sum(p, value, columns), segment_max(p, value, columns)
+        sums, tops = segment_sum(p, value, columns), reduced("max", p, value, columns)
         for i in range(NODES):
             own = value[:, index == i]
             torch.testing.assert_close(sums[:, i], own.sum(dim=1))
@@ -184,13 +186,12 @@ def test_products_take_tensors_that_are_not_contiguous():
     torch.testing.assert_close(segment_sum(p, ones), p.pointer.diff().double())
 
 
-def test_row_maxima_have_no_gradient_and_are_minus_infinity_where_a_row_is_empty():
+def test_row_maxima_are_minus_infinity_where_a_row_is_empty():
     p, value = the_pattern(), reals(E)
-    top = segment_max(p, value)
+    top = reduced("max", p, value.detach())
     expected = [max(value[p.row == i].tolist(), default=-torch.inf) for i in range(NODES)]
     assert top.tolist() == expected
-    assert not top.requires_grad
-    assert segment_max(empty_pattern(), torch.empty(0)).tolist() == [-torch.inf] * 3
+    assert reduced("max", empty_pattern(), torch.empty(0)).tolist() == [-torch.inf] * 3
 
 
 # Gradients

@@ -148,6 +148,10 @@ class Banded(LinearOperator):
                        torch.cat([at.narrow(0, max(0, o), d.numel()) for o, d in inside]),
                        torch.cat([d for _, d in inside]))
 
+    @property
+    def is_uniform(self) -> bool:
+        return True
+
     def has_closed_inverse(self) -> bool:
         return True
 

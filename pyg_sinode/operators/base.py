@@ -188,6 +188,11 @@ class LinearOperator:
         """The closed inverse of the operator itself where there is one, else None."""
         return None
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether one matrix along dims serves all columns; False where that is not known."""
+        return False
+
     def is_convolution(self) -> bool:
         """Whether J is the same at every place of a periodic grid along its dims."""
         return False
@@ -435,6 +440,10 @@ class Scaled(LinearOperator):
         blocks = self.operator.blocks(u, dims)
         return None if blocks is None else blocks * detached(self.factor)
 
+    @property
+    def is_uniform(self) -> bool:
+        return self.operator.is_uniform
+
     def has_closed_inverse(self) -> bool:
         return self.operator.has_closed_inverse()
 
@@ -516,7 +525,8 @@ class Sum(LinearOperator):
     def disc(self) -> tuple[float, float] | None:
         known = [disc for disc in (term.disc() for term in self.terms) if disc is not None]
         # Multiples of the identity move the eigenvalues; of two other terms they do not add up.
-        if len(known) < len(self.terms) or sum(radius > 0 for _, radius in known) > 1:
+        others = sum(term.as_diagonal() is None for term in self.terms)
+        if len(known) < len(self.terms) or others > 1:
             return None
         return sum(center for center, _ in known), max(radius for _, radius in known)
 
@@ -599,6 +609,10 @@ class Sum(LinearOperator):
         device = next((p.device for p in known if p.device.type != "cpu"), known[0].device)
         known = [part.to(device) for part in known]
         return sum(known[1:], known[0])
+
+    @property
+    def is_uniform(self) -> bool:
+        return all(term.is_uniform or _is_number(term.as_diagonal()) for term in self.terms)
 
     def has_closed_inverse(self) -> bool:
         if self.as_diagonal() is not None:
@@ -723,6 +737,18 @@ class Product(LinearOperator):
         row, col = whole.indices()
         return Entries(row, col, whole.values())
 
+    def blocks(self, u: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+        mixed = [d for factor in self.factors for d in factor.dims if d not in dims]
+        parts = [factor.blocks(u, dims) for factor in self.factors]
+        known = [part for part in parts if part is not None]
+        # Where two mix one dimension outside, a block of the product is no product of blocks.
+        if len(known) < len(parts) or len(set(mixed)) < len(mixed):
+            return None
+        found = known[0]
+        for part in known[1:]:
+            found = found @ part
+        return found
+
     def is_convolution(self) -> bool:
         return all(factor.is_convolution() or _is_number(factor.as_diagonal())
                    for factor in self.factors) and self.as_diagonal() is None
@@ -740,8 +766,13 @@ class Product(LinearOperator):
         if self.as_diagonal() is not None or self.is_convolution():
             return True
         found = _one_beside(self.factors)
-        return found is not None and found[0].has_closed_inverse() and _varies(
-            found[1], found[0].dims) is not None
+        return found is not None and found[0].is_uniform and found[0].has_closed_inverse() and (
+            _varies(found[1], found[0].dims) is not None)
+
+    @property
+    def is_uniform(self) -> bool:
+        return all(factor.is_uniform or _is_number(factor.as_diagonal())
+                   for factor in self.factors)
 
     def resolvent(self, c: float) -> LinearOperator | None:
         if self.as_diagonal() is not None:
@@ -755,12 +786,17 @@ class Product(LinearOperator):
         number = torch.as_tensor(d)
         dim, values = _varies(d, inner.dims), number.reshape(-1)
         assert dim is not None
+        if not bool(number.isfinite().all()):
+            raise ValueError("Expected finite numbers in the diagonals of a product (got NaN or "
+                             "Inf).")
         inverses: dict[float, LinearOperator] = {}
         for value in values.tolist():
             own = inverses.get(value) or inner.resolvent(c * value)
             if own is None:
                 return None
             inverses[value] = own
+        if not inverses:  # a state without an entry
+            return inner.resolvent(c)
         return Each(inverses, values.tolist(), dim)
 
     def resolvent_of(self, whole: LinearOperator, c: float) -> LinearOperator | None:
@@ -786,8 +822,12 @@ class Each(LinearOperator):
         self.dims = next(iter(operators.values())).dims
 
     def mv(self, u: Tensor) -> Tensor:
-        if len(self.operators) == 1:
-            return next(iter(self.operators.values())).mv(u)
+        if len(self.numbers) == 1:
+            return self.operators[self.numbers[0]].mv(u)
+        if u.dim() < -self.dim or u.size(self.dim) != len(self.numbers):
+            raise ValueError(f"Expected a state of length {len(self.numbers)} along dimension "
+                             f"{self.dim}, where each place has a number of its own (got shape "
+                             f"{tuple(u.shape)}).")
         out = torch.empty_like(u)
         for number, operator in self.operators.items():
             own = [i for i, n in enumerate(self.numbers) if n == number]

@@ -173,6 +173,10 @@ class Circulant(LinearOperator):
         row, offset = at.repeat_interleave(len(offsets)), offsets.repeat(size)
         return Entries(row, (row + offset) % size, values.repeat(size))
 
+    @property
+    def is_uniform(self) -> bool:
+        return True
+
     def has_closed_inverse(self) -> bool:
         return True
 

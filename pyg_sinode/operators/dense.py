@@ -72,6 +72,10 @@ class Dense(LinearOperator):
         at = torch.arange(size, device=matrix.device)
         return Entries(at.repeat_interleave(size), at.repeat(size), matrix.reshape(-1))
 
+    @property
+    def is_uniform(self) -> bool:
+        return True
+
     def has_closed_inverse(self) -> bool:
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -76,6 +77,9 @@ class Graph(LinearOperator):
 
     def _set(self, pattern: Pattern, value: Tensor, dim: int, largest: float | None,
              radius: float | None, ordered: bool) -> None:
+        if radius is not None and not isinstance(radius, Real):
+            raise TypeError(f"Expected a number as the radius (got {type(radius).__name__}); take "
+                            ".item() of a tensor.")
         if radius is not None and not 0 <= radius < math.inf:
             raise ValueError(f"Expected a radius from 0 up (got {radius}); leave it out where no "
                              "bound on the eigenvalues is known.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -39,11 +40,11 @@ class Chebyshev(Krylov):
     Args:
         rtol (float, optional): Relative tolerance; 1e-10 in float64 and 1e-5 in float32 if None.
         atol (float): Absolute tolerance, in the unit of b. (default: :obj:`0.0`)
-        max_iter (int, optional): Largest number of iterations of a solve; ten times the unknowns of
-            a column if None.
-        disc (tuple of two floats, optional): The centre d and the radius :math:`\rho`; those that
-            the operator knows of itself, as a :class:`pyg_sinode.operators.Graph` with a
-            :obj:`radius` does, if None.
+        max_iter (int, optional): Largest number of iterations of a solve; a thousand, and ten times
+            the unknowns of a column, if None.
+        disc (tuple of two floats, optional): The centre d and the radius :math:`\rho` for the
+            matrix that is inverted, in an integration I - cJ; if None those that it knows of
+            itself, as with a :class:`pyg_sinode.operators.Graph` that has a :obj:`radius`.
 
     Raises:
         ValueError: if an argument is out of range, or no disc is known.
@@ -72,27 +73,33 @@ class Chebyshev(Krylov):
         _check_disc(disc)
         return KrylovInverse(dataclasses.replace(self, disc=disc), operator, None)
 
+    def most(self, size: int) -> int:
+        """The largest number of iterations: how many it takes depends on the disc, not on size."""
+        return 1000 + super().most(size)
+
     def cycle(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor | None:
         """Iterates from the residual r as often as the bound says, and on while that pays."""
         assert self.disc is not None
-        center, radius = self.disc
-        bound = math.log((center + math.sqrt(center**2 - radius**2)) / radius) if radius else (
-            math.inf)
+        bound = _rate(self.disc)
         left, rate = _excess(norm, system.target, active), bound
         if system.spent:
             rate = (_excess(system.initial, system.target, active) - left) / system.spent
             if not rate > PAYS * bound:
                 return self._give_over(system, r, norm, active, worse=not rate > 0)
         # The bound counts for the residual up to a factor of two.
-        _iterate(system, r, self.disc, max(1, math.ceil((left + math.log(2.0)) / rate)), active)
+        count = max(1, math.ceil((left + math.log(2.0)) / rate))
+        _iterate(system, r, self.disc, min(count, _longest(bound, r.dtype)), active)
         return None  # the residual is first known by the product that tells its true value
 
     def _give_over(self, system: System, r: Tensor, norm: Tensor, active: Tensor, *, worse: bool
                    ) -> Tensor:
-        """Goes on with GMRES, from zero where the residual has grown."""
+        """Goes on with GMRES from now on, where the residual has grown from zero."""
         if worse:
-            system.x, r, norm = torch.zeros_like(system.b), system.b.clone(), system.norm_b
-        return GMRES().cycle(system, r, norm, active)
+            grown = active & ~(norm < system.norm_b)  # so written, NaN has
+            system.x = torch.where(grown, 0.0, system.x)
+            r, norm = torch.where(grown, system.b, r), torch.where(grown, system.norm_b, norm)
+        system.solver = GMRES(self.rtol, self.atol, max_iter=self.max_iter)
+        return system.solver.cycle(system, r, norm, active)
 
 
 def _iterate(system: System, r: Tensor, disc: tuple[float, float], count: int, active: Tensor
@@ -102,7 +109,7 @@ def _iterate(system: System, r: Tensor, disc: tuple[float, float], count: int, a
     The direction of Saad's algorithm is alpha e, so that one pass makes it of the residual.
     """
     center, radius = disc
-    e, alpha, rho = r.clone(), 1.0 / center, radius / center
+    e, alpha, rho = r.mul_(active).clone(), 1.0 / center, radius / center
     for made in range(count):
         if not system.count(active):
             return
@@ -116,6 +123,25 @@ def _iterate(system: System, r: Tensor, disc: tuple[float, float], count: int, a
         alpha, rho = 2.0 * half, after
 
 
+def _rate(disc: tuple[float, float]) -> float:
+    """The logarithm by which an iteration divides the residual for eigenvalues on the diameter."""
+    center, radius = disc
+    if radius == 0.0:
+        return math.inf
+    ratio = center / radius
+    return math.log(ratio + math.sqrt(ratio - 1.0) * math.sqrt(ratio + 1.0))
+
+
+def _longest(rate: float, dtype: torch.dtype) -> int:
+    """After so many iterations a residual cannot have grown by more than one over the precision.
+
+    For an eigenvalue elsewhere in the disc an iteration multiplies it by at most (1 + sqrt(2)) over
+    what it divides it by on the diameter.
+    """
+    growth = math.log(1.0 + math.sqrt(2.0)) - rate
+    return max(1, int(-math.log(torch.finfo(dtype).eps) / growth)) if growth > 0 else 2**31
+
+
 def _excess(norm: Tensor, target: Tensor, active: Tensor) -> float:
     """The logarithm of the largest residual of an active column over its target."""
     largest = float(torch.where(active, norm / target, 1.0).max())
@@ -123,6 +149,10 @@ def _excess(norm: Tensor, target: Tensor, active: Tensor) -> float:
 
 
 def _check_disc(disc: tuple[float, float]) -> None:
+    if not isinstance(disc, tuple) or len(disc) != 2 or not all(
+            isinstance(x, Real) for x in disc):
+        raise TypeError(f"Expected a disc as its centre and its radius, two numbers (got "
+                        f"{disc!r}).")
     center, radius = disc
     if not 0 <= radius < center < math.inf:
         raise ValueError("Expected eigenvalues in a disc to the right of zero, with a radius from "

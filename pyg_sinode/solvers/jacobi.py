@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Jacobi:
     It pays where the diagonal varies widely, such as weighted degrees do; the diagonal of I - cJ
     for a normalised adjacency is nearly constant, and nothing is gained there.
     """
+
+    is_approximate: ClassVar[bool] = True  # a preconditioner, no solver
 
     def invert(self, operator: LinearOperator) -> Inverse:
         """The operator that divides by the diagonal of another."""
@@ -75,6 +78,8 @@ class BlockJacobi:
         dim (int or tuple of int): The dimensions of the state that the blocks mix, counted from the
             end. (default: :obj:`-1`)
     """
+
+    is_approximate: ClassVar[bool] = True  # a preconditioner, no solver
 
     dim: int | tuple[int, ...] = -1
 

@@ -57,6 +57,10 @@ class Krylov:
             return KrylovInverse(self, operator, None)
         return KrylovInverse(self, operator, self.preconditioner.invert(operator))
 
+    def most(self, size: int) -> int:
+        """The largest number of iterations for so many unknowns, where none is given."""
+        return 10 * max(1, size)
+
     def cycle(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor | None:
         """Improves ``system.x`` in its active columns, from their true residual to a restart.
 
@@ -131,7 +135,7 @@ class KrylovInverse(Inverse):
 class System:
     """The system A x = b of all columns, scaled, as a method sees it while it iterates.
 
-    Each column of b is divided by the power of two next to its largest entry, so that squares of
+    Each column of b is divided by the power of two below its largest entry, so that squares of
     norms neither under- nor overflow: gradients in float32 are often below 1e-20.
 
     Attributes:
@@ -143,25 +147,29 @@ class System:
     """
 
     def __init__(self, inverse: KrylovInverse, b: Tensor) -> None:
-        self.solver, self.operator = inverse.solver, fused(inverse.operator)
+        self.solver: Krylov = inverse.solver
+        self.operator = fused(inverse.operator)
         self.preconditioner, self.dims = inverse.preconditioner, inverse.dims
+        self.guess: Tensor | None = None
         self.size = math.prod(b.size(d) for d in self.dims)
         top = b.abs().amax(dim=self.dims, keepdim=True) if self.dims else b.abs()
         if not bool(top.isfinite().all()):
             raise LinearSolveError("Expected a finite right-hand side (got NaN or Inf); look where "
                                    "it was computed.")
-        self.scale = torch.where(top > 0, top / torch.frexp(top).mantissa, 1.0)
+        self.scale = torch.where(top > 0, top / (2.0 * torch.frexp(top).mantissa), 1.0)
         self.b = b / self.scale
         self._product = torch.empty_like(self.b)
         self.norm_b = self.norm(self.b)
         rtol = self.solver.rtol
         if rtol is None:
             rtol = default_rtol(b.dtype)
-        self.bound = (rtol * self.norm_b).clamp_min(self.solver.atol / self.scale)
+        # Not the number over the scale, which would be its product with an infinite reciprocal.
+        atol = torch.full_like(self.scale, self.solver.atol) / self.scale
+        self.bound = (rtol * self.norm_b).clamp_min(atol)
         # A method's own residual shrinks on below what rounding allows the true one, to underflow.
         eps = torch.finfo(b.dtype).eps
         self.target = self.bound.clamp_min(1e-3 * eps * self.norm_b)
-        self.limit = self.solver.max_iter or 10 * max(1, self.size)
+        self.limit = self.solver.max_iter or self.solver.most(self.size)
         self.spent = 0
         self.best: Tensor | None = None  # the best x so far, once a cycle left a column unsolved
         self.best_norm = self._least = self.norm_b
@@ -215,7 +223,8 @@ class System:
 
     def solve(self, guess: Tensor | None) -> Solution:
         """Runs cycles of the method until each column's true residual is within its bound."""
-        r, norm = self._start(guess)
+        self.guess = guess
+        r, norm = self._start()
         active = ~(norm <= self.bound)  # so written, NaN stays active
         limited, stalled = torch.zeros_like(self.iterations), torch.zeros_like(self.iterations)
         unsolved = bool(active.any())
@@ -224,7 +233,7 @@ class System:
             own = self.solver.cycle(self, r, norm, active.clone())
             before, (r, norm) = norm, self._residual(self.x)
             own = norm if own is None else own
-            active &= ~(norm <= self.bound)
+            active = ~(norm <= self.bound)
             unsolved = bool(active.any())
             if unsolved:
                 if not bool((own + norm).isfinite().all()):
@@ -240,11 +249,11 @@ class System:
                 self._give_up(active & (limited > 1), active & (stalled > 1))
         return Solution(self.x.mul_(self.scale), self.iterations, norm.mul_(self.scale))
 
-    def _start(self, guess: Tensor | None) -> tuple[Tensor, Tensor]:
-        if guess is None:
+    def _start(self) -> tuple[Tensor, Tensor]:
+        if self.guess is None:
             self.x, r, norm = torch.zeros_like(self.b), self.b.clone(), self.norm_b.clone()
         else:
-            self.x = guess / self.scale
+            self.x = self.guess / self.scale
             r, norm = self._residual(self.x)
             # Zero where b is zero, and where a guess is worse than zero or not finite.
             better = norm < self.norm_b
@@ -261,10 +270,17 @@ class System:
 
     def _keep_best(self, x: Tensor, norm: Tensor) -> None:
         if self.best is None:
-            self.best = torch.zeros_like(x)
+            self.best = self._first()
         better = norm < self.best_norm
         self.best = torch.where(better, x, self.best)
         self.best_norm = torch.where(better, norm, self.best_norm)
+
+    def _first(self) -> Tensor:
+        """The solution from which the iteration started, which a failure may have to go back to."""
+        self.best_norm = self.initial
+        if self.guess is None:
+            return torch.zeros_like(self.b)
+        return torch.where(self.initial < self.norm_b, self.guess / self.scale, 0.0)
 
     def _give_up(self, limited: Tensor, stalled: Tensor) -> None:
         """Raises where a column is beyond help: at its floor, out of iterations or stalled."""
@@ -278,8 +294,8 @@ class System:
         if self.spent >= self.limit:
             raise self._failure(
                 f"{self.solver!r} did not converge in {self.spent} iterations",
-                "use a preconditioner such as Jacobi(), a larger max_iter or another "
-                f"solver{finer}")
+                "use a larger max_iter, another solver, or a preconditioner such as Jacobi() where "
+                f"it takes one{finer}")
         if bool(stalled.any()):
             raise self._failure(
                 f"{self.solver!r} makes no progress after {self.spent} iterations",
@@ -303,9 +319,10 @@ class System:
 
     def error(self, message: str) -> LinearSolveError:
         """An error that carries the best state reached and its largest residual."""
-        best = torch.zeros_like(self.b) if self.best is None else self.best * self.scale
+        best = self._first() if self.best is None else self.best
         return LinearSolveError(message, iterations=int(self.iterations.max()),
-                                residual=float((self.best_norm * self.scale).max()), state=best)
+                                residual=float((self.best_norm * self.scale).max()),
+                                state=best * self.scale)
 
 
 def default_rtol(dtype: torch.dtype) -> float:

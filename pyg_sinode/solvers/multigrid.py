@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from numbers import Integral
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -36,12 +37,14 @@ class Multigrid:
         ImportError: if ``pyamg`` is not installed.
     """
 
+    is_approximate: ClassVar[bool] = True  # a preconditioner, no solver
+
     max_coarse: int = 100
 
     def __post_init__(self) -> None:
         """Refuses arguments out of range."""
-        if self.max_coarse < 1:
-            raise ValueError(f"Expected max_coarse from 1 up (got {self.max_coarse}).")
+        if not isinstance(self.max_coarse, Integral) or self.max_coarse < 1:
+            raise ValueError(f"Expected max_coarse from 1 up (got {self.max_coarse!r}).")
 
     def invert(self, operator: LinearOperator) -> MultigridInverse:
         """The operator of one V-cycle."""
@@ -74,11 +77,13 @@ class MultigridInverse(Inverse):
         key = b.size(dim), b.dtype, b.device
         if b.numel() == 0:
             return Solution(torch.zeros_like(b))
-        if key not in self._levels:
-            self._levels = {key: _hierarchy(self.operator, b, dim, self.max_coarse)}
+        levels = self._levels.get(key)  # read once: another thread may replace it
+        if levels is None:
+            levels = _hierarchy(self.operator, b, dim, self.max_coarse)
+            self._levels = {key: levels}
         moved = b.movedim(dim, 0)
         flat = moved.reshape(moved.size(0), math.prod(moved.shape[1:])).contiguous()
-        x = _cycle(self._levels[key], 0, flat)
+        x = _cycle(levels, 0, flat)
         return Solution(x.view(moved.shape).movedim(0, dim))
 
     def transpose(self) -> MultigridInverse:
@@ -119,6 +124,13 @@ def _hierarchy(operator: LinearOperator, b: Tensor, dim: int, max_coarse: int) -
                          f"{operator!r}); use Jacobi.")
     row, col, value = (part.cpu().numpy() for part in entries)
     matrix = scipy.sparse.csr_matrix((value.astype(np.float64), (row, col)), shape=(size, size))
+    if not (matrix.diagonal() > 0).all():
+        raise ValueError(f"Expected a positive diagonal for Multigrid (got one of at least "
+                         f"{matrix.diagonal().min():.1e}): a positive definite matrix has one; use "
+                         "GMRES without it.")
+    matrix.eliminate_zeros()
+    if matrix.nnz == size:  # a diagonal matrix, which has nothing to aggregate
+        return [_Level(_tensor(scipy.sparse.diags(1.0 / matrix.diagonal()), b))]
     # It draws vectors for bounds on eigenvalues; the cycles shall be the same each time.
     state = np.random.get_state()
     np.random.seed(0)

@@ -7,12 +7,11 @@ from .products import (
     gather_rows,
     reduced,
     sampled_product,
-    segment_max,
     segment_sum,
     sparse_product,
 )
 
 __all__ = [
     "Pattern", "add_product", "as_edges", "check_range", "csr_matrix", "gather_rows",
-    "reduced", "sampled_product", "segment_max", "segment_sum", "sparse_product",
+    "reduced", "sampled_product", "segment_sum", "sparse_product",
 ]

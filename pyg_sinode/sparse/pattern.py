@@ -32,17 +32,15 @@ class Pattern:
         ValueError: if an index is out of range.
     """
 
-    perm: Tensor  # the place in the given order of each entry
-
     # What is kept must serve training too, though it be made under torch.inference_mode.
     @torch.inference_mode(False)
     def __init__(self, row: Tensor, col: Tensor, num_nodes: int, *, checked: bool = False) -> None:
         if not checked:  # kernels trust the indices
             check_range(row, col, num_nodes)
         dtype = torch.int32 if max(num_nodes, row.numel()) < 2**31 else torch.int64
-        row, self.perm = _sorted(row.to(dtype))
-        col = col.index_select(0, self.perm).to(dtype)
-        self._view(_Structure(_Sorted(row, col, num_nodes)), turned=False)
+        row, perm = _sorted(row.to(dtype))
+        col = col.index_select(0, perm).to(dtype)
+        self._view(_Structure(_Sorted(row, col, num_nodes), perm), turned=False)
 
     def _view(self, structure: _Structure, *, turned: bool) -> None:
         self._structure, self._is_turned = structure, turned
@@ -79,6 +77,12 @@ class Pattern:
         other = object.__new__(Pattern)
         other._view(self._structure, turned=not self._is_turned)
         return other
+
+    @property
+    def perm(self) -> Tensor:
+        """The place in the given order of each entry."""
+        perm = self._structure.perm
+        return perm.index_select(0, self._structure.order()) if self._is_turned else perm
 
     @property
     def to_transpose(self) -> Tensor:
@@ -151,8 +155,8 @@ class _Sorted:
 class _Structure:
     """A pattern and its transpose, made when it is first asked for."""
 
-    def __init__(self, given: _Sorted) -> None:
-        self.given = given
+    def __init__(self, given: _Sorted, perm: Tensor) -> None:
+        self.given, self.perm = given, perm
         self._turned: _Sorted | None = None
         self._order: Tensor | None = None
         self._back: Tensor | None = None

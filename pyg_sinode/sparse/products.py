@@ -74,17 +74,11 @@ def gather_rows(pattern: Pattern, z: Tensor, columns: bool = False) -> Tensor:
     return result
 
 
-def segment_max(pattern: Pattern, value: Tensor, columns: bool = False) -> Tensor:
-    r"""The row maxima :math:`m_i = \max_{e: row(e) = i} v_e`, or column maxima; shapes as sums.
-
-    Minus infinity where there is no entry. They have no gradient: they shift exponentials that are
-    normalised afterwards.
-    """
-    return reduced("max", pattern, value.detach(), columns)
-
-
 def reduced(how: str, pattern: Pattern, value: Tensor, columns: bool = False) -> Tensor:
-    """The :obj:`"sum"` or :obj:`"max"` of each row, or column, for values without a gradient."""
+    """The :obj:`"sum"` or :obj:`"max"` of each row, or column, for values without a gradient.
+
+    0 and minus infinity where there is no entry; shapes as of :func:`segment_sum`.
+    """
     pattern.check_entries(value)
     if value.numel() == 0:
         empty = 0.0 if how == "sum" else -math.inf
