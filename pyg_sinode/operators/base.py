@@ -743,7 +743,7 @@ class Product(LinearOperator):
         known = [part for part in parts if part is not None]
         # Where two mix one dimension outside, a block of the product is no product of blocks.
         if len(known) < len(parts) or len(set(mixed)) < len(mixed):
-            return None
+            return super().blocks(u, dims)
         found = known[0]
         for part in known[1:]:
             found = found @ part
