@@ -465,6 +465,7 @@ uses = [
     lambda: sampled_product(p, torch.ones(2, 2, 3), torch.ones(2, 2, 3)),
     lambda: Graph(edges).symmetric(),
     lambda: Graph(edges).T.mv(x),
+    lambda: (Graph(edges) @ Graph(edges)).to_coo(-2, 2),
 ]
 failed = 0
 for use in uses:  # each in a process of its own, for PyTorch warns once in each

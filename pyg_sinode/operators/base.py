@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..precision import without_autocast
+from ..sparse import take_beta_notice
 from ..transforms import forward_mode_error, has_tangent
 from .checks import (
     along,
@@ -727,6 +728,7 @@ class Product(LinearOperator):
         like = next((part.value for factor, part in zip(self.factors, known, strict=True)
                      if factor.tensors), known[0].value)
         whole: Tensor | None = None
+        take_beta_notice()  # a product of sparse matrices is made in that form
         for part in known:
             own = torch.sparse_coo_tensor(
                 torch.stack([part.row, part.col]), part.value.detach(), (size, size),

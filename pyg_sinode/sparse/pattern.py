@@ -193,12 +193,12 @@ def _sorted(index: Tensor) -> tuple[Tensor, Tensor]:
 
 def csr_matrix(pointer: Tensor, col: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
     """A ``torch.sparse_csr`` tensor of parts that are known to fit; shares their memory."""
-    _take_beta_warning()
+    take_beta_notice()
     return torch.sparse_csr_tensor(pointer, col, value, shape, check_invariants=False)
 
 
 @cache
-def _take_beta_warning() -> None:
+def take_beta_notice() -> None:
     """Takes PyTorch's once-a-process notice about sparse CSR tensors, and no other warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
