@@ -93,7 +93,7 @@ class Chebyshev(Krylov):
 
     def _give_over(self, system: System, r: Tensor, norm: Tensor, active: Tensor, *, worse: bool
                    ) -> Tensor:
-        """Goes on with GMRES from now on, where the residual has grown from zero."""
+        """Goes on with GMRES from now on; from zero where the residual has grown."""
         if worse:
             grown = active & ~(norm < system.norm_b)  # so written, NaN has
             system.x = torch.where(grown, 0.0, system.x)
