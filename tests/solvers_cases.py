@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyg_sinode.operators import (
     Graph,
@@ -10,6 +11,17 @@ from pyg_sinode.operators import (
     Shifted,
 )
 from pyg_sinode.solvers import CG, GMRES, BiCGStab
+
+
+class WaitsForDevice(TorchDispatchMode):
+    """Counts what makes the host wait for a device: reading a number from a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
 
 F32, F64 = torch.float32, torch.float64
 

@@ -15,6 +15,7 @@ from solvers_cases import (
     F64,
     RTOL,
     N,
+    WaitsForDevice,
     as_matrix,
     both_sides,
     directed,
@@ -28,7 +29,6 @@ from solvers_cases import (
     stochastic,
     wave,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyg_sinode.operators import (
     Banded,
@@ -323,20 +323,10 @@ def test_atol_is_a_bound_in_the_unit_of_the_right_hand_side(solver, scale):
     assert float(loose.residual[0, 0]) <= 1e-2 * float(b[:, 0].norm())
 
 
-class _Syncs(TorchDispatchMode):
-    """Counts what makes the host wait for a device: reading a number from a tensor."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
 @krylov
 def test_the_host_looks_once_per_iteration(solver):
     inverse = solver.invert(laplacian(5.0, 60))
-    with _Syncs() as syncs:
+    with WaitsForDevice() as syncs:
         iterations = int(inverse.solve(randn(60, 3)).iterations.max())
     cycles = -(-iterations // solver.restart) if isinstance(solver, GMRES) else 1
     assert iterations > 10

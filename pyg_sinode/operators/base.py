@@ -56,6 +56,10 @@ class LinearOperator:
         """The product J u, differentiable in u and in :attr:`tensors`."""
         raise NotImplementedError
 
+    def add_product(self, out: Tensor, u: Tensor, alpha: float) -> None:
+        """Adds alpha times the product to a tensor in place, for iterations without a gradient."""
+        out.add_(self.mv(u), alpha=alpha)
+
     @without_autocast
     def vjp(self, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of <w, J u> with respect to those of :attr:`tensors` that are wanted."""

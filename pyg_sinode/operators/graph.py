@@ -236,10 +236,9 @@ class ShiftedGraph(LinearOperator):
 
     @torch.no_grad()
     def add_product(self, out: Tensor, u: Tensor, alpha: float) -> None:
-        """Adds alpha times the product to a tensor in place."""
         moved = out.movedim(self.dims[0], 0)
         if not moved.is_contiguous():
-            out.add_(self.mv(u), alpha=alpha)
+            super().add_product(out, u, alpha)
             return
         out.add_(u, alpha=alpha * self.number)
         flat = _flat(u.movedim(self.dims[0], 0))

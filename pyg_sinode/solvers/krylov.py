@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Solution
-from ..operators.graph import ShiftedGraph, fused
+from ..operators.graph import fused
 from ..precision import without_autocast
 from .base import Inverse, Solver
 
@@ -188,10 +188,7 @@ class System:
 
     def subtract(self, r: Tensor, x: Tensor, alpha: float = 1.0) -> None:
         """Subtracts alpha times the product A x from r, in place."""
-        if isinstance(self.operator, ShiftedGraph):
-            self.operator.add_product(r, x, -alpha)
-        else:
-            r.sub_(self.operator.mv(x), alpha=alpha)
+        self.operator.add_product(r, x, -alpha)
 
     def precondition(self, r: Tensor) -> Tensor:
         """The product with the preconditioner; r itself where there is none."""
