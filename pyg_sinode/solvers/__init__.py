@@ -15,8 +15,8 @@ __all__ = ["CG", "GMRES", "BiCGStab", "BlockJacobi", "Chebyshev", "Direct", "Inv
            "Multigrid", "Newton", "NewtonError", "Solver", "default"]
 
 # Up to this ratio of radius to centre Chebyshev is as fast as CG on Cora's normalised Laplacian
-# (half as fast on a random graph of a hundred thousand nodes in float64), two to six times as fast
-# as GMRES on attention, and ends with it on directed graphs: examples/benchmarks/graph_solves.py.
+# (1.7 times as long on a random graph of a hundred thousand nodes), two to six times as fast as
+# GMRES on attention, and ends with it on directed graphs: examples/benchmarks/graph_solves.py.
 SAFE = 0.95
 
 
