@@ -38,9 +38,6 @@ def read_times(t: Any) -> list[float]:
     check_real(t, "t")
     if has_tangent(t):
         raise forward_mode_error("t", "pass t without one, or scale G and J instead")
-    if t.requires_grad:
-        raise ValueError("Expected t without requires_grad (got one that requires a gradient): no "
-                         "gradient reaches the times; pass t.detach(), or scale G and J instead.")
     if t.dim() != 1 or t.numel() == 0:
         raise ValueError(f"Expected t as a 1-D tensor of at least one time (got shape "
                          f"{tuple(t.shape)}).")

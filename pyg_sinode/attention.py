@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,14 +12,17 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
+from torch_geometric.typing import OptTensor
 from torch_geometric.utils import scatter
 
 from .coefficients import exp_above, normalized, normalized_mean, squareplus, without_removed
+from .operators.checks import check_real
 from .precision import SHORT, check_full, full_precision, widened, without_autocast
 from .sparse import (
     Pattern,
     as_edges,
     check_range,
+    gather_rows,
     sampled_product,
     sparse_product,
 )
@@ -61,22 +65,30 @@ class GRANDAttention(MessagePassing):
             :obj:`"column"`: those out of each node do. (default: :obj:`"row"`)
         fused (bool): Whether to use the sparse products; if False, messages are gathered and
             scattered. (default: :obj:`True`)
+        edge_dim (int, optional): Size of the edge attributes: a linear map of them is added to the
+            keys, :math:`s^h_{ji} = \langle \mathbf{q}^h_i, \mathbf{k}^h_j + \mathbf{W}^h_e
+            \mathbf{e}_{ji} \rangle / \sqrt{d}` as in
+            :class:`torch_geometric.nn.conv.TransformerConv`; only with :obj:`"scaled_dot"`.
+            (default: :obj:`None`)
         **kwargs (optional): Additional arguments of
             :class:`torch_geometric.nn.conv.MessagePassing`.
 
     Shapes:
         - **input:** node features :math:`(|\mathcal{V}|, F)`, edge indices
           :math:`(2, |\mathcal{E}|)` or sparse :math:`(|\mathcal{V}|, |\mathcal{V}|)`, edge weights
-          :math:`(|\mathcal{E}|)` *(optional)*
+          :math:`(|\mathcal{E}|)` *(optional)*, edge attributes :math:`(|\mathcal{E}|, D)`
+          *(with edge_dim)*
         - **output:** node features :math:`(|\mathcal{V}|, F)`, the dimension of the input
 
     Raises:
         ValueError: if an option is not one of those named, or heads do not divide the width.
     """
 
+    edge_dim: int | None = None  # of layers that were pickled whole by an earlier version
+
     def __init__(self, in_channels: int, heads: int = 1, attention_channels: int | None = None, *,
                  score: str = "scaled_dot", normalizer: str = "softmax", stochastic: str = "row",
-                 fused: bool = True, **kwargs: Any) -> None:
+                 fused: bool = True, edge_dim: int | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("aggr", "add")
         check_choice("aggr", kwargs["aggr"], ("add", "sum"))
         super().__init__(node_dim=0, **kwargs)
@@ -90,9 +102,12 @@ class GRANDAttention(MessagePassing):
                              f"and {heads}); set attention_channels, which is in_channels if None.")
         self.in_channels, self.heads, self.attention_channels = in_channels, heads, width
         self.score, self.normalizer, self.stochastic = score, normalizer, stochastic
-        self.fused = fused
+        self.fused, self.edge_dim = fused, edge_dim
         self.lin_query = Linear(in_channels, width, weight_initializer="glorot")
         self.lin_key = Linear(in_channels, width, weight_initializer="glorot")
+        if edge_dim is not None:
+            _check_edge_dim(edge_dim, score)
+            self.lin_edge = Linear(edge_dim, width, bias=False, weight_initializer="glorot")
         if score == "exp_kernel":
             # Of shape (1,): parameters without a dimension cannot be sharded (FSDP2).
             self.amplitude, self.length = Parameter(torch.empty(1)), Parameter(torch.empty(1))
@@ -103,6 +118,8 @@ class GRANDAttention(MessagePassing):
         super().reset_parameters()
         for lin in (self.lin_query, self.lin_key):
             lin.reset_parameters()
+        if self.edge_dim is not None:
+            self.lin_edge.reset_parameters()
         if self.score == "exp_kernel":
             torch.nn.init.ones_(self.amplitude)
             torch.nn.init.ones_(self.length)
@@ -111,7 +128,8 @@ class GRANDAttention(MessagePassing):
         with_dimension(state_dict, prefix, ("amplitude", "length"))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None,
+                edge_attr: Tensor | None = None) -> Tensor:
         """The attention-weighted sum over each node's neighbours."""
         refuse_transforms(type(self).__name__, [x])
         check_flow(self.flow)
@@ -120,17 +138,40 @@ class GRANDAttention(MessagePassing):
         self._check_features(x)
         weight = None if weight is None else check_weight(weight, x)
         check_range(row, col, x.size(0), known)
+        edge_attr = self.check_edge_attr(edge_attr, row.numel(), x)
         with full_precision(x.device):
-            return self._sum(x, row, col, weight)
+            return self._sum(x, row, col, weight, edge_attr)
 
-    def _sum(self, x: Tensor, row: Tensor, col: Tensor, weight: Tensor | None) -> Tensor:
+    def _sum(self, x: Tensor, row: Tensor, col: Tensor, weight: Tensor | None,
+             edge_attr: Tensor | None) -> Tensor:
         # Hooks, masks and methods of a subclass act on messages: only the plain path sends some.
         if self.fused and not (self.explain or message_hooks(self) or has_own_messages(self)):
             pattern = Pattern(row, col, x.size(0), checked=True)
-            if weight is not None:
-                weight = weight.index_select(0, pattern.perm)
-            return sparse_product(pattern, self.coefficients(x, pattern, weight), x)
-        return self._plain(x, torch.stack([col, row]), weight)
+            weight, edge_attr = (None if y is None else y.index_select(0, pattern.perm)
+                                 for y in (weight, edge_attr))
+            return sparse_product(pattern, self.coefficients(x, pattern, weight, edge_attr), x)
+        return self._plain(x, torch.stack([col, row]), weight, edge_attr)
+
+    def check_edge_attr(self, edge_attr: Any, num_edges: int, x: Tensor) -> Tensor | None:
+        """The attributes in the dtype of the features; refuses any that do not fit the layer."""
+        if self.edge_dim is None and edge_attr is None:
+            return None
+        if self.edge_dim is None:
+            raise ValueError("Expected no edge_attr in a layer without edge_dim (got some); set "
+                             "edge_dim to their number, or pass weights as edge_weight.")
+        if edge_attr is None:
+            raise ValueError(f"Expected edge_attr of shape ({num_edges}, {self.edge_dim}) in a "
+                             "layer with edge_dim (got none).")
+        check_real(edge_attr, "edge_attr")
+        edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
+        if edge_attr.shape != (num_edges, self.edge_dim):
+            raise ValueError(f"Expected edge_attr of shape ({num_edges}, {self.edge_dim}) (got "
+                             f"{tuple(edge_attr.shape)}).")
+        if edge_attr.device != x.device:
+            raise ValueError(f"Expected edge_attr on the device of the features, {x.device} (got "
+                             f"{edge_attr.device}); move one of the two.")
+        result: Tensor = edge_attr.to(x.dtype)
+        return result
 
     def _check_features(self, x: Any) -> None:
         check_full("the parameters of the layer", self.lin_query.weight.dtype)
@@ -144,27 +185,40 @@ class GRANDAttention(MessagePassing):
                             "two.")
 
     @without_autocast
-    def coefficients(self, x: Tensor, pattern: Pattern, weight: Tensor | None = None) -> Tensor:
+    def coefficients(self, x: Tensor, pattern: Pattern, weight: Tensor | None = None,
+                     edge_attr: Tensor | None = None) -> Tensor:
         r"""The coefficients :math:`\frac{1}{H} \sum_h a^h_{ji}` in the order of a pattern.
 
         Shapes:
             - **x:** :math:`(|\mathcal{V}|, F)` - **weight:** :math:`(|\mathcal{E}|)`
+            - **edge_attr:** :math:`(|\mathcal{E}|, D)`
             - **output:** :math:`(|\mathcal{E}|)`, dimensionless
         """
-        return normalized_mean(self._sampled_scores(x, pattern), pattern, weight, self.normalizer,
-                               self.stochastic == "column")
+        return normalized_mean(self._sampled_scores(x, pattern, edge_attr), pattern, weight,
+                               self.normalizer, self.stochastic == "column")
 
     @without_autocast
-    def coefficients_per_head(self, x: Tensor, pattern: Pattern,
-                              weight: Tensor | None = None) -> Tensor:
+    def coefficients_per_head(self, x: Tensor, pattern: Pattern, weight: Tensor | None = None,
+                              edge_attr: Tensor | None = None) -> Tensor:
         r"""The coefficients :math:`a^h_{ji}`, of shape :math:`(|\mathcal{E}|, H)`."""
-        return normalized(self._sampled_scores(x, pattern), pattern, weight, self.normalizer,
-                          self.stochastic == "column").t()
+        return normalized(self._sampled_scores(x, pattern, edge_attr), pattern, weight,
+                          self.normalizer, self.stochastic == "column").t()
 
-    def _sampled_scores(self, x: Tensor, pattern: Pattern) -> Tensor:
+    def _sampled_scores(self, x: Tensor, pattern: Pattern, edge_attr: Tensor | None) -> Tensor:
         """The scores of the entries of a pattern, (H, E)."""
         x = x.to(self.lin_query.weight.dtype) if x.dtype in SHORT else x  # made short by autocast
-        return self._scores(sampled_product(pattern, *self._embed(x)))
+        query, key = self._embed(x)
+        products = sampled_product(pattern, query, key)
+        if edge_attr is not None:
+            products = products + self._edge_products(query, pattern, edge_attr)
+        return self._scores(products)
+
+    def _edge_products(self, query: Tensor, pattern: Pattern, edge_attr: Tensor) -> Tensor:
+        """The products <q_i, W_e e_ji>, (H, E), as <W_e^T q_i, e_ji>: D is small beside a width."""
+        weight = self.lin_edge.weight.view(*query.shape[1:], -1)
+        turned = torch.einsum("nhd,hdk->hkn", query, weight)
+        rows = gather_rows(pattern, turned.flatten(0, 1)).view(*turned.shape[:2], -1)
+        return (rows * edge_attr.t()).sum(dim=1)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys per head, (N, H, D), such that every score is a function of q . k."""
@@ -191,10 +245,14 @@ class GRANDAttention(MessagePassing):
             return self.amplitude.square() * torch.exp(-distance / (2.0 * self.length.square()))
         return products
 
-    def _plain(self, x: Tensor, edge_index: Tensor, weight: Tensor | None) -> Tensor:
+    def _plain(self, x: Tensor, edge_index: Tensor, weight: Tensor | None,
+               edge_attr: Tensor | None = None) -> Tensor:
         query, key = self._embed(x)
-        # edge_updater_type: (query: Tensor, key: Tensor)
-        scores = self._scores(self.edge_updater(edge_index, query=query, key=key))
+        edge = None
+        if self.edge_dim is not None:
+            edge = self.lin_edge(edge_attr).view(-1, *key.shape[1:])
+        # edge_updater_type: (query: Tensor, key: Tensor, edge: OptTensor)
+        scores = self._scores(self.edge_updater(edge_index, query=query, key=key, edge=edge))
         index = edge_index[1] if self.stochastic == "row" else edge_index[0]
         if self.normalizer == "squareplus":
             positive = squareplus(scores)
@@ -210,8 +268,9 @@ class GRANDAttention(MessagePassing):
         result: Tensor = self.propagate(edge_index, x=x, alpha=alpha.mean(dim=-1, keepdim=True))
         return result
 
-    def edge_update(self, query_i: Tensor, key_j: Tensor) -> Tensor:  # noqa: D102
-        return (query_i * key_j).sum(dim=-1)
+    def edge_update(self, query_i: Tensor, key_j: Tensor,  # noqa: D102
+                    edge: OptTensor) -> Tensor:
+        return (query_i * (key_j if edge is None else key_j + edge)).sum(dim=-1)
 
     def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:  # noqa: D102
         return alpha * x_j
@@ -254,6 +313,14 @@ def check_weight(weight: Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"Expected finite edge weights of at least 0 (got {float(weight.min())} "
                          f"to {float(weight.max())}).")
     return weight
+
+
+def _check_edge_dim(edge_dim: Any, score: str) -> None:
+    if isinstance(edge_dim, bool) or not isinstance(edge_dim, Integral) or edge_dim < 1:
+        raise ValueError(f"Expected edge_dim as a positive int or None (got {edge_dim!r}).")
+    if score != "scaled_dot":
+        raise ValueError("Expected edge_dim only with the attention score scaled_dot, to whose "
+                         f"keys the attributes are added (got {score!r}).")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter, ParameterList
-from torch_geometric.explain.algorithm.utils import clear_masks
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from .attention import (
-    GRANDAttention,
-    check_choice,
-    check_flow,
-    check_weight,
-    message_hooks,
-)
+from .attention import GRANDAttention, check_choice, check_flow, check_weight
 from .controllers import Controller
-from .diffusion import SPLITS, DiffusionTerm, SortedGraph, Split, sorted_weight
+from .diffusion import (
+    SPLITS,
+    DiffusionTerm,
+    Equation,
+    SortedGraph,
+    Split,
+    sorted_weight,
+    split,
+    times_rate,
+    with_loops_of,
+)
+from .explain import (
+    as_gatconv,
+    check_untouched,
+    edge_mask,
+    is_watched,
+    refuse_mask,
+    show_coefficients,
+    with_coefficients,
+)
 from .graph_cache import GraphCache
+from .integrate.loop import Callback
 from .integrate.report import Stats
-from .odeint import Checkpoints, LinearSolver, imex_odeint
+from .layer_input import (
+    Span,
+    check_channels,
+    check_features,
+    check_gcn,
+    check_leaves,
+    check_probability,
+    check_times,
+    check_unknown,
+    checked_step,
+    is_trained,
+    span_of_graphs,
+    span_to,
+)
+from .odeint import Checkpoints, LinearSolver, Norm, imex_odeint
 from .operators import LinearOperator
-from .operators.checks import check_real, leaves
-from .precision import check_full, full_precision, widened
+from .operators.checks import check_real
+from .precision import full_precision, widened
 from .schemes import IMEXMultistep, IMEXTableau, get_scheme
 from .sparse import as_edges
 from .transforms import refuse_transforms
@@ -60,16 +85,22 @@ class SINODEConv(MessagePassing):
         out_channels (int): Size of each output sample.
         heads (int): Number of attention heads, which are averaged. (default: :obj:`1`)
         attention (str): The score, see :class:`GRANDAttention`. (default: :obj:`"scaled_dot"`)
-        attention_channels (int, optional): Width of queries and keys; :obj:`out_channels` if None.
-            (default: :obj:`None`)
+        attention_channels (int, optional): Width of queries and keys; :obj:`out_channels` if None,
+            or the next multiple of :obj:`heads`. (default: :obj:`None`)
+        edge_dim (int, optional): Size of the edge attributes, which then count in the score, see
+            :class:`GRANDAttention`. (default: :obj:`None`)
         normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`. (default: :obj:`"softmax"`)
         stochastic (str): :obj:`"row"` or :obj:`"column"`. (default: :obj:`"row"`)
+        dropout (float): Probability with which an edge, other than a self-loop, is left out of a
+            forward pass in training: of all its evaluations and of J, before coefficients are
+            normalised, so that they still sum to one. (default: :obj:`0.0`)
         implicit (str, LinearOperator or callable): The linear part J: :obj:`"decay"`,
             :math:`-\alpha I`; :obj:`"laplacian"`, :math:`\alpha (\hat{\mathbf{D}}^{-1/2}
             \hat{\mathbf{A}} \hat{\mathbf{D}}^{-1/2} - I)`; :obj:`"attention"`,
             :math:`\alpha (\mathbf{A}(\mathbf{X}_0) - I)`; an operator; or a function
             ``(edge_index, edge_weight, num_nodes) -> LinearOperator``. (default: :obj:`"decay"`)
-        time (float): The terminal time T. (default: :obj:`1.0`)
+        time (float or Parameter): The terminal time T; a parameter is trained.
+            (default: :obj:`1.0`)
         step_size (float, optional): The largest step; adaptive steps if None, for which a stiffly
             accurate method such as :obj:`"imex_rk4"` suits. (default: :obj:`1.0`)
         method (str, IMEXTableau or IMEXMultistep): The scheme. (default: :obj:`"imex_rk2"`)
@@ -81,8 +112,13 @@ class SINODEConv(MessagePassing):
             :func:`pyg_sinode.imex_odeint`. (default: 1 GiB)
         checkpoints (int or str, optional): How many states to keep for it instead of all stages.
             (default: :obj:`None`)
-        rtol, atol, controller, max_steps (optional): Of adaptive steps, only with
+        rtol, atol, norm, controller, max_steps (optional): Of adaptive steps, only with
             :obj:`step_size=None`. (default: :obj:`None`)
+        dense (bool): Whether steps pass over the times :obj:`t` of a call, which are then
+            interpolated. (default: :obj:`False`)
+        callback (callable, optional): Called as ``callback(t, x)`` after each accepted step; a true
+            value ends the integration there. (default: :obj:`None`)
+        progress (bool): Whether to show a bar. (default: :obj:`False`)
         source (bool): Whether to add :math:`\beta \mathbf{X}_0`. (default: :obj:`True`)
         separate_alpha (bool): Whether the terms :math:`\mathbf{A}(\mathbf{X}) \mathbf{X}` and
             :math:`-\mathbf{X}` have an :math:`\alpha` each, as in the paper's code.
@@ -90,6 +126,14 @@ class SINODEConv(MessagePassing):
         add_self_loops (bool): Whether to add a self-loop to each node that has none.
             (default: :obj:`True`)
         fill_value (float): The weight of the added self-loops. (default: :obj:`1.0`)
+        bias (bool): Whether to learn an additive bias, of the output and of the linear map.
+            (default: :obj:`True`)
+        residual (bool): Whether to add a linear map of the input to the output, as in
+            :class:`torch_geometric.nn.conv.GATConv`. (default: :obj:`False`)
+        improved, cached, normalize (bool): As those of
+            :class:`torch_geometric.nn.conv.GCNConv`: :obj:`improved` is :obj:`fill_value=2`,
+            :obj:`cached` changes nothing, since the last graph is always kept and compared, and
+            without normalisation there is no such layer.
         **kwargs (optional): Additional arguments of
             :class:`torch_geometric.nn.conv.MessagePassing`.
 
@@ -98,8 +142,10 @@ class SINODEConv(MessagePassing):
     Shapes:
         - **input:** node features :math:`(|\mathcal{V}|, F_{in})`, edge indices
           :math:`(2, |\mathcal{E}|)` or sparse matrix :math:`(|\mathcal{V}|, |\mathcal{V}|)`, edge
-          weights :math:`(|\mathcal{E}|)` *(optional)*, dimensionless
-        - **output:** node features :math:`(|\mathcal{V}|, F_{out})`; with
+          weights :math:`(|\mathcal{E}|)` *(optional)*, edge attributes
+          :math:`(|\mathcal{E}|, D)` *(with edge_dim)*, dimensionless
+        - **output:** node features :math:`(|\mathcal{V}|, F_{out})`, or
+          :math:`(T, |\mathcal{V}|, F_{out})` with :obj:`t`; with
           :obj:`return_attention_weights` also
           :math:`((2, |\mathcal{E}^{\prime}|), (|\mathcal{E}^{\prime}|, H))`
 
@@ -115,123 +161,180 @@ class SINODEConv(MessagePassing):
     atol: float | None = None
     controller: Controller | None = None
     max_steps: int | None = None
+    norm: Norm | None = None
+    callback: Callback | None = None
+    dense: bool = False
+    progress: bool = False
+    dropout: float = 0.0
 
     def __init__(
         self, in_channels: int, out_channels: int, heads: int = 1, *,
         attention: str = "scaled_dot", attention_channels: int | None = None,
-        normalizer: str = "softmax", stochastic: str = "row", implicit: Implicit = "decay",
-        time: float = 1.0, step_size: float | None = 1.0,
-        method: str | IMEXTableau | IMEXMultistep = "imex_rk2",
+        edge_dim: int | None = None, normalizer: str = "softmax", stochastic: str = "row",
+        dropout: float = 0.0, implicit: Implicit = "decay", time: float | Tensor = 1.0,
+        step_size: float | None = 1.0, method: str | IMEXTableau | IMEXMultistep = "imex_rk2",
         solver: LinearSolver | None = None, gradient: str = "discrete",
         graph_memory: int = 2**30, checkpoints: Checkpoints | None = None,
-        rtol: float | None = None, atol: float | None = None,
-        controller: Controller | None = None, max_steps: int | None = None, source: bool = True,
-        separate_alpha: bool = False, add_self_loops: bool = True, fill_value: float = 1.0,
-        **kwargs: Any,
+        rtol: float | None = None, atol: float | None = None, norm: Norm | None = None,
+        controller: Controller | None = None, max_steps: int | None = None, dense: bool = False,
+        callback: Callback | None = None, progress: bool = False, source: bool = True,
+        separate_alpha: bool = False, add_self_loops: bool | None = True, fill_value: float = 1.0,
+        bias: bool = True, residual: bool = False, improved: bool = False, cached: bool = False,
+        normalize: bool = True, **kwargs: Any,
     ) -> None:
+        check_unknown(type(self).__name__, kwargs)
         kwargs.setdefault("aggr", "add")
         check_choice("aggr", kwargs["aggr"], ("add", "sum"))
         super().__init__(**kwargs)
         check_flow(self.flow)
-        if isinstance(implicit, str):
-            check_choice("implicit", implicit, tuple(SPLITS))
-        elif not (isinstance(implicit, LinearOperator) or callable(implicit)):
-            raise TypeError(f"Expected implicit as one of {', '.join(SPLITS)}, a LinearOperator or "
-                            f"a function that makes one (got {type(implicit).__name__}).")
+        _check_implicit(implicit)
         get_scheme(method)
-        time, step_size = _checked_time(time, step_size)
-        _check_channels(in_channels)
-        if not (math.isfinite(fill_value) and fill_value >= 0):
-            raise ValueError(f"Expected a fill_value of at least 0 (got {fill_value}).")
+        checked_step(step_size)
+        check_channels(in_channels, heads)
+        check_probability("dropout", dropout)
+        fill_value = check_gcn(normalize, improved, fill_value)
         self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
-        self.implicit, self.time, self.step_size, self.method = implicit, time, step_size, method
-        self.solver, self.gradient = solver, gradient
+        self.implicit, self.step_size, self.method = implicit, step_size, method
+        end = span_to(time, torch.empty(0)).end
+        self.time = time if is_trained(time) else end
+        self.solver, self.gradient, self.dropout = solver, gradient, dropout
         self.graph_memory, self.checkpoints = graph_memory, checkpoints
-        self.rtol, self.atol, self.controller, self.max_steps = rtol, atol, controller, max_steps
-        self.add_self_loops, self.fill_value = add_self_loops, fill_value
+        self.rtol, self.atol, self.norm = rtol, atol, norm
+        self.controller, self.max_steps = controller, max_steps
+        self.dense, self.callback, self.progress = dense, callback, progress
+        self.add_self_loops, self.fill_value = add_self_loops is not False, fill_value
         self.stats: Stats | None = None
         self._cache = GraphCache()
-        self.lin = None if in_channels == out_channels else Linear(in_channels, out_channels)
+        self.lin = None if in_channels == out_channels else Linear(
+            in_channels, out_channels, bias=bias)
+        self.res = Linear(in_channels, out_channels, bias=False,
+                          weight_initializer="glorot") if residual else None
+        self.register_parameter("bias", Parameter(torch.empty(out_channels)) if bias else None)
+        if attention_channels is None and heads > 0:
+            attention_channels = -(-out_channels // heads) * heads
         self.term = DiffusionTerm(
             GRANDAttention(out_channels, heads, attention_channels, score=attention,
-                           normalizer=normalizer, stochastic=stochastic),
+                           normalizer=normalizer, stochastic=stochastic, edge_dim=edge_dim),
             source=source, separate_alpha=separate_alpha)
         if isinstance(implicit, LinearOperator):
-            _check_leaves(implicit)
+            check_leaves(implicit)
             own = [p for p in implicit.tensors if isinstance(p, Parameter)]
             self.implicit_parameters = ParameterList(own)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Resets all learnable parameters, except those of an operator that was handed in."""
+        """Resets all learnable parameters, except the time and those of an operator handed in."""
         super().reset_parameters()
-        if self.lin is not None:
-            self.lin.reset_parameters()
+        for lin in (self.lin, self.res):
+            if lin is not None:
+                lin.reset_parameters()
+        if self.bias is not None:
+            torch.nn.init.zeros_(self.bias)
         self.term.reset_parameters()
 
     def forward(
         self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None,
-        return_attention_weights: bool | None = None,
-    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+        return_attention_weights: bool | None = None, *, edge_attr: Tensor | None = None,
+        t: Tensor | None = None, batch: Tensor | None = None, end_times: Tensor | None = None,
+    ) -> Any:
         """The features at the terminal time.
 
         Args:
             x (Tensor): The node features.
             edge_index (Tensor or SparseTensor): The graph.
             edge_weight (Tensor, optional): The edge weights, at least zero.
-            return_attention_weights (bool, optional): If True, also returns the edges with their
-                self-loops and the attention coefficients per head at the terminal time.
+            return_attention_weights (bool, optional): If True, also returns the attention
+                coefficients per head at the terminal time, in the form and order in which
+                :class:`torch_geometric.nn.conv.GATConv` does.
+            edge_attr (Tensor, optional): The edge attributes, with :obj:`edge_dim`.
+            t (Tensor, optional): Times to return the features at, in the place of :obj:`time`:
+                increasing from 0, where they hold after the linear map.
+            batch (Tensor, optional): The graph of each node, with :obj:`end_times`.
+            end_times (Tensor, optional): A terminal time for each graph of a batch, in the place
+                of :obj:`time`; all are integrated in the same steps.
         """
         refuse_transforms(type(self).__name__, [x])
-        self._check_untouched()
+        check_untouched(self, self.term.attention)
         x = widened(x)
-        self._check_features(x)
+        check_features(x, self.in_channels if self.lin is None else self.lin.in_channels,
+                       self.term.alpha)
+        span = self._span(x, t, batch, end_times)
         with full_precision(x.device):
-            return self._flow(x, edge_index, edge_weight, return_attention_weights)
+            equation, graph = self._equation(x, edge_index, edge_weight, edge_attr, span.rate)
+            flow = self._integrate(equation, span.times)
+            out = self._output(x, flow if t is not None else flow[-1])
+            if not (return_attention_weights or is_watched(self)):
+                return out
+            alpha = self.term.attention.coefficients_per_head(flow[-1], *graph[:3])
+            if is_watched(self):
+                show_coefficients(self, as_gatconv(graph.pattern, alpha, loops_last=False)[1])
+            if not return_attention_weights:
+                return out
+            return out, with_coefficients(edge_index, graph.pattern, alpha,
+                                          loops=self.add_self_loops)
 
-    def _flow(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None,
-              return_attention_weights: bool | None
-              ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
-        time, step_size = _checked_time(self.time, self.step_size)
-        if self.lin is not None:
-            x = self.lin(x)
-        graph = self._graph(x, edge_index, edge_weight)
-        split = self._split(x, graph)
-        times = torch.tensor([0.0, time], dtype=torch.float64)
-        out, self.stats = imex_odeint(
-            self.term, split.operator, x, times, method=self.method, step_size=step_size,
-            rtol=self.rtol, atol=self.atol, controller=self.controller, max_steps=self.max_steps,
-            solver=self.solver, gradient=self.gradient, graph_memory=self.graph_memory,
-            checkpoints=self.checkpoints, return_stats=True,
-            args=(x, graph.pattern, graph.weight, split.left_out))
-        if return_attention_weights:
-            p = graph.pattern
-            alpha = self.term.attention.coefficients_per_head(out[-1], p, graph.weight)
-            return out[-1], (p.edge_index(), alpha)
-        return out[-1]
+    def equation(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None, *,
+                 edge_attr: Tensor | None = None) -> Equation:
+        """The equation that the layer integrates, to be integrated in another way.
 
-    def _check_features(self, x: Any) -> None:
-        width = self.in_channels if self.lin is None else self.lin.in_channels
-        check_features(x, width, self.term.alpha)
+        .. code-block:: python
 
-    def _check_untouched(self) -> None:
-        """Refuses what acts on messages, of which there are none: hooks, masks, another flow."""
-        attention = self.term.attention
-        check_flow(self.flow)
-        check_flow(attention.flow)
-        if self.explain or attention.explain:
-            clear_masks(self)  # the layer is to be of use after the refusal
-            raise ValueError("Expected explain=False (got True): edge masks do not reach the "
-                             "attention; take the gradient with respect to edge_weight instead.")
-        hooks = message_hooks(self) + message_hooks(attention)
-        if hooks:
-            _drop_explainers(hooks)
-            raise ValueError("Expected no hooks on messages, aggregation or edge updates in "
-                             f"{type(self).__name__} (got some, as to_hetero_with_bases registers "
-                             "them): it sends no messages; weigh the edges with edge_weight, or "
-                             "use to_hetero or a layer for each relation.")
+            G, J, u0, args = conv.equation(x, edge_index)
+            u = imex_odeint(G, J, u0, t, args=args, step_size=0.1)
 
-    def _graph(self, x: Tensor, adjacency: Any, edge_weight: Tensor | None) -> SortedGraph:
+        It holds with the parameters in force, a draw of :obj:`dropout` and an explainer's mask;
+        the bias and the residual of the output are not in it.
+
+        Args:
+            x, edge_index, edge_weight, edge_attr: As those of :meth:`forward`.
+
+        Returns:
+            Equation: explicit term, implicit operator, features at time 0 and arguments of G.
+        """
+        refuse_transforms(type(self).__name__, [x])
+        check_untouched(self, self.term.attention)
+        x = widened(x)
+        check_features(x, self.in_channels if self.lin is None else self.lin.in_channels,
+                       self.term.alpha)
+        with full_precision(x.device):
+            return self._equation(x, edge_index, edge_weight, edge_attr, None)[0]
+
+    def _span(self, x: Tensor, t: Tensor | None, batch: Tensor | None,
+              end_times: Tensor | None) -> Span:
+        if end_times is None:
+            if batch is not None:
+                raise ValueError("Expected batch only with end_times (got it alone): without, the "
+                                 "graphs of a batch are one graph.")
+            return span_to(self.time, x) if t is None else Span(check_times(t), None)
+        if t is not None:
+            raise ValueError("Expected either t or end_times (got both).")
+        return span_of_graphs(end_times, batch, x)
+
+    def _equation(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None,
+                  edge_attr: Tensor | None, rate: Tensor | None) -> tuple[Equation, SortedGraph]:
+        x = x if self.lin is None else self.lin(x)
+        graph = self._graph(x, edge_index, edge_weight, edge_attr)
+        parts = self._split(x, graph, rate)
+        args = (x, parts.left_out, rate, *graph)
+        return Equation(self.term, parts.operator, x, args), graph
+
+    def _integrate(self, equation: Equation, times: Tensor) -> Tensor:
+        G, J, u0, args = equation
+        flow, self.stats = imex_odeint(
+            G, J, u0, times, method=self.method, step_size=checked_step(self.step_size),
+            rtol=self.rtol, atol=self.atol, norm=self.norm, controller=self.controller,
+            max_steps=self.max_steps, solver=self.solver, gradient=self.gradient,
+            graph_memory=self.graph_memory, checkpoints=self.checkpoints, dense=self.dense,
+            callback=self.callback, progress=self.progress, return_stats=True, args=args)
+        return flow
+
+    def _output(self, x: Tensor, flow: Tensor) -> Tensor:
+        if self.res is not None:
+            flow = flow + self.res(x)
+        return flow if self.bias is None else flow + self.bias
+
+    def _graph(self, x: Tensor, adjacency: Any, edge_weight: Tensor | None,
+               edge_attr: Tensor | None) -> SortedGraph:
         if edge_weight is not None:
             check_real(edge_weight, "edge_weight")
         row, col, weight, known = as_edges(adjacency, edge_weight)
@@ -239,17 +342,26 @@ class SINODEConv(MessagePassing):
             if own is not None and own.device != x.device:
                 raise ValueError(f"Expected {name} on the device of the features, {x.device} (got "
                                  f"{own.device}); move one of the two.")
+        edge_attr = self.term.attention.check_edge_attr(edge_attr, row.numel(), x)
         pattern, loops = self._cache.pattern(adjacency, row, col, x.size(0), known,
                                              loops=self.add_self_loops)
         if weight is not None:
             weight = check_weight(weight, x)
-        return SortedGraph(pattern, sorted_weight(weight, pattern, loops, self.fill_value, x))
+        weight = sorted_weight(weight, pattern, loops, self.fill_value, x)
+        if self.training and self.dropout > 0.0:
+            kept = torch.rand_like(x[:1, :1].expand(1, pattern.num_entries)[0]) >= self.dropout
+            kept = (kept | (pattern.row == pattern.col)).to(x.dtype)
+            weight = kept if weight is None else weight * kept
+        if edge_attr is not None:
+            edge_attr = with_loops_of(edge_attr, pattern, loops, 0.0)
+        return SortedGraph(pattern, weight, edge_attr, edge_mask(self, pattern, loops, x))
 
-    def _split(self, x: Tensor, graph: SortedGraph) -> Split:
+    def _split(self, x: Tensor, graph: SortedGraph, rate: Tensor | None) -> Split:
         if isinstance(self.implicit, str):
-            return SPLITS[self.implicit](self.term, x, graph)
+            return split(self.implicit, self.term, x, graph, rate)
+        refuse_mask(self, self.implicit)
         operator = self._given_operator(graph)
-        return Split(operator, operator)
+        return Split(times_rate(operator, rate), operator)
 
     def _given_operator(self, graph: SortedGraph) -> LinearOperator:
         if isinstance(self.implicit, LinearOperator):
@@ -272,75 +384,28 @@ class SINODEConv(MessagePassing):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._cache = GraphCache()  # of its own: a copy sees other graphs
+        self._parameters.setdefault("bias", None)
+        if "res" not in self.__dict__:
+            self._modules.setdefault("res", None)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.bias is not None and f"{prefix}term.alpha" in state_dict:
+            # Older checkpoints have no bias of the output, which is one of zero.
+            state_dict.setdefault(f"{prefix}bias", torch.zeros_like(self.bias))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __repr__(self) -> str:
+        implicit = self.implicit if isinstance(self.implicit, str) else type(self.implicit).__name__
+        time = self.time.detach().item() if isinstance(self.time, Tensor) else self.time
+        method = self.method if isinstance(self.method, str) else get_scheme(self.method).name
         return (f"{type(self).__name__}({self.in_channels}, {self.out_channels}, "
-                f"heads={self.heads})")
+                f"heads={self.heads}, implicit={implicit}, time={time:g}, "
+                f"method={method})")
 
 
-def check_features(x: Any, channels: int, parameter: Tensor) -> None:
-    """Refuses features that do not fit the channels, dtype and device of a layer."""
-    check_full("the parameters of the layer", parameter.dtype)
-    if isinstance(x, (tuple, list)):
-        raise ValueError("Expected one tensor of node features (got a tuple): a flow has one set "
-                         "of nodes; bipartite graphs are not supported.")
-    check_real(x, "x")
-    if x.dim() != 2:
-        raise ValueError(f"Expected node features of shape (num_nodes, channels) (got "
-                         f"{tuple(x.shape)}); put several graphs into one Batch.")
-    if channels > 0 and x.size(1) != channels:
-        raise ValueError(f"Expected {channels} input channels (got {x.size(1)}); in_channels=-1 "
-                         "takes them from the first input.")
-    if x.dtype != parameter.dtype:
-        raise TypeError(f"Expected features in the dtype of the layer, {parameter.dtype} (got "
-                        f"{x.dtype}); convert one of the two.")
-    if x.device != parameter.device:
-        raise ValueError(f"Expected features on the device of the layer, {parameter.device} (got "
-                         f"{x.device}); move one of the two.")
-
-
-def _drop_explainers(hooks: list[dict[int, Any]]) -> None:
-    """Removes the hooks of explainers, which leave them where the model refuses to run."""
-    for registered in hooks:
-        for key, hook in list(registered.items()):
-            if getattr(hook, "__module__", "").startswith("torch_geometric.explain"):
-                del registered[key]
-
-
-def _check_leaves(operator: LinearOperator) -> None:
-    """Refuses what was computed from a parameter: it would not follow when that is trained."""
-    made = next((x for x in operator.tensors if not x.is_leaf
-                 and any(isinstance(p, Parameter) for p in leaves(x))), None)
-    if made is not None:
-        raise ValueError(
-            "Expected an implicit operator on parameters themselves (got one on a tensor of shape "
-            f"{tuple(made.shape)} computed from one, which training would not change); pass a "
-            "function implicit(edge_index, edge_weight, num_nodes) that makes the operator anew.")
-
-
-def _check_channels(in_channels: Any) -> None:
-    if isinstance(in_channels, bool) or not isinstance(in_channels, Integral):
-        raise TypeError(f"Expected in_channels as one int (got {in_channels!r}): a flow has one "
-                        "set of nodes, bipartite graphs are not supported.")
-
-
-def _checked_time(time: Any, step_size: Any) -> tuple[float, float | None]:
-    """The time and the step size as numbers; refuses what is none, or not positive and finite."""
-    return (_checked("time", time, "the layer integrates from 0 to time"),
-            None if step_size is None else _checked(
-                "step_size", step_size, "None makes the steps adaptive"))
-
-
-def _checked(name: str, value: Any, why: str) -> float:
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(f"Expected {name} without requires_grad (got one that requires a "
-                         "gradient): no gradient reaches it; pass a number.")
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
-        raise TypeError(f"Expected {name} as one number (got {got}); {why}.")
-    number = float(value)
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"Expected a positive, finite {name} (got {number}).")
-    return number
+def _check_implicit(implicit: Any) -> None:
+    if isinstance(implicit, str):
+        check_choice("implicit", implicit, tuple(SPLITS))
+    elif not (isinstance(implicit, LinearOperator) or callable(implicit)):
+        raise TypeError(f"Expected implicit as one of {', '.join(SPLITS)}, a LinearOperator or "
+                        f"a function that makes one (got {type(implicit).__name__}).")

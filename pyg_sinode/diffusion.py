@@ -10,8 +10,25 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .attention import GRANDAttention, with_dimension
-from .operators import Graph, LinearOperator, ScaledIdentity
+from .operators import Diagonal, Graph, LinearOperator, ScaledIdentity
+from .operators.base import Sum
 from .sparse import Pattern, gather_rows, segment_sum, sparse_product
+
+
+class Equation(NamedTuple):
+    """What a layer integrates, for :func:`pyg_sinode.imex_odeint`.
+
+    Attributes:
+        explicit: The term G, called as ``explicit(t, u, *args)``.
+        implicit: The operator J.
+        u0: The features at time 0.
+        args: The further arguments of G.
+    """
+
+    explicit: DiffusionTerm
+    implicit: LinearOperator
+    u0: Tensor
+    args: tuple[Any, ...]
 
 
 class DiffusionTerm(torch.nn.Module):
@@ -50,23 +67,38 @@ class DiffusionTerm(torch.nn.Module):
         with_dimension(state_dict, prefix, ("alpha", "beta", "decay"))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, t: Tensor, u: Tensor, x0: Tensor, pattern: Pattern, weight: Tensor | None,
-                left_out: Tensor | LinearOperator | None) -> Tensor:
+    def forward(self, t: Tensor, u: Tensor, x0: Tensor, left_out: Tensor | LinearOperator | None,
+                rate: Tensor | None, pattern: Pattern, weight: Tensor | None,
+                edge_attr: Tensor | None, mask: Tensor | None) -> Tensor:
         """The term at features u, without a linear part: coefficients of the edges, or all of J."""
-        value = torch.sigmoid(self.alpha) * self.attention.coefficients(u, pattern, weight)
+        value = torch.sigmoid(self.alpha) * self.attention.coefficients(
+            u, pattern, weight, edge_attr)
+        if mask is not None:
+            value = value * mask
         if isinstance(left_out, Tensor):
             value = value - self.decay_rate() * left_out
         out = sparse_product(pattern, value, u)
         if isinstance(left_out, LinearOperator):
             out = out - self.decay_rate() * u - left_out.mv(u)
-        return out if self.beta is None else torch.addcmul(out, self.beta, x0)
+        if self.beta is not None:
+            out = torch.addcmul(out, self.beta, x0)
+        return out if rate is None else out * rate
 
 
 class SortedGraph(NamedTuple):
-    """A graph sorted once, and the weights in its order."""
+    """A graph sorted once, and what belongs to its edges, in its order.
+
+    Attributes:
+        pattern: The edges, with the self-loops that were added.
+        weight: Their weights, ones if None.
+        edge_attr: Their attributes.
+        mask: What their coefficients are multiplied with, ones if None.
+    """
 
     pattern: Pattern
     weight: Tensor | None
+    edge_attr: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Split(NamedTuple):
@@ -76,32 +108,69 @@ class Split(NamedTuple):
     left_out: Tensor | LinearOperator | None
 
 
-def _decay(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
-    return Split(ScaledIdentity(-term.decay_rate()), None)
+def split(kind: str, term: DiffusionTerm, x: Tensor, graph: SortedGraph, rate: Tensor | None
+          ) -> Split:
+    """The split of a kind, with J times the rate: a number, or one for each node, (N, 1)."""
+    strength = term.decay_rate()
+    if rate is not None:
+        strength = strength * rate
+    decay = ScaledIdentity(-strength) if strength.dim() == 0 else Diagonal(-strength)
+    base = SPLITS[kind](term, x, graph)
+    if base is None:
+        return Split(decay, None)
+    if graph.mask is not None:
+        base = base * graph.mask
+    top = _most(strength)
+    # Weights from 0 up whose rows or columns sum to one, or that are similar to such; a mask
+    # multiplies them. The discs of slower nodes lie in that of the fastest.
+    radius = None if top is None else top * _most_of_mask(graph.mask)
+    each = strength if strength.dim() == 0 else gather_rows(graph.pattern, strength.view(-1))
+    linear = Graph.of_pattern(graph.pattern, each * base, radius=radius,
+                              largest=math.inf if kind == "attention" else radius)
+    if strength.dim() == 0 or top is None or radius is None:
+        return Split(linear + decay, base)
+    return Split(Sum([linear, decay], disc=(-top, radius)), base)
 
 
-def _laplacian(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
-    base, alpha = _symmetric_normalized(graph, x), term.decay_rate()
-    # Similar to weights whose rows sum to one.
-    bound = _finite(alpha)
-    linear = Graph.of_pattern(graph.pattern, alpha * base, largest=bound, radius=bound)
-    return Split(linear + ScaledIdentity(-alpha), base)
+def times_rate(operator: LinearOperator, rate: Tensor | None) -> LinearOperator:
+    """An operator times a rate: a number, or one for each node, (N, 1)."""
+    if rate is None:
+        return operator
+    return rate * operator if rate.dim() == 0 else Diagonal(rate) @ operator
 
 
-def _attention(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Split:
-    base, alpha = term.attention.coefficients(x, graph.pattern, graph.weight), term.decay_rate()
-    linear = Graph.of_pattern(graph.pattern, alpha * base, largest=math.inf,
-                              radius=_finite(alpha))  # rows, or columns, sum to one
-    return Split(linear + ScaledIdentity(-alpha), base)
+def _decay(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> None:
+    return None
 
 
-def _finite(alpha: Tensor) -> float | None:
-    """The number, if it is one: the integrator says where it is not."""
-    number = float(alpha.detach())
+def _laplacian(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Tensor:
+    """The weights w_ji / sqrt(d_i d_j); its eigenvalues lie in [-1, 1] where it is symmetric."""
+    p = graph.pattern
+    weight = x.new_ones(p.num_entries) if graph.weight is None else graph.weight
+    degree = segment_sum(p, weight)
+    scale = torch.where(degree > 0, degree, 1.0).rsqrt()
+    return weight * gather_rows(p, scale) * scale.index_select(0, p.col)
+
+
+def _attention(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Tensor:
+    return term.attention.coefficients(x, *graph[:3])
+
+
+# The matrix A of J = alpha (A - I), None for zero.
+SPLITS = {"decay": _decay, "laplacian": _laplacian, "attention": _attention}
+
+
+def _most(strength: Tensor) -> float | None:
+    """The largest, if it is a finite number: the integrator says where it is not."""
+    number = float(strength.detach().max()) if strength.numel() else 0.0
     return number if math.isfinite(number) else None
 
 
-SPLITS = {"decay": _decay, "laplacian": _laplacian, "attention": _attention}
+def _most_of_mask(mask: Tensor | None) -> float:
+    """By how much a mask may stretch the disc of the eigenvalues."""
+    if mask is None or not mask.numel():
+        return 1.0
+    return max(1.0, float(mask.detach().abs().max()))
 
 
 def sorted_weight(weight: Tensor | None, pattern: Pattern, loops: int, fill_value: float,
@@ -111,15 +180,12 @@ def sorted_weight(weight: Tensor | None, pattern: Pattern, loops: int, fill_valu
         if fill_value == 1.0 or loops == 0:
             return None
         weight = x.new_ones(pattern.num_entries - loops)
+    return with_loops_of(weight, pattern, loops, fill_value)
+
+
+def with_loops_of(values: Tensor, pattern: Pattern, loops: int, fill_value: float) -> Tensor:
+    """Values of the given edges in the order of a pattern, those of added self-loops filled."""
     if loops:
-        weight = torch.cat([weight, weight.new_full((loops,), fill_value)])
-    return weight.index_select(0, pattern.perm)
-
-
-def _symmetric_normalized(graph: SortedGraph, x: Tensor) -> Tensor:
-    """The weights w_ji / sqrt(d_i d_j); its eigenvalues lie in [-1, 1] where it is symmetric."""
-    p = graph.pattern
-    weight = x.new_ones(p.num_entries) if graph.weight is None else graph.weight
-    degree = segment_sum(p, weight)
-    scale = torch.where(degree > 0, degree, 1.0).rsqrt()
-    return weight * gather_rows(p, scale) * scale.index_select(0, p.col)
+        own = values.new_full((loops, *values.shape[1:]), fill_value)
+        values = torch.cat([values, own])
+    return values.index_select(0, pattern.perm)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
 
-from .conv import SINODEConv, check_features
+from .conv import SINODEConv
+from .layer_input import check_features
 from .precision import widened
 
 
@@ -52,6 +53,7 @@ class SINODE(torch.nn.Module):
         self.input_dropout, self.dropout = input_dropout, dropout
         self.encoder = Linear(in_channels, hidden_channels)
         self.norm = torch.nn.BatchNorm1d(hidden_channels) if batch_norm else None
+        conv_kwargs.setdefault("bias", False)  # as in GRAND; the decoder has one
         self.conv = SINODEConv(hidden_channels, hidden_channels, **conv_kwargs)
         self.decoder = Linear(hidden_channels, out_channels)
 

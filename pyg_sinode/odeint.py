@@ -38,6 +38,7 @@ from .operators.checks import check_real
 from .precision import check_full, full_precision, widened
 from .schemes import Scheme, get_scheme
 from .terms import Affine, Nonlinear
+from .time_gradients import between, refuse_moving
 from .transforms import WITHOUT_IMPLICIT, refuse_transforms
 
 
@@ -120,7 +121,9 @@ def imex_odeint(
         implicit (LinearOperator, Affine or Nonlinear, optional): The operator J, or
             :math:`a(t) J u + f(t)`, or any :math:`H(t, u)`; None for an explicit integration.
         u0 (Tensor): The initial state.
-        t (Tensor): The output times, strictly monotone; the first is where :obj:`u0` holds.
+        t (Tensor): The output times, strictly monotone; the first is where :obj:`u0` holds. They
+            receive a gradient where they require one and Runge-Kutta steps are equal: that of the
+            steps, whose number is constant.
         method (str, IMEXTableau or IMEXMultistep, optional): A scheme's name, an alias, or a scheme
             of your own; implicit_euler is imex_euler, and crank_nicolson takes G by Heun's method.
             Multistep schemes (sbdf2, sbdf3, sbdf4, cnab2) evaluate G once in a step, and are less
@@ -184,6 +187,46 @@ def imex_odeint(
         NewtonError: the same of a nonlinear stage, where steps are equal.
         StepSizeError: if adaptive steps fall below min_step, or are more than max_steps.
     """
+    options: dict[str, Any] = {
+        "method": method, "step_size": step_size, "rtol": rtol, "atol": atol, "norm": norm,
+        "controller": controller, "first_step": first_step, "min_step": min_step,
+        "max_steps": max_steps, "solver": solver, "gradient": gradient, "dense": dense,
+        "graph_memory": graph_memory, "checkpoints": checkpoints,
+        "checkpoint_device": checkpoint_device, "callback": callback, "progress": progress}
+    stats = Stats()
+    if isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled():
+        result = _moving_times(explicit, implicit, u0, t, args, stats, options)
+    else:
+        result = _integrate(explicit, implicit, u0, t, args, stats, **options)
+    stats.end_forward()
+    return (result, stats) if return_stats else result
+
+
+def _moving_times(explicit: Term | None, implicit: Implicit | None, u0: Tensor, t: Tensor,
+                  args: tuple[Any, ...], stats: Stats, options: dict[str, Any]) -> Tensor:
+    """The outputs as functions of the times too: each interval is integrated by itself."""
+    scheme = get_scheme(options["method"] or "ark324l2sa")
+    refuse_moving(adaptive=options["step_size"] is None, dense=options["dense"],
+                  multistep=scheme.equal_steps, implicit=implicit, callback=options["callback"])
+    assert not isinstance(implicit, Nonlinear)
+    times = t.detach()
+    read_times(times)
+    found = [_integrate(explicit, implicit, u0, times[:1], args, stats, **options)[0]]
+    for k in range(len(t) - 1):
+        G, J, more = between(explicit, implicit, args, t[k:k + 2], found[-1])
+        found.append(_integrate(G, J, found[-1], times[k:k + 2], more, stats, **options)[1])
+    return torch.stack(found)
+
+
+def _integrate(
+    explicit: Term | None, implicit: Implicit | None, u0: Tensor, t: Tensor, args: tuple[Any, ...],
+    stats: Stats, *, method: Method | None, step_size: float | None, rtol: float | Tensor | None,
+    atol: float | Tensor | None, norm: Norm | None, controller: Controller | None,
+    first_step: float | None, min_step: float | None, max_steps: int | None,
+    solver: LinearSolver | None, gradient: str, dense: bool, graph_memory: int,
+    checkpoints: Checkpoints | None, checkpoint_device: torch.device | str | None,
+    callback: Callback | None, progress: bool,
+) -> Tensor:
     check_real(u0, "u0")
     u0 = widened(u0)
     check_full("u0", u0.dtype)
@@ -198,7 +241,7 @@ def imex_odeint(
     check_gradient(gradient)
     if method is None:
         method = "ark324l2sa" if control is None else "ark436l2sa"
-    scheme, stats = get_scheme(method), Stats()
+    scheme = get_scheme(method)
     check_scheme(scheme, adaptive=control is not None, dense=dense)
     device = check_checkpoints(checkpoints, checkpoint_device, gradient)
     check_graph_memory(graph_memory)
@@ -217,9 +260,7 @@ def imex_odeint(
     run = Integration(scheme, term, part, known, times, clock, steps, control, dense, graph_memory,
                       checkpoints, device, callback, progress, stats)
     with full_precision(u0.device):
-        result = _run(run, u0, gradient, tensors)
-    stats.end_forward()
-    return (result, stats) if return_stats else result
+        return _run(run, u0, gradient, tensors)
 
 
 def _run(run: Integration, u0: Tensor, gradient: str, tensors: list[Tensor]) -> Tensor:

@@ -137,7 +137,6 @@ def test_training_moves_the_parameter_of_an_operator():
 
 
 @pytest.mark.parametrize(("kwargs", "error", "message"), [
-    ({"heads": 3}, ValueError, r"attention_channels to be a multiple of heads \(got 4 and 3\)"),
     ({"heads": 0}, ValueError, r"multiple of heads \(got 4 and 0\)"),
     ({"heads": 4, "attention_channels": 6}, ValueError, r"multiple of heads \(got 6 and 4\)"),
     ({"attention": "dot"}, ValueError, r"attention score to be one of scaled_dot, .* \(got 'dot'"),
@@ -156,7 +155,13 @@ def test_training_moves_the_parameter_of_an_operator():
     ({"fill_value": math.nan}, ValueError, r"fill_value of at least 0 \(got nan\)"),
     ({"flow": "target_to_source"}, ValueError, r"edge_index\.flip\(0\)"),
     ({"aggr": "max"}, ValueError, r"aggr to be one of add, sum \(got 'max'\)"),
-    ({"edge_dim": 2}, TypeError, "edge_dim"),
+    ({"concat": True}, TypeError, r"arguments of SINODEConv, or those .* \(got concat\)"),
+    ({"edge_dim": 0}, ValueError, r"edge_dim as a positive int or None \(got 0\)"),
+    ({"edge_dim": 2, "attention": "cosine"}, ValueError, r"only with .* scaled_dot.*'cosine'"),
+    ({"dropout": 1.0}, ValueError, r"dropout in \[0, 1\) \(got 1.0\)"),
+    ({"normalize": False}, ValueError, "attention coefficients always sum to one"),
+    ({"improved": True, "fill_value": 3.0}, ValueError, "either improved, which is fill_value=2"),
+    ({"heads": True}, TypeError, r"heads as an int \(got True\); it is the third argument"),
 ])
 def test_a_bad_option_is_refused_when_the_layer_is_made(kwargs, error, message):
     with pytest.raises(error, match=message):
@@ -212,7 +217,7 @@ def test_bad_input_is_refused_before_any_work_is_done(inputs, error, message):
     ("method", "rk4", ValueError, r"\(got 'rk4'\)"),
     ("gradient", "exact", ValueError, r'gradient="discrete" or "backprop" \(got \'exact\'\)'),
     ("solver", "CG", TypeError, r"a linear solver .*\(got 'CG'\)"),
-    ("explain", True, ValueError, r"explain=False \(got True\)"),
+    ("explain", True, ValueError, r"an edge mask of shape \(9,\) .* \(got None\)"),
 ])
 def test_a_bad_option_set_later_is_refused_at_the_next_call(name, value, error, message):
     conv = SINODEConv(4, 4)

@@ -23,7 +23,7 @@ def test_str_and_sizes():
         "  (encoder): Linear(5, 8, bias=True)\n"
         "  (norm): BatchNorm1d(8, eps=1e-05, momentum=0.1, affine=True, bias=True, "
         "track_running_stats=True)\n"
-        "  (conv): SINODEConv(8, 8, heads=2)\n"
+        "  (conv): SINODEConv(8, 8, heads=2, implicit=decay, time=1, method=imex_rk2)\n"
         "  (decoder): Linear(8, 3, bias=True)\n"
         ")")
     assert model(X, EDGES).size() == (NODES, 3)
@@ -164,7 +164,7 @@ def test_a_probability_outside_zero_to_one_is_refused(name, p):
 
 
 @pytest.mark.parametrize(("kwargs", "message"), [
-    ({"heads": 3}, r"multiple of heads \(got 8 and 3\)"),
+    ({"heads": 3, "attention_channels": 8}, r"multiple of heads \(got 8 and 3\)"),
     ({"implicit": "none"}, "implicit to be one of decay"),
     ({"time": 0.0}, "positive, finite time"),
 ])

@@ -305,14 +305,35 @@ REPRESENTATIONS = {
     "diagonal_of_rows": "Diagonal((6, 1))",
     "dense": "Dense((5, 5))",
     "banded": "Banded((3, 5))",
-    "graph": "Graph((9,))",
+    "graph": "Graph(num_nodes=6, num_edges=9)",
     "function": "MatrixFree((5,), ())",
     "transposed_graph": "TransposedGraph((9,))",
     "scaled_by_a_tensor": "Scaled((), (5, 5))",
-    "graph_plus_dense": "Graph((9,)) + Dense((6, 6))",
+    "graph_plus_dense": "Graph(num_nodes=6, num_edges=9) + Dense((6, 6))",
 }
 
 
 @pytest.mark.parametrize(("name", "text"), REPRESENTATIONS.items(), ids=REPRESENTATIONS)
 def test_operators_show_their_kind_and_the_shapes_of_their_tensors(name, text):
     assert repr(OPERATORS[name].operator()) == text
+
+
+@every_case
+def test_an_operator_is_divided_by_a_number_or_a_tensor_with_its_gradient(case):
+    J, u = case.operator(), case.state()
+    torch.testing.assert_close((J / 4).mv(u), J.mv(u) / 4, rtol=1e-14, atol=0.0)
+    divisor = torch.tensor(3.0, dtype=F64, requires_grad=True)
+    (J / divisor).mv(u).sum().backward()
+    expected = -float(J.mv(u).detach().sum()) / 9
+    assert float(divisor.grad) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize(("divisor", "error", "message"), [
+    (0, ValueError, "a divisor of an operator other than 0"),
+    (math.nan, ValueError, "the divisor of an operator to be finite"),
+    ("2", TypeError, "the divisor of an operator as a real number"),
+    (torch.ones(3), ValueError, "a number or a 0-dim tensor"),
+])
+def test_what_does_not_divide_an_operator_is_refused(divisor, error, message):
+    with pytest.raises(error, match=message):
+        OPERATORS["dense"].operator() / divisor

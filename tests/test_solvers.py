@@ -205,7 +205,8 @@ def test_the_repr_of_a_solver_shows_what_was_given():
         "GMRES(rtol=0.001, restart=7, preconditioner=Jacobi())")
     assert repr(BiCGStab(max_iter=4).invert(Dense(torch.eye(2)))) == (
         "BiCGStab(max_iter=4).invert(Dense((2, 2)))")
-    assert repr(Direct().invert(directed())) == "FactoredInverse(Graph((50,)))"
+    assert repr(Direct().invert(directed())) == (
+        "FactoredInverse(Graph(num_nodes=12, num_edges=50))")
 
 
 @krylov

@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from systems import Equation, System, Work
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.utils import add_remaining_self_loops, remove_self_loops, to_undirected
+from torch_geometric.utils import remove_self_loops, to_undirected
 
 from pyg_sinode.models import SINODE
-from pyg_sinode.operators import ScaledIdentity
-from pyg_sinode.sparse import Pattern
 
 sys.path.append(str(Path(__file__).parents[1]))
 import node_classification as nc
@@ -142,7 +140,6 @@ class GraphODE(nn.Module):
         self.net, self.system, self.step_size = net, system, step_size
         self.time, self.work = time or net.conv.time, Work()
         self.forward_work: dict[str, int] = {}  # what the last forward pass added up to
-        self.graph: tuple[Tensor, Pattern, Tensor] | None = None
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """The class scores of each node."""
@@ -167,15 +164,8 @@ class GraphODE(nn.Module):
 
     def equation(self, u0: Tensor, edge_index: Tensor) -> Equation:
         """The right-hand side from an initial state."""
-        term = self.net.conv.term
-        if self.graph is None or self.graph[0] is not edge_index:
-            weight = u0.new_ones(edge_index.size(1))
-            (source, target), weight = add_remaining_self_loops(
-                edge_index, weight, fill_value=self.net.conv.fill_value, num_nodes=len(u0))
-            pattern = Pattern(target, source, len(u0))
-            self.graph = edge_index, pattern, weight[pattern.perm]
-        _, pattern, weight = self.graph
-        return Equation(term, ScaledIdentity(-term.decay_rate()), (u0, pattern, weight, None))
+        G, J, _, args = self.net.conv.equation(u0, edge_index)
+        return Equation(G, J, args)
 
 
 def make_network(problem: GraphProblem, data: Data, seed: int, implicit: str = "decay",

@@ -229,6 +229,13 @@ class LinearOperator:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: float | Tensor) -> LinearOperator:
+        if not isinstance(divisor, Tensor):
+            check_number(divisor, "the divisor of an operator")
+            if divisor == 0:
+                raise ValueError("Expected a divisor of an operator other than 0 (got 0).")
+        return Scaled(self, 1.0 / divisor)
+
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
         return Product([self, other])
 
@@ -471,9 +478,12 @@ class Sum(LinearOperator):
 
     Args:
         terms (sequence of LinearOperator): The operators to add; sums among them are taken apart.
+        disc (tuple of float, optional): Centre and radius of a disc on the real axis that the
+            caller knows to hold all eigenvalues. (default: :obj:`None`)
     """
 
-    def __init__(self, terms: Sequence[LinearOperator]) -> None:
+    def __init__(self, terms: Sequence[LinearOperator],
+                 disc: tuple[float, float] | None = None) -> None:
         flat: list[LinearOperator] = []
         if not terms:
             raise ValueError("Expected at least one operator in a sum (got none); use "
@@ -485,6 +495,7 @@ class Sum(LinearOperator):
             flat.extend(term.terms if isinstance(term, Sum) else [term])
         self.terms: tuple[LinearOperator, ...] = tuple(flat)
         self.dims = tuple(sorted({d for term in flat for d in term.dims}))
+        self.known_disc = disc
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -509,7 +520,7 @@ class Sum(LinearOperator):
         return found
 
     def transpose(self) -> Sum:
-        return Sum([term.T for term in self.terms])
+        return Sum([term.T for term in self.terms], self.known_disc)
 
     def check(self, u: Tensor) -> None:
         for term in self.terms:
@@ -528,6 +539,8 @@ class Sum(LinearOperator):
         return entries is not None and size is not None and equals_transpose(entries, size)
 
     def disc(self) -> tuple[float, float] | None:
+        if self.known_disc is not None:
+            return self.known_disc
         known = [disc for disc in (term.disc() for term in self.terms) if disc is not None]
         # Multiples of the identity move the eigenvalues; of two other terms they do not add up.
         others = sum(term.as_diagonal() is None for term in self.terms)

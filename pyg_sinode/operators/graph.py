@@ -159,6 +159,10 @@ class Graph(LinearOperator):
         col, row = self.pattern.edge_index()
         return Entries(row, col, self.value.detach())
 
+    def __repr__(self) -> str:
+        return (f"{type(self).__name__}(num_nodes={self.pattern.num_nodes}, "
+                f"num_edges={self.pattern.num_entries})")
+
 
 class TransposedGraph(LinearOperator):
     """The transpose of a graph operator, on the transposed pattern and the same weights."""

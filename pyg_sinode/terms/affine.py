@@ -73,6 +73,15 @@ class Affine:
         other.f, other.a = self.f.on(tensors[n:n + m]), self.a.on(tensors[n + m:])
         return other
 
+    def wrapped(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], last: Tensor
+                ) -> Affine:
+        """The same part with its functions of time wrapped, which then take one tensor more."""
+        other = Affine(self.operator)
+        other.a = self.a.wrapped(wrap, last) if self.a.function else _TimeFunction(_one).wrapped(
+            wrap, last)
+        other.f = self.f.wrapped(wrap, last)
+        return other
+
     def is_constant(self) -> bool:
         """Whether it is J u, with neither a forcing nor a factor."""
         return self.f.function is None and self.a.function is None
@@ -205,6 +214,14 @@ class _TimeFunction:
         other.function = None if self.function is None else self.function.on(tensors)
         return other
 
+    def wrapped(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], last: Tensor
+                ) -> _TimeFunction:
+        """The function wrapped, with one more argument; nothing stays nothing."""
+        other = _TimeFunction(None)
+        if self.function is not None:
+            other.function = Function(wrap(self.function.fn), (*self.function.args, last))
+        return other
+
     def detached(self) -> _TimeFunction:
         """The same on copies of its tensors, in which its graph ends."""
         return self.on([p.detach().requires_grad_(p.requires_grad) for p in self.tensors])
@@ -237,6 +254,10 @@ class _TimeFunction:
 
 def _constant(t: Tensor, value: Tensor) -> Tensor:
     return value
+
+
+def _one(t: Tensor) -> float:
+    return 1.0
 
 
 def check_finite(scale: float, t: float) -> None:

@@ -237,7 +237,7 @@ class Nonlinear:
             warnings.warn(
                 f"The jacobian of Nonlinear is off by {defect:.2g} on a random direction where the "
                 f"derivative of H is {size:.2g}: Newton's method may converge slowly or not at all "
-                "(gradients are exact all the same).", stacklevel=5)
+                "(gradients are exact all the same).", stacklevel=6)
 
     def __repr__(self) -> str:
         fn = self.function.fn

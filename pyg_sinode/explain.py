@@ -1,0 +1,107 @@
+"""How do PyG's explainers see a flow, which passes no messages, and its attention coefficients?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.explain.algorithm.utils import clear_masks
+from torch_geometric.nn.conv import MessagePassing
+from torch_geometric.typing import SparseTensor
+
+from .attention import check_flow, message_hooks
+from .diffusion import with_loops_of
+from .sparse import Pattern
+
+
+def check_untouched(layer: MessagePassing, attention: MessagePassing) -> None:
+    """Refuses hooks on messages, of which there are none; those of explainers are honoured."""
+    check_flow(layer.flow)
+    check_flow(attention.flow)
+    if any(not _is_explainers(hook) for module in (layer, attention)
+           for registered in message_hooks(module) for hook in registered.values()):
+        raise ValueError("Expected no hooks on messages, aggregation or edge updates in "
+                         f"{type(layer).__name__} (got some, as to_hetero_with_bases registers "
+                         "them): it sends no messages; weigh the edges with edge_weight, or "
+                         "use to_hetero or a layer for each relation.")
+
+
+def edge_mask(layer: MessagePassing, pattern: Pattern, loops: int, x: Tensor) -> Tensor | None:
+    """The mask that an explainer has set, in the order of a pattern; 1 for added self-loops.
+
+    Raises:
+        ValueError: if it is not one number for each edge.
+    """
+    if not layer.explain:
+        return None
+    mask, count = layer._edge_mask, pattern.num_entries - loops
+    if mask is None or mask.shape != (count,):
+        got = None if mask is None else tuple(mask.shape)
+        clear_masks(layer)  # the layer is to be of use after the refusal
+        raise ValueError(f"Expected an edge mask of shape ({count},) where a layer is explained "
+                         f"(got {got}); set it with set_masks(model, mask, edge_index).")
+    mask = mask.to(x)
+    return with_loops_of(mask.sigmoid() if layer._apply_sigmoid else mask, pattern, loops, 1.0)
+
+
+def refuse_mask(layer: MessagePassing, implicit: Any) -> None:
+    """Refuses to explain a layer with an operator of the user's, which no mask reaches."""
+    if layer.explain:
+        clear_masks(layer)
+        raise ValueError("Expected implicit as the name of a split in a layer that is explained "
+                         f"(got {type(implicit).__name__}): an edge mask does not reach an "
+                         "operator of your own; take the gradient at edge_weight instead.")
+
+
+def show_coefficients(layer: MessagePassing, alpha: Tensor) -> None:
+    """Gives the coefficients to the hooks by which an explainer collects those of messages."""
+    for hook in list(layer._message_forward_hooks.values()):
+        hook(layer, ({"alpha": alpha},), alpha)
+
+
+def is_watched(layer: MessagePassing) -> bool:
+    """Whether an explainer waits for the coefficients."""
+    return bool(layer._message_forward_hooks)
+
+
+def _is_explainers(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch_geometric.explain")
+
+
+def as_gatconv(pattern: Pattern, alpha: Tensor, *, loops_last: bool) -> tuple[Tensor, Tensor]:
+    """Edges and coefficients in the given order, with all self-loops moved behind the others."""
+    source, target = pattern.col.long(), pattern.row.long()
+    place = torch.empty_like(source).scatter_(
+        0, pattern.perm.long(), torch.arange(source.numel(), device=source.device))
+    if loops_last:
+        loop = (source == target)[place]
+        own = place[loop]
+        place = torch.cat([place[~loop], own[torch.sort(target[own], stable=True)[1]]])
+    return torch.stack([source[place], target[place]]), alpha.index_select(0, place)
+
+
+def with_coefficients(adjacency: Any, pattern: Pattern, alpha: Tensor, *, loops: bool) -> Any:
+    """What GATConv returns beside its output, in the form in which the graph was given."""
+    if isinstance(adjacency, Tensor) and adjacency.layout == torch.strided:
+        return as_gatconv(pattern, alpha, loops_last=loops)
+    n, row, col = pattern.num_nodes, pattern.row.long(), pattern.col.long()
+    order = torch.argsort(row * n + col, stable=True)
+    row, col, alpha = row[order], col[order], alpha.index_select(0, order)
+    if isinstance(adjacency, SparseTensor):
+        return SparseTensor(row=row, col=col, value=alpha, sparse_sizes=(n, n), is_sorted=True)
+    return _in_layout(adjacency.layout, row, col, alpha, n), alpha
+
+
+def _in_layout(layout: torch.layout, row: Tensor, col: Tensor, alpha: Tensor, n: int) -> Tensor:
+    """A matrix of rows of numbers, in COO, CSR or CSC layout."""
+    size = (n, n, alpha.size(1))
+    if layout == torch.sparse_coo:
+        return torch.sparse_coo_tensor(torch.stack([row, col]), alpha, size,
+                                       check_invariants=True)
+    if layout == torch.sparse_csr:
+        pointer = torch._convert_indices_from_coo_to_csr(row, n)
+        return torch.sparse_csr_tensor(pointer, col, alpha, size, check_invariants=True)
+    order = torch.argsort(col, stable=True)
+    pointer = torch._convert_indices_from_coo_to_csr(col[order], n)
+    return torch.sparse_csc_tensor(pointer, row[order], alpha[order], size, check_invariants=True)

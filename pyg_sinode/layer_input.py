@@ -1,0 +1,182 @@
+"""What may be asked of a layer, and what is refused?"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch_geometric.nn.conv import MessagePassing
+
+from .operators import LinearOperator
+from .operators.checks import check_real, leaves
+from .precision import check_full
+
+
+class Span(NamedTuple):
+    """The times of an integration, and by what the equation is multiplied: nothing if None."""
+
+    times: Tensor
+    rate: Tensor | None
+
+    @property
+    def end(self) -> float:
+        """The last of the times."""
+        return float(self.times[-1])
+
+
+def span_to(time: Any, x: Tensor) -> Span:
+    """From 0 to the time of a layer; a gradient reaches it through a rate of one."""
+    number = checked_number("time", time, "the layer integrates from 0 to time")
+    times = torch.tensor([0.0, number], dtype=torch.float64)
+    if not is_trained(time):
+        return Span(times, None)
+    return Span(times, (time / time.detach()).reshape(()).to(x))
+
+
+def span_of_graphs(end_times: Any, batch: Tensor | None, x: Tensor) -> Span:
+    """From 0 to the latest of the end times; the graphs that end before are slower by so much.
+
+    Raises:
+        ValueError, TypeError: if the times or the batch do not fit.
+    """
+    check_real(end_times, "end_times")
+    if end_times.dim() != 1 or end_times.numel() == 0:
+        raise ValueError("Expected end_times of shape (num_graphs,), one for each graph of batch "
+                         f"(got {tuple(end_times.shape)}).")
+    latest = float(end_times.detach().max())
+    if not (bool((end_times >= 0).all()) and math.isfinite(latest) and latest > 0):
+        raise ValueError("Expected finite end_times of at least 0, not all of them 0 (got "
+                         f"{float(end_times.detach().min())} to {latest}).")
+    if batch is None:
+        batch = torch.zeros(x.size(0), dtype=torch.long, device=x.device)
+        if end_times.numel() > 1:
+            raise ValueError(f"Expected batch, the graph of each node, with {end_times.numel()} "
+                             "end_times (got none); pass data.batch.")
+    if not isinstance(batch, Tensor) or batch.shape != x.shape[:1] or batch.is_floating_point():
+        got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+        raise ValueError(f"Expected batch of shape ({x.size(0)},), the number of each node's graph "
+                         f"(got {got}).")
+    if batch.numel() and not 0 <= int(batch.min()) <= int(batch.max()) < end_times.numel():
+        raise ValueError(f"Expected batch from 0 to {end_times.numel() - 1}, one of end_times for "
+                         f"each graph (got {int(batch.min())} to {int(batch.max())}).")
+    times = torch.tensor([0.0, latest], dtype=torch.float64)
+    return Span(times, (end_times / latest).to(x).index_select(0, batch).view(-1, 1))
+
+
+def check_times(t: Any) -> Tensor:
+    """The output times; refuses any that do not start where the features hold."""
+    check_real(t, "t")
+    if t.dim() != 1 or t.numel() == 0 or float(t.detach()[0]) != 0.0:
+        got = tuple(t.shape) if t.dim() != 1 or t.numel() == 0 else float(t.detach()[0])
+        raise ValueError("Expected t as a 1-D tensor of increasing times that starts at 0, where "
+                         f"the features hold (got {got}).")
+    if bool((t.detach().diff() <= 0).any()):
+        raise ValueError("Expected t increasing (got times that are not); sort it and drop "
+                         "repetitions.")
+    result: Tensor = t
+    return result
+
+
+def is_trained(time: Any) -> bool:
+    """Whether a time is one that a gradient is to reach."""
+    return isinstance(time, Tensor) and time.requires_grad
+
+
+def checked_number(name: str, value: Any, why: str) -> float:
+    """A positive, finite number; refuses what is none."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.detach().item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"Expected {name} as one number (got {got}); {why}.")
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"Expected a positive, finite {name} (got {number}).")
+    return number
+
+
+def checked_step(step_size: Any) -> float | None:
+    """The step size as a number, or None."""
+    if step_size is None:
+        return None
+    if is_trained(step_size):
+        raise ValueError("Expected step_size without requires_grad (got one that requires a "
+                         "gradient): no gradient reaches it; pass a number.")
+    return checked_number("step_size", step_size, "None makes the steps adaptive")
+
+
+def check_channels(in_channels: Any, heads: Any) -> None:
+    """Refuses what is no number of channels or of heads."""
+    if isinstance(in_channels, bool) or not isinstance(in_channels, Integral):
+        raise TypeError(f"Expected in_channels as one int (got {in_channels!r}): a flow has one "
+                        "set of nodes, bipartite graphs are not supported.")
+    if isinstance(heads, bool) or not isinstance(heads, Integral):
+        raise TypeError(f"Expected heads as an int (got {heads!r}); it is the third argument, as "
+                        "in GATConv: pass those of GCNConv by name.")
+
+
+def check_unknown(name: str, kwargs: Iterable[str]) -> None:
+    """Refuses arguments that MessagePassing does not have, by the layer's own name."""
+    known = [p for p in inspect.signature(MessagePassing.__init__).parameters if p != "self"]
+    unknown = [key for key in kwargs if key not in known]
+    if unknown:
+        raise TypeError(f"Expected arguments of {name}, or those of MessagePassing, "
+                        f"{', '.join(known)} (got {', '.join(unknown)}).")
+
+
+def check_gcn(normalize: bool, improved: bool, fill_value: float) -> float:
+    """The weight of self-loops; refuses settings of GCNConv that have no meaning here."""
+    if not normalize:
+        raise ValueError("Expected normalize=True (got False): attention coefficients always sum "
+                         "to one; edge_weight multiplies them before that.")
+    if improved and fill_value != 1.0:
+        raise ValueError(f"Expected either improved, which is fill_value=2, or a fill_value (got "
+                         f"both, {fill_value}).")
+    if not (math.isfinite(fill_value) and fill_value >= 0):
+        raise ValueError(f"Expected a fill_value of at least 0 (got {fill_value}).")
+    return 2.0 if improved else fill_value
+
+
+def check_probability(name: str, p: Any) -> None:
+    """Refuses what is no probability below one."""
+    if isinstance(p, bool) or not isinstance(p, Real) or not (
+            0.0 <= float(p) < 1.0):
+        raise ValueError(f"Expected {name} in [0, 1) (got {p}).")
+
+
+def check_features(x: Any, channels: int, parameter: Tensor) -> None:
+    """Refuses features that do not fit the channels, dtype and device of a layer."""
+    check_full("the parameters of the layer", parameter.dtype)
+    if isinstance(x, (tuple, list)):
+        raise ValueError("Expected one tensor of node features (got a tuple): a flow has one set "
+                         "of nodes; bipartite graphs are not supported.")
+    check_real(x, "x")
+    if x.dim() != 2:
+        raise ValueError(f"Expected node features of shape (num_nodes, channels) (got "
+                         f"{tuple(x.shape)}); put several graphs into one Batch.")
+    if channels > 0 and x.size(1) != channels:
+        raise ValueError(f"Expected {channels} input channels (got {x.size(1)}); in_channels=-1 "
+                         "takes them from the first input.")
+    if x.dtype != parameter.dtype:
+        raise TypeError(f"Expected features in the dtype of the layer, {parameter.dtype} (got "
+                        f"{x.dtype}); convert one of the two.")
+    if x.device != parameter.device:
+        raise ValueError(f"Expected features on the device of the layer, {parameter.device} (got "
+                         f"{x.device}); move one of the two.")
+
+
+def check_leaves(operator: LinearOperator) -> None:
+    """Refuses what was computed from a parameter: it would not follow when that is trained."""
+    made = next((x for x in operator.tensors if not x.is_leaf
+                 and any(isinstance(p, Parameter) for p in leaves(x))), None)
+    if made is not None:
+        raise ValueError(
+            "Expected an implicit operator on parameters themselves (got one on a tensor of shape "
+            f"{tuple(made.shape)} computed from one, which training would not change); pass a "
+            "function implicit(edge_index, edge_weight, num_nodes) that makes the operator anew.")
