@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .controllers import Adaptive, Controller, I
-from .integrate.clock import Clock
+from .integrate.clock import Clock, plan
 from .integrate.explicit import ExplicitTerm
 from .integrate.steps import Steps
 from .norms import maximum
@@ -31,6 +31,15 @@ def tensors_of(u0: Tensor, implicit: Any, args: Any) -> list[Any]:
     if isinstance(implicit, (LinearOperator, Affine, Nonlinear)):
         found += implicit.tensors
     return found
+
+
+def check_state(u0: Any) -> None:
+    """Refuses what is no tensor of real numbers."""
+    if isinstance(u0, (tuple, list)) and any(isinstance(x, Tensor) for x in u0):
+        raise TypeError(f"Expected u0 as one tensor (got a {type(u0).__name__} of tensors); "
+                        "concatenate them, as torch.cat([x.flatten() for x in u0]) or along a "
+                        "dimension of features, and take the state apart in G with .split(sizes).")
+    check_real(u0, "u0")
 
 
 def read_times(t: Any) -> list[float]:
@@ -67,6 +76,12 @@ def clock_of(t: Tensor, times: list[float], scheme: Scheme) -> Clock:
     narrow = torch.finfo(torch.float32).eps
     converted = scheme.equal_steps
     return Clock(narrow if converted else own, narrow, converted)
+
+
+def count_steps(t: Tensor, step_size: float, scheme: Scheme) -> int:
+    """The number of equal steps from the first to the last output time."""
+    times = read_times(t)
+    return sum(each.steps for each in plan(times, step_size, clock_of(t, times, scheme)))
 
 
 def positive(name: str, value: Any) -> float:
@@ -213,7 +228,8 @@ def implicit_term(implicit: Any, u0: Tensor, t: float) -> Affine | Nonlinear | N
         raise TypeError("Expected the implicit part as a pyg_sinode.operators.LinearOperator, "
                         f"terms.Affine or terms.Nonlinear (got {type(implicit).__name__}); wrap a "
                         "matrix with operators.Dense, a linear function with operators.MatrixFree, "
-                        "any other with terms.Nonlinear.")
+                        "any other with terms.Nonlinear; where nothing is implicit, pass None, as "
+                        "imex_odeint(f, None, u0, t).")
     part = Affine(implicit) if isinstance(implicit, LinearOperator) else implicit
     if is_autocast(u0.device) and any(x.dtype in SHORT for x in part.tensors):
         part = part.with_tensors(list(map(widened, part.tensors)))

@@ -26,7 +26,7 @@ from .sparse import (
     sampled_product,
     sparse_product,
 )
-from .transforms import refuse_transforms
+from .transforms import refuse_scripting, refuse_tracing, refuse_transforms
 
 SCORES = ("scaled_dot", "cosine", "pearson", "exp_kernel")
 NORMALIZERS = ("softmax", "squareplus")
@@ -131,6 +131,9 @@ class GRANDAttention(MessagePassing):
     def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None,
                 edge_attr: Tensor | None = None) -> Tensor:
         """The attention-weighted sum over each node's neighbours."""
+        if torch.compiler.is_compiling():
+            return self._compiled(x, edge_index, edge_weight, edge_attr)
+        refuse_tracing(type(self).__name__)
         refuse_transforms(type(self).__name__, [x])
         check_flow(self.flow)
         x = widened(x)
@@ -151,6 +154,19 @@ class GRANDAttention(MessagePassing):
                                  for y in (weight, edge_attr))
             return sparse_product(pattern, self.coefficients(x, pattern, weight, edge_attr), x)
         return self._plain(x, torch.stack([col, row]), weight, edge_attr)
+
+    def _compiled(self, x: Tensor, edge_index: Any, weight: Tensor | None,
+                  edge_attr: Tensor | None) -> Tensor:
+        """The plain path without checks of values, which ``torch.compile`` goes through."""
+        if not isinstance(edge_index, Tensor):
+            raise TypeError("Expected an edge_index in a GRANDAttention that is compiled (got "
+                            f"{type(edge_index).__name__}).")
+        if self.edge_dim is not None and edge_attr is not None:
+            edge_attr = edge_attr.view(-1, self.edge_dim)
+        return self._plain(x, edge_index, weight, edge_attr)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_scripting(type(self).__name__)
 
     def check_edge_attr(self, edge_attr: Any, num_edges: int, x: Tensor) -> Tensor | None:
         """The attributes in the dtype of the features; refuses any that do not fit the layer."""

@@ -11,6 +11,7 @@ from torch.nn import Parameter, ParameterList
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
+from .arguments import count_steps
 from .attention import GRANDAttention, check_choice, check_flow, check_weight
 from .controllers import Controller
 from .diffusion import (
@@ -56,7 +57,7 @@ from .operators.checks import check_real
 from .precision import full_precision, widened
 from .schemes import IMEXMultistep, IMEXTableau, get_scheme
 from .sparse import as_edges
-from .transforms import refuse_transforms
+from .transforms import refuse_scripting, refuse_tracing, refuse_transforms, uncompiled
 
 Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearOperator]
 
@@ -195,7 +196,7 @@ class SINODEConv(MessagePassing):
         fill_value = check_gcn(normalize, improved, fill_value)
         self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
         self.implicit, self.step_size, self.method = implicit, step_size, method
-        end = span_to(time, torch.empty(0)).end
+        end = span_to(time, None).end
         self.time = time if is_trained(time) else end
         self.solver, self.gradient, self.dropout = solver, gradient, dropout
         self.graph_memory, self.checkpoints = graph_memory, checkpoints
@@ -232,6 +233,7 @@ class SINODEConv(MessagePassing):
             torch.nn.init.zeros_(self.bias)
         self.term.reset_parameters()
 
+    @uncompiled
     def forward(
         self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None,
         return_attention_weights: bool | None = None, *, edge_attr: Tensor | None = None,
@@ -253,11 +255,7 @@ class SINODEConv(MessagePassing):
             end_times (Tensor, optional): A terminal time for each graph of a batch, in the place
                 of :obj:`time`; all are integrated in the same steps.
         """
-        refuse_transforms(type(self).__name__, [x])
-        check_untouched(self, self.term.attention)
-        x = widened(x)
-        check_features(x, self.in_channels if self.lin is None else self.lin.in_channels,
-                       self.term.alpha)
+        x = self._checked(x)
         span = self._span(x, t, batch, end_times)
         with full_precision(x.device):
             equation, graph = self._equation(x, edge_index, edge_weight, edge_attr, span.rate)
@@ -273,6 +271,7 @@ class SINODEConv(MessagePassing):
             return out, with_coefficients(edge_index, graph.pattern, alpha,
                                           loops=self.add_self_loops)
 
+    @uncompiled
     def equation(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None, *,
                  edge_attr: Tensor | None = None) -> Equation:
         """The equation that the layer integrates, to be integrated in another way.
@@ -291,13 +290,37 @@ class SINODEConv(MessagePassing):
         Returns:
             Equation: explicit term, implicit operator, features at time 0 and arguments of G.
         """
+        x = self._checked(x)
+        with full_precision(x.device):
+            return self._equation(x, edge_index, edge_weight, edge_attr, None)[0]
+
+    def _checked(self, x: Any) -> Tensor:
+        refuse_tracing(type(self).__name__)
         refuse_transforms(type(self).__name__, [x])
         check_untouched(self, self.term.attention)
         x = widened(x)
         check_features(x, self.in_channels if self.lin is None else self.lin.in_channels,
                        self.term.alpha)
-        with full_precision(x.device):
-            return self._equation(x, edge_index, edge_weight, edge_attr, None)[0]
+        result: Tensor = x
+        return result
+
+    @property
+    def num_hops(self) -> int | None:
+        """How many edges back the nodes lie of which the features of a node are a function.
+
+        The number of hops to sample, as in ``NeighborLoader(data, [-1] * conv.num_hops)``, for the
+        same result as on the whole graph. None where no number is enough or none is known: J of
+        :obj:`"laplacian"` and :obj:`"attention"`, or another that acts along the nodes, is solved
+        with, which reaches every node; column-stochastic coefficients depend on the edges out of
+        a node's neighbours, which are not sampled; adaptive steps are not known before.
+        """
+        J = self.implicit
+        local = J == "decay" or (isinstance(J, LinearOperator) and -2 not in J.dims)
+        step_size = checked_step(self.step_size)
+        if not local or step_size is None or self.term.attention.stochastic == "column":
+            return None
+        scheme, times = get_scheme(self.method), span_to(self.time, None).times
+        return scheme.chain(count_steps(times, step_size, scheme))
 
     def _span(self, x: Tensor, t: Tensor | None, batch: Tensor | None,
               end_times: Tensor | None) -> Span:
@@ -377,6 +400,9 @@ class SINODEConv(MessagePassing):
             raise TypeError(f"Expected the function implicit to return a LinearOperator (got "
                             f"{type(operator).__name__}).")
         return operator
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_scripting(type(self).__name__)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_cache"} | {"stats": None}

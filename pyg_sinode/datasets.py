@@ -40,16 +40,23 @@ class KuramotoSivashinsky(Dataset):
             (default: :obj:`500.0`)
         seed (int): Seed of the initial states. (default: :obj:`0`)
         transform (callable, optional): Applied to each item. (default: :obj:`None`)
+        pre_transform (callable, optional): Applied to each item before it.
+            (default: :obj:`None`)
+        dtype (torch.dtype): Of states and features; the cache is in float64.
+            (default: :obj:`torch.float64`)
+        force_reload (bool): Whether to make the data anew. (default: :obj:`False`)
 
     Shapes:
-        - **states:** :math:`(trajectories, times, n)`, float64
+        - **states:** :math:`(trajectories, times, n)`
     """
 
     step = 0.2  # between saved states, in units of time
 
     def __init__(self, root: str, split: str = "train", *, num_points: int = 64,
                  trajectories: int = 32, duration: float = 500.0, seed: int = 0,
-                 transform: Callable[[Data], Data] | None = None) -> None:
+                 transform: Callable[[Data], Data] | None = None,
+                 pre_transform: Callable[[Data], Data] | None = None,
+                 dtype: torch.dtype = torch.float64, force_reload: bool = False) -> None:
         _check_choice(split, ("train", "val", "test"))
         _check_counts(num_points, trajectories)
         if not 40 * self.step <= duration < math.inf:
@@ -59,11 +66,12 @@ class KuramotoSivashinsky(Dataset):
         self.equation = kuramoto_sivashinsky(self.grid)
         self.key = {"points": num_points, "trajectories": trajectories, "duration": float(duration),
                     "seed": seed, "version": 1}
-        super().__init__(root, transform)
+        _check_dtype(dtype)
+        super().__init__(root, transform, pre_transform, force_reload=force_reload)
         states = _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
         bounds = {"train": (0.0, 0.6), "val": (0.65, 0.7), "test": (0.75, 1.0)}[split]
         first, last = (round(b * (states.size(1) - 1)) for b in bounds)
-        self.states = states[:, first : last + 1]
+        self.states = _own(states[:, first : last + 1], dtype)
         self.times = self.step * torch.arange(first, last + 1, dtype=torch.float64)
 
     @property
@@ -73,6 +81,8 @@ class KuramotoSivashinsky(Dataset):
 
     def process(self) -> None:
         """Makes the data where there is no cache."""
+        if self.force_reload:
+            Path(self.processed_paths[0]).unlink(missing_ok=True)
         _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
 
     def _make(self) -> Tensor:
@@ -93,7 +103,8 @@ class KuramotoSivashinsky(Dataset):
 
     def get(self, idx: int) -> Data:
         """One step as a graph."""
-        return _step_as_data(self.grid, self.states, idx)
+        data = _step_as_data(self.grid, self.states, idx)
+        return data if self.pre_transform is None else self.pre_transform(data)
 
 
 class BurgersTurbulence(Dataset):
@@ -116,9 +127,14 @@ class BurgersTurbulence(Dataset):
         duration (float): Length of each in time. (default: :obj:`5.0`)
         seed (int): Seed of the initial states. (default: :obj:`0`)
         transform (callable, optional): Applied to each item. (default: :obj:`None`)
+        pre_transform (callable, optional): Applied to each item before it.
+            (default: :obj:`None`)
+        dtype (torch.dtype): Of states and features; the cache is in float64.
+            (default: :obj:`torch.float64`)
+        force_reload (bool): Whether to make the data anew. (default: :obj:`False`)
 
     Shapes:
-        - **states:** :math:`(trajectories, times, n)`, float64
+        - **states:** :math:`(trajectories, times, n)`
     """
 
     step = 0.1  # between saved states, in units of time
@@ -126,7 +142,9 @@ class BurgersTurbulence(Dataset):
 
     def __init__(self, root: str, split: str = "train", *, num_points: int = 512,
                  trajectories: int = 100, duration: float = 5.0, seed: int = 0,
-                 transform: Callable[[Data], Data] | None = None) -> None:
+                 transform: Callable[[Data], Data] | None = None,
+                 pre_transform: Callable[[Data], Data] | None = None,
+                 dtype: torch.dtype = torch.float64, force_reload: bool = False) -> None:
         _check_choice(split, ("train", "test"))
         _check_counts(num_points, trajectories)
         if trajectories < 5 or not self.step <= duration < math.inf:
@@ -136,10 +154,11 @@ class BurgersTurbulence(Dataset):
         self.equation = viscous_burgers(self.grid, self.viscosity)
         self.key = {"points": num_points, "trajectories": trajectories, "duration": float(duration),
                     "seed": seed, "version": 1}
-        super().__init__(root, transform)
+        _check_dtype(dtype)
+        super().__init__(root, transform, pre_transform, force_reload=force_reload)
         states = _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
         train = trajectories * 4 // 5
-        self.states = states[:train] if split == "train" else states[train:]
+        self.states = _own(states[:train] if split == "train" else states[train:], dtype)
         self.times = self.step * torch.arange(states.size(1), dtype=torch.float64)
 
     @property
@@ -149,6 +168,8 @@ class BurgersTurbulence(Dataset):
 
     def process(self) -> None:
         """Makes the data where there is no cache."""
+        if self.force_reload:
+            Path(self.processed_paths[0]).unlink(missing_ok=True)
         _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
 
     def _make(self) -> Tensor:
@@ -172,7 +193,8 @@ class BurgersTurbulence(Dataset):
 
     def get(self, idx: int) -> Data:
         """One step as a graph."""
-        return _step_as_data(self.grid, self.states, idx)
+        data = _step_as_data(self.grid, self.states, idx)
+        return data if self.pre_transform is None else self.pre_transform(data)
 
 
 @torch.no_grad()
@@ -232,6 +254,16 @@ def _step_as_data(grid: PeriodicGrid, states: Tensor, idx: int) -> Data:
     data = grid.to_data(states[trajectory, time])
     data.y = states[trajectory, time + 1].reshape(-1, 1)
     return data
+
+
+def _own(states: Tensor, dtype: torch.dtype) -> Tensor:
+    """A part of the states in memory of its own: all of it would be pickled with a view."""
+    return states.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _check_dtype(dtype: Any) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"Expected dtype as torch.float32 or torch.float64 (got {dtype}).")
 
 
 def _check_choice(split: str, choices: tuple[str, ...]) -> None:

@@ -30,11 +30,11 @@ class Span(NamedTuple):
         return float(self.times[-1])
 
 
-def span_to(time: Any, x: Tensor) -> Span:
-    """From 0 to the time of a layer; a gradient reaches it through a rate of one."""
+def span_to(time: Any, x: Tensor | None) -> Span:
+    """From 0 to the time of a layer; a gradient reaches it through a rate of one, if x is given."""
     number = checked_number("time", time, "the layer integrates from 0 to time")
     times = torch.tensor([0.0, number], dtype=torch.float64)
-    if not is_trained(time):
+    if x is None or not is_trained(time):
         return Span(times, None)
     return Span(times, (time / time.detach()).reshape(()).to(x))
 

@@ -16,6 +16,7 @@ from .arguments import (
     check_graph_memory,
     check_scheme,
     check_solver,
+    check_state,
     clock_of,
     control_of,
     explicit_term,
@@ -25,6 +26,7 @@ from .arguments import (
     tensors_of,
 )
 from .controllers import Controller
+from .growth import warn_of_growth
 from .integrate.adjoint import discrete_adjoint, integrate
 from .integrate.backprop import backpropagate
 from .integrate.clock import steps_across_outputs, steps_to_outputs
@@ -34,12 +36,11 @@ from .integrate.loop import Callback
 from .integrate.report import Stats
 from .integrate.steps import Steps
 from .operators import LinearOperator
-from .operators.checks import check_real
 from .precision import check_full, full_precision, widened
 from .schemes import Scheme, get_scheme
 from .terms import Affine, Nonlinear
 from .time_gradients import between, refuse_moving
-from .transforms import WITHOUT_IMPLICIT, refuse_transforms
+from .transforms import WITHOUT_IMPLICIT, refuse_tracing, refuse_transforms, uncompiled
 
 
 class LinearSolver(Protocol):
@@ -86,8 +87,10 @@ def imex_odeint(
 ) -> tuple[Tensor, Stats]: ...
 
 
+@uncompiled
 def imex_odeint(
-    explicit: Term | None, implicit: Implicit | None, u0: Tensor, t: Tensor, *,
+    explicit: Term | None, implicit: Implicit | None, u0: Tensor,
+    t: Tensor = None, *,  # type: ignore[assignment]  # missing only by mistake
     method: Method | None = None, step_size: float | None = None,
     rtol: float | Tensor | None = None, atol: float | Tensor | None = None,
     norm: Norm | None = None, controller: Controller | None = None, first_step: float | None = None,
@@ -182,11 +185,16 @@ def imex_odeint(
 
     Raises:
         ValueError, TypeError: before any work, if an argument does not fit.
+        ExplicitTermError: if a value of G is no rate of change of the state, with the time.
         NonFiniteStateError: if the state stops being finite, with the time and the step.
         LinearSolveError: if a linear solve fails, with time, step, iterations and residual.
         NewtonError: the same of a nonlinear stage, where steps are equal.
         StepSizeError: if adaptive steps fall below min_step, or are more than max_steps.
     """
+    refuse_tracing("imex_odeint")
+    if t is None:
+        raise TypeError("Expected imex_odeint(explicit, implicit, u0, t) (got no t); where nothing "
+                        "is implicit, pass None, as imex_odeint(f, None, u0, t).")
     options: dict[str, Any] = {
         "method": method, "step_size": step_size, "rtol": rtol, "atol": atol, "norm": norm,
         "controller": controller, "first_step": first_step, "min_step": min_step,
@@ -227,7 +235,7 @@ def _integrate(
     checkpoints: Checkpoints | None, checkpoint_device: torch.device | str | None,
     callback: Callback | None, progress: bool,
 ) -> Tensor:
-    check_real(u0, "u0")
+    check_state(u0)
     u0 = widened(u0)
     check_full("u0", u0.dtype)
     plain = gradient == "backprop" and implicit is None
@@ -260,7 +268,10 @@ def _integrate(
     run = Integration(scheme, term, part, known, times, clock, steps, control, dense, graph_memory,
                       checkpoints, device, callback, progress, stats)
     with full_precision(u0.device):
-        return _run(run, u0, gradient, tensors)
+        result = _run(run, u0, gradient, tensors)
+        if isinstance(part, Affine):
+            warn_of_growth(part.operator, u0, result[-1])
+        return result
 
 
 def _run(run: Integration, u0: Tensor, gradient: str, tensors: list[Tensor]) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+F = TypeVar("F", bound=Callable[..., Any])
 REMEDY = "use loss.backward() or torch.autograd.grad"
 WITHOUT_IMPLICIT = REMEDY + ', or gradient="backprop" where there is no implicit part'
 
@@ -38,6 +40,48 @@ def refuse_transforms(what: str, tensors: Iterable[Any], *, differentiable: bool
                            f"inside grad, vjp, jvp or jacrev); {remedy}.")
     if not differentiable and any(isinstance(x, Tensor) and has_tangent(x) for x in tensors):
         raise forward_mode_error(what, remedy)
+
+
+def refuse_scripting(what: str) -> None:
+    """Refuses ``torch.jit.script``, by the method ``__prepare_scriptable__`` that it calls."""
+    raise RuntimeError(f"Expected {what} outside torch.jit.script (got a call of it): its steps "
+                       "and solves are Python; use torch.compile around the model, which leaves "
+                       "them as they are.")
+
+
+def refuse_tracing(what: str) -> None:
+    """Refuses ``torch.jit.trace`` and ``torch.export``, which would freeze the steps of one graph.
+
+    Raises:
+        RuntimeError: naming the way out.
+    """
+    exporting = getattr(torch.compiler, "is_exporting", bool)  # from torch 2.7 on
+    tracing = torch._C._get_tracing_state() is not None
+    kind = "torch.export" if exporting() else "torch.jit.trace" if tracing else None
+    if kind is not None:
+        raise RuntimeError(f"Expected {what} outside {kind} (got a call inside it): its steps and "
+                           "solves are Python; use torch.compile around the model, which leaves "
+                           "them as they are.")
+
+
+def uncompiled(fn: F) -> F:
+    """Makes ``torch.compile`` leave a function as it is: a graph break before and after it."""
+    reason = "the steps and solves of pyg_sinode are Python; compile what lies around them"
+    known = "reason" in inspect.signature(torch.compiler.disable).parameters  # from torch 2.7 on
+    result: F = torch.compiler.disable(fn, **({"reason": reason} if known else {}))
+    return result
+
+
+def of_batch(error: RuntimeError) -> RuntimeError:
+    """What to raise in the place of PyTorch's error where it has no rule for a batch of gradients.
+
+    ``jacobian(vectorize=True)`` and ``is_grads_batched=True`` ask for several at once.
+    """
+    if "Batching rule" not in str(error) and "is_contiguous" not in str(error):
+        return error
+    return RuntimeError("Expected one gradient at a time (got a batch of them, as of jacobian with "
+                        "vectorize=True or of is_grads_batched=True): sparse products and "
+                        "iterative solves have no rule for it; leave that out.")
 
 
 def has_tangent(x: Tensor) -> bool:

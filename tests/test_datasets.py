@@ -349,3 +349,47 @@ def test_bad_arguments_are_refused_before_any_work(kind, change, error, message,
     with pytest.raises(error, match=message):
         kind(str(tmp_path / "data"), **{**SMALL, **change})
     assert not (tmp_path / "data").exists()
+
+
+# Options of PyG's data sets
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_dtype_is_that_of_states_and_items_and_the_cache_stays_the_same(kind, cheap, tmp_path):
+    exact = kind(str(tmp_path), **SMALL)
+    short = kind(str(tmp_path), dtype=torch.float32, **SMALL)
+    assert torch.equal(short.states, exact.states.float())
+    assert short[0].x.dtype == short[0].y.dtype == torch.float32
+    with pytest.raises(TypeError, match=r"dtype as torch.float32 or torch.float64"):
+        kind(str(tmp_path), dtype=torch.bfloat16, **SMALL)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_force_reload_makes_the_data_anew(kind, cheap, tmp_path, monkeypatch):
+    kind(str(tmp_path), **SMALL)
+    monkeypatch.setattr(kind, "_make", forbidden)
+    kind(str(tmp_path), **SMALL)
+    with pytest.raises(AssertionError, match="made again"):
+        kind(str(tmp_path), force_reload=True, **SMALL)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_pre_transform_comes_before_transform(kind, cheap, tmp_path):
+    def first(item):
+        item.seen = ["pre"]
+        return item
+
+    def second(item):
+        item.seen.append("transform")
+        return item
+
+    assert kind(str(tmp_path), pre_transform=first, transform=second, **SMALL)[0].seen == [
+        "pre", "transform"]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_split_is_pickled_without_the_other_splits(kind, cheap, tmp_path):
+    data = kind(str(tmp_path), "test", **SMALL)
+    bytes_of_states = data.states.numel() * 8
+    assert data.states.untyped_storage().nbytes() == bytes_of_states
+    assert len(pickle.dumps(data)) < bytes_of_states + 20_000

@@ -161,7 +161,7 @@ def test_weights_of_another_float_dtype_are_promoted_as_gcn_does(layer):
     half = weight.bfloat16()
     torch.testing.assert_close(layer(X, EDGES, half), layer(X, EDGES, half.float()))
     assert GCNConv(4, 4)(X, EDGES, weight.double()).shape == (4, 4)
-    with pytest.raises(ValueError, match=r"edge_weight of shape \(5,\).*squeeze\(1\)"):
+    with pytest.raises(ValueError, match=r"edge_weight of shape \(5,\).*squeeze\(-1\)"):
         layer(X, EDGES, weight.unsqueeze(1))
     with pytest.raises(TypeError, match="real floating dtype"):
         layer(X, EDGES, torch.ones(5, dtype=torch.long))

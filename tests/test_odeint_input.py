@@ -29,6 +29,11 @@ META = operators.Dense(torch.empty(2, 2, dtype=torch.float64, device="meta"))
 NOT_FINITE = operators.Dense(double([[1.0, math.nan], [0.0, 1.0]]))
 REFUSED = {
     "u0_no_tensor": ({"u0": [1.0, 2.0]}, TypeError, "Expected u0 as a tensor"),
+    "u0_tuple": ({"u0": (double(1.0), double([2.0]))}, TypeError,
+                 r"u0 as one tensor \(got a tuple of tensors\); concatenate them"),
+    "t_missing": ({"t": None}, TypeError, r"imex_odeint\(f, None, u0, t\)"),
+    "implicit_state": ({"implicit": double([1.0, 2.0])}, TypeError,
+                       r"where nothing is implicit, pass None"),
     "u0_integer": ({"u0": torch.tensor([1, 2])}, TypeError, "Expected u0 of a real floating dtype"),
     "u0_complex": ({"u0": torch.zeros(2, dtype=torch.complex128)}, TypeError,
                    "Expected u0 of a real floating dtype"),

@@ -154,7 +154,8 @@ def not_finite(t: float, number: int, state: Tensor) -> NonFiniteStateError:
     return NonFiniteStateError(
         f"The state stopped being finite in step {number}, which starts at time {t:.6g}. Take a "
         "smaller step_size, move the stiff part of the explicit term into the implicit operator, "
-        "or look for NaN in the explicit term.",
+        "or look for NaN in the explicit term, and for a J that grows (a Laplacian D - A enters as "
+        "A - D).",
         time=t, step=number, state=state.detach())
 
 

@@ -102,6 +102,11 @@ class IMEXMultistep:
         """The number s of earlier states that a step uses."""
         return len(self.b)
 
+    def chain(self, steps: int) -> int:
+        """How many evaluations of G the state after so many steps depends on, one in another."""
+        started = min(steps, self.steps - 1)
+        return self.start.chain(started) + steps - started
+
     def _defects(self) -> list[tuple[float, float]]:
         """What is left over when t^p is integrated from exact values at 1, 0, -1, ..."""
         found = []

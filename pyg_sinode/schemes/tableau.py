@@ -163,6 +163,19 @@ class IMEXTableau:
         """The number of evaluations of G in a step."""
         return sum(self.needs_explicit)
 
+    def chain(self, steps: int) -> int:
+        """How many evaluations of G the state after so many steps depends on, one in another."""
+        depth: list[int] = []
+        for i in range(self.stages):
+            depth.append(self._deepest(self.a_explicit[i, :i], self.a_implicit[i, :i], depth))
+        return steps * self._deepest(self.b_explicit, self.b_implicit, depth)
+
+    @staticmethod
+    def _deepest(of_g: Array, of_h: Array, depth: list[int]) -> int:
+        found = [d + int(g != 0) for g, h, d in zip(of_g, of_h, depth, strict=True)
+                 if g != 0 or h != 0]
+        return max(found, default=0)
+
     @cached_property
     def embedded_order(self) -> int:
         """The order of the embedded weights, 0 where there are none."""

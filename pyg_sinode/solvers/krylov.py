@@ -12,6 +12,7 @@ from torch import Tensor
 from ..operators import LinearOperator, LinearSolveError, Solution
 from ..operators.graph import fused
 from ..precision import without_autocast
+from ..transforms import of_batch
 from .base import Inverse, Solver
 
 
@@ -153,7 +154,7 @@ class System:
         self.guess: Tensor | None = None
         self.size = math.prod(b.size(d) for d in self.dims)
         top = b.abs().amax(dim=self.dims, keepdim=True) if self.dims else b.abs()
-        if not bool(top.isfinite().all()):
+        if not _is_finite(top):
             raise LinearSolveError("Expected a finite right-hand side (got NaN or Inf); look where "
                                    "it was computed.")
         self.scale = torch.where(top > 0, top / (2.0 * torch.frexp(top).mantissa), 1.0)
@@ -335,3 +336,9 @@ def safe_divide(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
 def _root_eps(like: Tensor) -> float:
     return math.sqrt(torch.finfo(like.dtype).eps)
 
+
+def _is_finite(x: Tensor) -> bool:
+    try:
+        return bool(x.isfinite().all())
+    except RuntimeError as error:
+        raise of_batch(error) from error

@@ -8,6 +8,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
+from ..transforms import of_batch
 from .edges import check_range
 
 
@@ -194,7 +195,10 @@ def _sorted(index: Tensor) -> tuple[Tensor, Tensor]:
 def csr_matrix(pointer: Tensor, col: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
     """A ``torch.sparse_csr`` tensor of parts that are known to fit; shares their memory."""
     take_beta_notice()
-    return torch.sparse_csr_tensor(pointer, col, value, shape, check_invariants=False)
+    try:
+        return torch.sparse_csr_tensor(pointer, col, value, shape, check_invariants=False)
+    except RuntimeError as error:
+        raise of_batch(error) from error
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..operators.checks import check_dims, lost_gradient, same
 from ..operators.function import Function
 from ..solvers import BlockJacobi, Jacobi, Newton
 from ..transforms import forward_mode_error, has_tangent, recording
+from ..warn import warn_caller
 
 Jacobian = Callable[[Tensor, Tensor], LinearOperator]
 JACOBIAN_DEFECT = 0.4  # the relative defect of a jacobian from which on it is worth a warning
@@ -234,10 +234,10 @@ class Nonlinear:
         size = float(torch.linalg.vector_norm(exact))
         defect = float(torch.linalg.vector_norm(product - exact))
         if defect > JACOBIAN_DEFECT * size:
-            warnings.warn(
+            warn_caller(
                 f"The jacobian of Nonlinear is off by {defect:.2g} on a random direction where the "
                 f"derivative of H is {size:.2g}: Newton's method may converge slowly or not at all "
-                "(gradients are exact all the same).", stacklevel=6)
+                "(gradients are exact all the same).")
 
     def __repr__(self) -> str:
         fn = self.function.fn

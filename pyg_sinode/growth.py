@@ -1,0 +1,37 @@
+"""Does the operator make the state grow, as a graph Laplacian of the wrong sign does?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .operators import Graph, LinearOperator
+from .warn import warn_caller
+
+LARGE = 1e3  # a growth that few users of a graph intend
+
+
+@torch.no_grad()
+def warn_of_growth(operator: LinearOperator, u0: Tensor, u: Tensor) -> None:
+    """Warns where a state has grown, and an operator on a graph, of unknown spectrum, has done it.
+
+    Args:
+        operator (LinearOperator): The operator J.
+        u0 (Tensor): The state at the start.
+        u (Tensor): The state at the end.
+    """
+    if operator.disc() is not None or not _has_graph(operator) or not u.numel():
+        return
+    before, after = float(u0.abs().max()), float(u.abs().max())
+    if not after > LARGE * before:
+        return
+    rate = float((u * operator.mv(u)).sum() / u.square().sum())
+    if rate > 0:
+        warn_caller(
+            f"The state has grown from {before:.1e} to {after:.1e}, and J makes it grow at a rate "
+            f"of {rate:.3g} now: it is an operator on a graph with a positive eigenvalue. Is its "
+            "sign right? A graph Laplacian L = D - A diffuses as J = -L.")
+
+
+def _has_graph(operator: LinearOperator) -> bool:
+    return isinstance(operator, Graph) or any(map(_has_graph, operator.parts))
