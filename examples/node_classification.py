@@ -28,52 +28,15 @@ from torch_geometric.utils import to_undirected
 from tqdm import tqdm
 
 from pyg_sinode.models import SINODE
+from pyg_sinode.presets import GRAND, Preset
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of one data set; those of Cora, CoauthorCS and Photo are GRAND's published ones."""
-
-    channels: int = 64
-    heads: int = 4
-    attention_channels: int = 64
-    attention: str = "scaled_dot"
-    normalizer: str = "softmax"
-    stochastic: str = "row"
-    fill_value: float = 1.0
-    source: bool = False
-    batch_norm: bool = False
-    input_dropout: float = 0.3
-    dropout: float = 0.1
-    time: float = 12.0
-    optimizer: str = "Adam"
-    lr: float = 0.005
-    weight_decay: float = 5e-3
-    epochs: int = 100
-
-
-CORA = Settings(
-    channels=80, heads=8, attention_channels=128, normalizer="squareplus", stochastic="column",
-    source=True, time=18.2948,
-    input_dropout=0.5, dropout=0.0469, optimizer="Adamax", lr=0.02292, weight_decay=0.005077,
-    epochs=100)
+# Those of CiteSeer and PubMed are Cora's: GRAND's own were tuned with other features.
 SETTINGS = {
-    "digits": Settings(),
-    "Cora": CORA,
-    "CiteSeer": CORA,
-    "PubMed": CORA,
-    "CoauthorCS": Settings(
-        channels=16, heads=4, attention_channels=8, normalizer="squareplus", fill_value=0.0,
-        stochastic="column", input_dropout=0.5275, dropout=0.6858, time=3.1264, optimizer="RMSprop",
-        lr=0.000934, weight_decay=0.004738, epochs=250),
-    "Photo": Settings(
-        channels=64, heads=4, attention_channels=64, attention="pearson", fill_value=0.058,
-        batch_norm=True, input_dropout=0.4290, dropout=0.4650, time=3.5824,
-        lr=0.005561, weight_decay=0.004708, epochs=100),
-}
+    "digits": Preset(), "Cora": GRAND["Cora"], "CiteSeer": GRAND["Cora"], "PubMed": GRAND["Cora"],
+    "CoauthorCS": GRAND["CoauthorCS"], "Photo": GRAND["Photo"]}
 
 
 class GCN(torch.nn.Module):
@@ -165,22 +128,18 @@ def with_split(data: Data, name: str, seed: int, split: str = "own") -> Data:
     return data
 
 
-def make_model(args, settings: Settings, data: Data) -> torch.nn.Module:
+def make_model(args, settings: Preset, data: Data) -> torch.nn.Module:
     classes = int(data.y.max()) + 1
     if args.model == "gcn":
         return GCN(data.num_features, settings.channels, classes)
     return SINODE(
-        data.num_features, settings.channels, classes, input_dropout=settings.input_dropout,
-        dropout=settings.dropout, batch_norm=settings.batch_norm, heads=settings.heads,
-        attention=settings.attention, attention_channels=settings.attention_channels,
-        normalizer=settings.normalizer, stochastic=settings.stochastic,
-        fill_value=settings.fill_value, source=settings.source, implicit=args.implicit,
-        time=settings.time, method=args.method, graph_memory=round(args.graph_memory * 2**30),
-        checkpoints=args.checkpoints, rtol=args.rtol, atol=args.rtol,
-        step_size=args.step_size if args.rtol is None else None)
+        data.num_features, settings.channels, classes, **settings.network(),
+        implicit=args.implicit, method=args.method,
+        graph_memory=round(args.graph_memory * 2**30), checkpoints=args.checkpoints,
+        rtol=args.rtol, atol=args.rtol, step_size=args.step_size if args.rtol is None else None)
 
 
-def train(args, settings: Settings, data: Data, seed: int, build=make_model) -> dict:
+def train(args, settings: Preset, data: Data, seed: int, build=make_model) -> dict:
     """One run: test accuracy at the epoch of the best validation accuracy."""
     torch.manual_seed(seed)
     device = torch.device(args.device)

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
 
 from .conv import SINODEConv
-from .layer_input import check_features
+from .layer_input import check_features, check_probability
 from .precision import widened
+from .presets import GRAND
 
 
 class SINODE(torch.nn.Module):
@@ -47,15 +48,34 @@ class SINODE(torch.nn.Module):
                  input_dropout: float = 0.0, dropout: float = 0.0, batch_norm: bool = False,
                  **conv_kwargs: Any) -> None:
         super().__init__()
-        for name, p in (("input_dropout", input_dropout), ("dropout", dropout)):
-            if not 0.0 <= p < 1.0:
-                raise ValueError(f"Expected {name} in [0, 1) (got {p}).")
+        check_probability("input_dropout", input_dropout)
+        check_probability("dropout", dropout)
         self.input_dropout, self.dropout = input_dropout, dropout
         self.encoder = Linear(in_channels, hidden_channels)
         self.norm = torch.nn.BatchNorm1d(hidden_channels) if batch_norm else None
         conv_kwargs.setdefault("bias", False)  # as in GRAND; the decoder has one
         self.conv = SINODEConv(hidden_channels, hidden_channels, **conv_kwargs)
         self.decoder = Linear(hidden_channels, out_channels)
+
+    @classmethod
+    def grand(cls, dataset: str, in_channels: int, out_channels: int, **kwargs: Any) -> SINODE:
+        """The network with the settings that GRAND published for a data set.
+
+        Those of its training are beside them, in :obj:`pyg_sinode.presets.GRAND`.
+
+        Args:
+            dataset (str): One of :obj:`pyg_sinode.presets.GRAND`, such as :obj:`"Cora"`.
+            in_channels (int): Size of each input sample, or -1.
+            out_channels (int): Number of classes.
+            **kwargs (optional): Arguments of :class:`SINODE` in the place of those published.
+        """
+        if dataset not in GRAND:
+            raise ValueError(f"Expected a data set of GRAND's, one of {'; '.join(GRAND)} (got "
+                             f"{dataset!r}).")
+        preset = GRAND[dataset]
+        options = {"hidden_channels": preset.channels} | preset.network() | kwargs
+        hidden = options.pop("hidden_channels")
+        return cls(in_channels, hidden, out_channels, **options)
 
     def reset_parameters(self) -> None:
         """Resets all learnable parameters."""

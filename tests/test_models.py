@@ -9,6 +9,7 @@ import torch.nn.functional as nnf
 from cases import EDGES, NODES
 from torch_geometric.utils import stochastic_blockmodel_graph
 
+from pyg_sinode import presets
 from pyg_sinode.diffusion import SPLITS
 from pyg_sinode.models import SINODE
 
@@ -186,3 +187,29 @@ def test_a_bad_option_of_the_layer_is_refused(kwargs, message):
 def test_bad_input_is_refused(inputs, error, message):
     with pytest.raises(error, match=message):
         SINODE(5, 8, 3)(*inputs)
+
+
+# Presets
+
+
+@pytest.mark.parametrize("name", presets.GRAND)
+def test_grand_s_settings_are_those_of_its_data_set_and_may_be_overridden(name):
+    preset = presets.GRAND[name]
+    model = SINODE.grand(name, 5, 3)
+    attention = model.conv.term.attention
+    assert model.encoder.weight.shape == (preset.channels, 5)
+    assert (attention.heads, attention.attention_channels) == (
+        preset.heads, preset.attention_channels)
+    assert model.conv.time == preset.time
+    assert (model.norm is not None) == preset.batch_norm
+    assert (model.conv.term.beta is not None) == preset.source
+    assert model(X, EDGES).shape == (NODES, 3)
+    assert issubclass(getattr(torch.optim, preset.optimizer), torch.optim.Optimizer)
+    other = SINODE.grand(name, 5, 3, hidden_channels=16, heads=1, time=2.0, implicit="attention")
+    assert other.conv.out_channels == 16
+    assert (other.conv.time, other.conv.heads, other.conv.implicit) == (2.0, 1, "attention")
+
+
+def test_a_data_set_that_grand_has_no_settings_for_is_refused():
+    with pytest.raises(ValueError, match=r"one of Cora; CoauthorCS; .* \(got 'PubMed'\)"):
+        SINODE.grand("PubMed", 5, 3)

@@ -104,7 +104,7 @@ def train(args: argparse.Namespace, problem: GraphProblem, data: Data, seed: int
     return run
 
 
-def build(words: argparse.Namespace, settings: nc.Settings, data: Data, step_size: float
+def build(words: argparse.Namespace, settings: nc.Preset, data: Data, step_size: float
           ) -> nn.Module:
     net = nc.make_model(words, settings, data)
     # The layer takes dense features only.

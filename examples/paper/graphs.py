@@ -43,7 +43,7 @@ class GraphProblem:
     accuracy: tuple[float, float]
 
     @property
-    def settings(self) -> nc.Settings:
+    def settings(self) -> nc.Preset:
         return nc.SETTINGS[self.name]
 
 
