@@ -55,8 +55,10 @@ from .odeint import Checkpoints, LinearSolver, Norm, imex_odeint
 from .operators import LinearOperator
 from .operators.checks import check_real
 from .precision import full_precision, widened
+from .reaction import Reaction, as_reaction, implicit_part
 from .schemes import IMEXMultistep, IMEXTableau, get_scheme
 from .sparse import as_edges
+from .terms import Nonlinear
 from .transforms import refuse_scripting, refuse_tracing, refuse_transforms, uncompiled
 
 Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearOperator]
@@ -69,7 +71,7 @@ class SINODEConv(MessagePassing):
 
     .. math::
         \frac{d\mathbf{X}}{dt} = \alpha \left( \mathbf{A}(\mathbf{X}) \mathbf{X} - \mathbf{X}
-        \right) + \beta \mathbf{X}_0 = G(\mathbf{X}) + J \mathbf{X}, \quad
+        \right) + \beta \mathbf{X}_0 + R(\mathbf{X}) = G(\mathbf{X}) + J \mathbf{X}, \quad
         \mathbf{X}(0) = \mathbf{X}_0, \quad \mathbf{X}^{\prime} = \mathbf{X}(T)
 
     with :math:`\mathbf{A}(\mathbf{X})` the attention of :class:`GRANDAttention`, :math:`\alpha` in
@@ -123,6 +125,11 @@ class SINODEConv(MessagePassing):
         source (bool): Whether to add :math:`\beta \mathbf{X}_0`. (default: :obj:`True`)
         separate_alpha (bool): Whether the terms :math:`\mathbf{A}(\mathbf{X}) \mathbf{X}` and
             :math:`-\mathbf{X}` have an :math:`\alpha` each, as in the paper's code.
+            (default: :obj:`False`)
+        reaction (str or torch.nn.Module, optional): A term R(X) more, by which the flow does not
+            only smooth: one of :class:`pyg_sinode.reaction.Reaction`, or a module called as
+            ``reaction(t, x, x0)`` for each node by itself. (default: :obj:`None`)
+        implicit_reaction (bool): Whether that is part of the implicit side, for a stiff one.
             (default: :obj:`False`)
         add_self_loops (bool): Whether to add a self-loop to each node that has none.
             (default: :obj:`True`)
@@ -179,9 +186,10 @@ class SINODEConv(MessagePassing):
         rtol: float | None = None, atol: float | None = None, norm: Norm | None = None,
         controller: Controller | None = None, max_steps: int | None = None, dense: bool = False,
         callback: Callback | None = None, progress: bool = False, source: bool = True,
-        separate_alpha: bool = False, add_self_loops: bool | None = True, fill_value: float = 1.0,
-        bias: bool = True, residual: bool = False, improved: bool = False, cached: bool = False,
-        normalize: bool = True, **kwargs: Any,
+        separate_alpha: bool = False, reaction: str | torch.nn.Module | None = None,
+        implicit_reaction: bool = False, add_self_loops: bool | None = True,
+        fill_value: float = 1.0, bias: bool = True, residual: bool = False,
+        improved: bool = False, cached: bool = False, normalize: bool = True, **kwargs: Any,
     ) -> None:
         check_unknown(type(self).__name__, kwargs)
         kwargs.setdefault("aggr", "add")
@@ -216,7 +224,9 @@ class SINODEConv(MessagePassing):
         self.term = DiffusionTerm(
             GRANDAttention(out_channels, heads, attention_channels, score=attention,
                            normalizer=normalizer, stochastic=stochastic, edge_dim=edge_dim),
-            source=source, separate_alpha=separate_alpha)
+            source=source, separate_alpha=separate_alpha,
+            reaction=as_reaction(reaction, out_channels, implicit=implicit_reaction),
+            implicit_reaction=implicit_reaction)
         if isinstance(implicit, LinearOperator):
             check_leaves(implicit)
             own = [p for p in implicit.tensors if isinstance(p, Parameter)]
@@ -320,7 +330,10 @@ class SINODEConv(MessagePassing):
         if not local or step_size is None or self.term.attention.stochastic == "column":
             return None
         scheme, times = get_scheme(self.method), span_to(self.time, None).times
-        return scheme.chain(count_steps(times, step_size, scheme))
+        chain = scheme.chain(count_steps(times, step_size, scheme))
+        reaction = self.term.reaction
+        twice = isinstance(reaction, Reaction) and reaction.kind == "blurring_sharpening"
+        return 2 * chain if twice else chain
 
     def _span(self, x: Tensor, t: Tensor | None, batch: Tensor | None,
               end_times: Tensor | None) -> Span:
@@ -339,14 +352,19 @@ class SINODEConv(MessagePassing):
         graph = self._graph(x, edge_index, edge_weight, edge_attr)
         parts = self._split(x, graph, rate)
         args = (x, parts.left_out, rate, *graph)
-        return Equation(self.term, parts.operator, x, args), graph
+        implicit: LinearOperator | Nonlinear = parts.operator
+        if self.term.implicit_reaction:
+            assert self.term.reaction is not None
+            implicit = implicit_part(self.term.reaction, parts.operator, x, rate, self.solver)
+        return Equation(self.term, implicit, x, args), graph
 
     def _integrate(self, equation: Equation, times: Tensor) -> Tensor:
         G, J, u0, args = equation
         flow, self.stats = imex_odeint(
             G, J, u0, times, method=self.method, step_size=checked_step(self.step_size),
             rtol=self.rtol, atol=self.atol, norm=self.norm, controller=self.controller,
-            max_steps=self.max_steps, solver=self.solver, gradient=self.gradient,
+            max_steps=self.max_steps,
+            solver=None if self.term.implicit_reaction else self.solver, gradient=self.gradient,
             graph_memory=self.graph_memory, checkpoints=self.checkpoints, dense=self.dense,
             callback=self.callback, progress=self.progress, return_stats=True, args=args)
         return flow

@@ -12,7 +12,9 @@ from torch.nn import Parameter
 from .attention import GRANDAttention, with_dimension
 from .operators import Diagonal, Graph, LinearOperator, ScaledIdentity
 from .operators.base import Sum
+from .reaction import Reaction
 from .sparse import Pattern, gather_rows, segment_sum, sparse_product
+from .terms import Nonlinear
 
 
 class Equation(NamedTuple):
@@ -20,32 +22,43 @@ class Equation(NamedTuple):
 
     Attributes:
         explicit: The term G, called as ``explicit(t, u, *args)``.
-        implicit: The operator J.
+        implicit: The operator J; with an implicit reaction a Nonlinear.
         u0: The features at time 0.
         args: The further arguments of G.
     """
 
     explicit: DiffusionTerm
-    implicit: LinearOperator
+    implicit: LinearOperator | Nonlinear
     u0: Tensor
     args: tuple[Any, ...]
 
 
 class DiffusionTerm(torch.nn.Module):
-    r"""The explicit term :math:`G = \alpha (A(X) X - X) + \beta X_0 - J X` of a diffusion.
+    r"""The explicit term :math:`G = \alpha (A(X) X - X) + \beta X_0 + R(X) - J X` of a diffusion.
 
     Args:
         attention (GRANDAttention): The attention A(X).
         source (bool): Whether to add :math:`\beta X_0`.
         separate_alpha (bool): Whether the term -X has an alpha of its own.
+        reaction (torch.nn.Module, optional): The reaction R. (default: :obj:`None`)
+        implicit_reaction (bool): Whether to leave it to the implicit part.
+            (default: :obj:`False`)
     """
 
     beta: Parameter | None
     decay: Parameter | None
+    reaction: torch.nn.Module | None
+    repulsion: Parameter | None
+    implicit_reaction: bool = False  # of layers that were pickled whole by an earlier version
 
-    def __init__(self, attention: GRANDAttention, *, source: bool, separate_alpha: bool) -> None:
+    def __init__(self, attention: GRANDAttention, *, source: bool, separate_alpha: bool,
+                 reaction: torch.nn.Module | None = None, implicit_reaction: bool = False) -> None:
         super().__init__()
         self.attention = attention
+        self.register_module("reaction", reaction)
+        self.implicit_reaction = implicit_reaction
+        repels = isinstance(reaction, Reaction) and reaction.kind == "acmp"
+        self.register_parameter("repulsion", Parameter(torch.empty(1)) if repels else None)
         # Of shape (1,): parameters without a dimension cannot be sharded (FSDP2).
         self.alpha = Parameter(torch.empty(1))
         self.register_parameter("beta", Parameter(torch.empty(1)) if source else None)
@@ -53,9 +66,11 @@ class DiffusionTerm(torch.nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Resets alpha to 1/2, beta to 0, and the attention."""
+        """Resets alpha to 1/2, beta and the repulsion to 0, the attention and the reaction."""
         self.attention.reset_parameters()
-        for number in (self.alpha, self.beta, self.decay):
+        if isinstance(self.reaction, Reaction):
+            self.reaction.reset_parameters()
+        for number in (self.alpha, self.beta, self.decay, self.repulsion):
             if number is not None:
                 torch.nn.init.zeros_(number)
 
@@ -71,18 +86,39 @@ class DiffusionTerm(torch.nn.Module):
                 rate: Tensor | None, pattern: Pattern, weight: Tensor | None,
                 edge_attr: Tensor | None, mask: Tensor | None) -> Tensor:
         """The term at features u, without a linear part: coefficients of the edges, or all of J."""
-        value = torch.sigmoid(self.alpha) * self.attention.coefficients(
-            u, pattern, weight, edge_attr)
+        alpha = torch.sigmoid(self.alpha)
+        matrix = self.attention.coefficients(u, pattern, weight, edge_attr)
         if mask is not None:
-            value = value * mask
+            matrix = matrix * mask
+        value = alpha * matrix
+        if self.repulsion is not None:
+            value = value - alpha * self.repulsion * _shares(u, pattern, weight, mask)
         if isinstance(left_out, Tensor):
             value = value - self.decay_rate() * left_out
         out = sparse_product(pattern, value, u)
+        if self.repulsion is not None:
+            out = out + alpha * self.repulsion * u
         if isinstance(left_out, LinearOperator):
             out = out - self.decay_rate() * u - left_out.mv(u)
         if self.beta is not None:
             out = torch.addcmul(out, self.beta, x0)
+        if self.reaction is not None and not self.implicit_reaction:
+            out = out + self._react(t, u, x0, pattern, matrix)
         return out if rate is None else out * rate
+
+    def _react(self, t: Tensor, u: Tensor, x0: Tensor, pattern: Pattern, matrix: Tensor) -> Tensor:
+        reaction = self.reaction
+        assert reaction is not None
+        if isinstance(reaction, Reaction) and reaction.kind == "blurring_sharpening":
+            sharp = u - sparse_product(pattern, matrix, u)
+            return reaction.strength() * sparse_product(pattern, matrix, sharp)
+        result: Tensor = reaction(t, u, x0)
+        return result
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._modules.setdefault("reaction", None)
+        self._parameters.setdefault("repulsion", None)
 
 
 class SortedGraph(NamedTuple):
@@ -137,6 +173,14 @@ def times_rate(operator: LinearOperator, rate: Tensor | None) -> LinearOperator:
     if rate is None:
         return operator
     return rate * operator if rate.dim() == 0 else Diagonal(rate) @ operator
+
+
+def _shares(u: Tensor, pattern: Pattern, weight: Tensor | None, mask: Tensor | None) -> Tensor:
+    """What each edge repels with: its share of the weights into its node."""
+    weight = u.new_ones(pattern.num_entries) if weight is None else weight
+    total = segment_sum(pattern, weight)
+    shares = weight / gather_rows(pattern, total.masked_fill(total == 0, 1.0))
+    return shares if mask is None else shares * mask
 
 
 def _decay(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> None:
