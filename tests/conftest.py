@@ -1,6 +1,7 @@
 """What holds for every test: the number of threads, the same random numbers, warnings as errors.
 
-One thread, or as many as the environment variable PYG_SINODE_TEST_THREADS says.
+One thread, or as many as the environment variable PYG_SINODE_TEST_THREADS says. A test that is
+skipped for want of a package named in PYG_SINODE_REQUIRE (torch_sparse,captum) fails.
 """
 
 import os
@@ -15,6 +16,30 @@ with warnings.catch_warnings():
     import torch_geometric  # noqa: F401
 
 torch.set_num_threads(int(os.environ.get("PYG_SINODE_TEST_THREADS", "1")))
+
+
+REQUIRED = [name for name in os.environ.get("PYG_SINODE_REQUIRE", "").split(",") if name]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    return refuse_skip(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    return refuse_skip(report)
+
+
+def refuse_skip(report):
+    """The report of a test, failed where it was skipped for want of a package that is required."""
+    if report.outcome == "skipped":
+        *_, reason = report.longrepr if isinstance(report.longrepr, tuple) else [report.longrepr]
+        if any(name in str(reason) for name in REQUIRED):
+            report.outcome, report.longrepr = "failed", f"required, but {reason}"
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from conv_cases import (
     make,
 )
 from torch import nn
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
@@ -86,6 +87,8 @@ def test_reset_parameters_draws_anew_and_leaves_an_operator_of_the_users_alone()
 def adjacency(layout, weight):
     """The matrix M[target, source] of the graph of these tests in a sparse layout."""
     source, target = EDGES
+    if layout == "EdgeIndex":
+        return EdgeIndex(EDGES, sparse_size=(NODES, NODES))
     if layout == "SparseTensor":
         return torch_geometric.typing.SparseTensor(
             row=target, col=source, value=weight, sparse_sizes=(NODES, NODES))
@@ -99,7 +102,8 @@ with_torch_sparse = pytest.mark.skipif(not torch_geometric.typing.WITH_TORCH_SPA
 
 
 every_layout = pytest.mark.parametrize(
-    "layout", ["coo", "csr", "csc", pytest.param("SparseTensor", marks=with_torch_sparse)])
+    "layout", ["coo", "csr", "csc", "EdgeIndex",
+               pytest.param("SparseTensor", marks=with_torch_sparse)])
 
 
 @every_split
@@ -111,9 +115,10 @@ def test_every_form_of_the_adjacency_gives_the_same_result_and_gradients(layout,
     conv = make(split)
     x = features().requires_grad_()
     results, gradients = [], []
-    for graph in (lambda w: (EDGES, w), lambda w: (adjacency(layout, w),)):
+    for own in (None, layout):
         weight = WEIGHT.clone().requires_grad_()
-        results.append(conv(x, *graph(weight)))
+        graph = EDGES if own is None else adjacency(layout, weight)
+        results.append(conv(x, graph, weight if own in (None, "EdgeIndex") else None))
         gradients.append(torch.autograd.grad(loss_of(results[-1]), [x, weight]))
     assert distance(results[1], results[0]) < 1e-12
     for found, expected in zip(gradients[1], gradients[0], strict=True):
