@@ -59,9 +59,10 @@ def main() -> None:
     if args.ddp:
         if device.type != "cpu":
             device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+            torch.accelerator.set_device_index(device.index)
         # NCCL on NVIDIA's and AMD's accelerators, Gloo on CPUs.
         dist.init_process_group(dist.get_default_backend_for_device(device))
-    data = generate(args.generated) if args.generated else load_ogb(args.root)
+    data = load(args, device)
     args.out.mkdir(parents=True, exist_ok=True)
     if rank() == 0:
         print(f"{data.num_nodes} nodes, {data.num_edges} directed edges, {data.num_features} "
@@ -78,6 +79,15 @@ def main() -> None:
 
 
 # Data
+
+
+def load(args, device: torch.device) -> Data:
+    """The graph; the first process downloads it before the others read it."""
+    if args.generated:
+        return generate(args.generated)
+    data = load_ogb(args.root) if rank() == 0 else None
+    over_processes(torch.zeros(1, device=device)).item()
+    return data if rank() == 0 else load_ogb(args.root)
 
 
 def load_ogb(root: str, meta_dict: dict | None = None) -> Data:
@@ -183,7 +193,11 @@ def train(args, data: Data, seed: int, device: torch.device) -> dict:
 
 
 def make_loader(args, model: SINODE, data: Data) -> NeighborLoader | None:
-    """Samples around this process's share of the training nodes; None without a batch size."""
+    """Samples around this process's share of the training nodes; None without a batch size.
+
+    As many hops as a node's result depends on. Ten neighbours at each of the 8 hops of the preset
+    grand would lead from 1024 nodes to 99 % of the graph; 10, 5 and then 1 lead to 31 %.
+    """
     if args.batch_size is None:
         return None
     hops = model.conv.num_hops or 3  # None: J reaches every node, and any number is too few
@@ -335,7 +349,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--step-size", type=float, default=1.0, help="the largest step of the integration")
     add("--batch-size", type=int, metavar="N",
         help="training nodes of a sampled step, for each process; None: the whole graph at once")
-    add("--num-neighbors", type=int, nargs="+", default=[10], metavar="K",
+    add("--num-neighbors", type=int, nargs="+", default=[10, 5, 1], metavar="K",
         help="neighbours sampled at each hop, the last number for all further hops; -1: all")
     add("--bf16", action="store_true",
         help="train under autocast to bfloat16; the integration stays in float32")

@@ -10,6 +10,9 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "ogbn_arxiv.py"
 needs_sampler = pytest.mark.skipif(
     not (torch_geometric.typing.WITH_TORCH_SPARSE or torch_geometric.typing.WITH_PYG_LIB),
     reason="NeighborLoader needs torch-sparse or pyg-lib, and neither is installed")
+# It samples with torch-sparse too, but says at each loader that it would rather have pyg-lib.
+ignore_torch_sparse = pytest.mark.filterwarnings(
+    "ignore:Using 'NeighborSampler' without a 'pyg-lib' installation:UserWarning")
 
 
 def load_example():

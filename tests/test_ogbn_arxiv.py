@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ogbn_arxiv_cases import SCRIPT, load_example, needs_sampler
+from ogbn_arxiv_cases import SCRIPT, ignore_torch_sparse, load_example, needs_sampler
 
 # pandas 3 hands OGB arrays that it must not write to, and it does not.
 ignore_read_only = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
@@ -190,6 +190,7 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(run, tmp_path):
 
 
 @needs_sampler
+@ignore_torch_sparse
 @pytest.mark.parametrize("more", [(), ("--bf16",), ("--num-neighbors", "5", "1")])
 def test_sampled_training_learns_and_resumes(run, tmp_path, more):
     options = ("--batch-size", "200", "--preset", "source", "--step-size", "3", *more)
@@ -202,10 +203,35 @@ def test_sampled_training_learns_and_resumes(run, tmp_path, more):
 
 
 @needs_sampler
-def test_two_processes_under_torchrun_train_on_all_nodes_and_one_of_them_writes(tmp_path):
+@ignore_torch_sparse
+def test_a_batch_of_all_nodes_with_all_neighbours_is_a_step_on_the_whole_graph(run, tmp_path):
+    options = ("--preset", "source", "--epochs", "3", "--checkpoint-every", "1")
+    run(tmp_path / "a", *options)
+    run(tmp_path / "b", *options, "--batch-size", "300", "--num-neighbors", "-1")
+    name = "generated-arxiv-source-decay-0.pt"
+    a, b = (np.array(checkpoint(tmp_path / k, name)["run"]["curve"]) for k in "ab")
+    np.testing.assert_allclose(a[:, 0], b[:, 0], rtol=1e-4)
+
+
+@needs_sampler
+def test_two_processes_under_torchrun_take_the_steps_of_one_and_one_of_them_writes(run, tmp_path):
+    options = ("--preset", "source", "--epochs", "3")
+    run(tmp_path / "a", *options)
     done = command("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                   str(SCRIPT), "--generated", "300", "--epochs", "2", "--batch-size", "50",
-                   "--step-size", "4", "--ddp", "--device", "cpu", "--out", str(tmp_path))
+                   str(SCRIPT), "--generated", "300", *options, "--batch-size", "300",
+                   "--num-neighbors", "-1", "--ddp", "--device", "cpu",
+                   "--out", str(tmp_path / "b"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test accuracy") == 1
     assert "2 process(es) on cpu" in done.stdout
+    assert done.stdout.count("test accuracy") == 1
+    name = "generated-arxiv-source-decay-0.pt"
+    a, b = (np.array(checkpoint(tmp_path / k, name)["run"]["curve"]) for k in "ab")
+    np.testing.assert_allclose(a[:, 0], b[:, 0], rtol=1e-4)
+
+
+def test_processes_without_torchrun_or_batches_are_refused_with_a_hint(run, tmp_path, capsys):
+    for options, hint in ((("--ddp",), "needs --batch-size"),
+                          (("--ddp", "--batch-size", "9"), "needs torchrun")):
+        with pytest.raises(SystemExit):
+            run(tmp_path, *options)
+        assert hint in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from ogbn_arxiv_cases import load_example, needs_sampler
+from ogbn_arxiv_cases import ignore_torch_sparse, load_example, needs_sampler
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch, Data
@@ -134,6 +134,8 @@ def test_two_processes_have_the_gradient_and_the_step_of_one_with_all_their_seed
 # Lightning
 
 
+@ignore_torch_sparse
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("loader", ["full", pytest.param("neighbor", marks=needs_sampler)])
 def test_the_model_trains_under_lightning(example, tmp_path, loader):
