@@ -92,7 +92,8 @@ class SINODEConv(MessagePassing):
             or the next multiple of :obj:`heads`. (default: :obj:`None`)
         edge_dim (int, optional): Size of the edge attributes, which then count in the score, see
             :class:`GRANDAttention`. (default: :obj:`None`)
-        normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`. (default: :obj:`"softmax"`)
+        normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`.
+            (default: :obj:`"squareplus"`)
         stochastic (str): :obj:`"row"` or :obj:`"column"`. (default: :obj:`"row"`)
         dropout (float): Probability with which an edge, other than a self-loop, is left out of a
             forward pass in training: of all its evaluations and of J, before coefficients are
@@ -103,7 +104,7 @@ class SINODEConv(MessagePassing):
             :math:`\alpha (\mathbf{A}(\mathbf{X}_0) - I)`; an operator; or a function
             ``(edge_index, edge_weight, num_nodes) -> LinearOperator``. (default: :obj:`"decay"`)
         time (float or Parameter): The terminal time T; a parameter is trained.
-            (default: :obj:`1.0`)
+            (default: :obj:`4.0`)
         step_size (float, optional): The largest step; adaptive steps if None, for which a stiffly
             accurate method such as :obj:`"imex_rk4"` suits. (default: :obj:`1.0`)
         method (str, IMEXTableau or IMEXMultistep): The scheme. (default: :obj:`"imex_rk2"`)
@@ -178,8 +179,8 @@ class SINODEConv(MessagePassing):
     def __init__(
         self, in_channels: int, out_channels: int, heads: int = 1, *,
         attention: str = "scaled_dot", attention_channels: int | None = None,
-        edge_dim: int | None = None, normalizer: str = "softmax", stochastic: str = "row",
-        dropout: float = 0.0, implicit: Implicit = "decay", time: float | Tensor = 1.0,
+        edge_dim: int | None = None, normalizer: str = "squareplus", stochastic: str = "row",
+        dropout: float = 0.0, implicit: Implicit = "decay", time: float | Tensor = 4.0,
         step_size: float | None = 1.0, method: str | IMEXTableau | IMEXMultistep = "imex_rk2",
         solver: LinearSolver | None = None, gradient: str = "discrete",
         graph_memory: int = 2**30, checkpoints: Checkpoints | None = None,

@@ -33,7 +33,7 @@ ISOLATED = 5
 def test_str_and_sizes():
     x = features(dtype=torch.float32)
     conv = SINODEConv(3, 8)
-    assert str(conv) == "SINODEConv(3, 8, heads=1, implicit=decay, time=1, method=imex_rk2)"
+    assert str(conv) == "SINODEConv(3, 8, heads=1, implicit=decay, time=4, method=imex_rk2)"
     assert conv(x, EDGES).size() == (NODES, 8)
     conv = SINODEConv(3, 8, heads=4, implicit="laplacian", time=nn.Parameter(torch.tensor(2.5)),
                       method="imex_rk4")

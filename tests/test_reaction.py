@@ -137,7 +137,7 @@ def test_a_network_learns_with_a_reaction():
     model = SINODE(3, 4, 2, reaction="acmp", implicit_reaction=True, time=2.0)
     x, target = features(dtype=torch.float32), torch.tensor([0, 1, 0, 1, 1, 0])
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.05), []
-    for _ in range(20):
+    for _ in range(40):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x, EDGES), target)
         loss.backward()
