@@ -116,6 +116,7 @@ def test_a_subgraph_of_so_many_hops_gives_the_same_and_of_fewer_does_not():
     assert found[1] > 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:Using .NeighborSampler. without a .pyg-lib")
 @pytest.mark.skipif(importlib.util.find_spec("torch_sparse") is None
                     and importlib.util.find_spec("pyg_lib") is None,
                     reason="NeighborLoader needs torch_sparse or pyg_lib")
