@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,18 +11,14 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
 from .arguments import count_steps
-from .attention import GRANDAttention, check_choice, check_flow, check_weight
+from .attention import GRANDAttention, check_choice, check_flow
 from .controllers import Controller
 from .diffusion import (
-    SPLITS,
     DiffusionTerm,
     Equation,
-    SortedGraph,
     Split,
-    sorted_weight,
     split,
     times_rate,
-    with_loops_of,
 )
 from .explain import (
     as_gatconv,
@@ -34,7 +29,9 @@ from .explain import (
     show_coefficients,
     with_coefficients,
 )
+from .given_operator import Implicit, check_implicit, check_leaves, given_operator
 from .graph_cache import GraphCache
+from .graph_input import GraphInput, SortedGraph
 from .integrate.loop import Callback
 from .integrate.report import Stats
 from .layer_input import (
@@ -42,7 +39,6 @@ from .layer_input import (
     check_channels,
     check_features,
     check_gcn,
-    check_leaves,
     check_probability,
     check_times,
     check_unknown,
@@ -53,15 +49,11 @@ from .layer_input import (
 )
 from .odeint import Checkpoints, LinearSolver, Norm, imex_odeint
 from .operators import LinearOperator
-from .operators.checks import check_real
 from .precision import full_precision, widened
 from .reaction import Reaction, as_reaction, implicit_part
 from .schemes import IMEXMultistep, IMEXTableau, get_scheme
-from .sparse import as_edges
 from .terms import Nonlinear
 from .transforms import refuse_scripting, refuse_tracing, refuse_transforms, uncompiled
-
-Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearOperator]
 
 
 class SINODEConv(MessagePassing):
@@ -197,7 +189,7 @@ class SINODEConv(MessagePassing):
         check_choice("aggr", kwargs["aggr"], ("add", "sum"))
         super().__init__(**kwargs)
         check_flow(self.flow)
-        _check_implicit(implicit)
+        check_implicit(implicit)
         get_scheme(method)
         checked_step(step_size)
         check_channels(in_channels, heads)
@@ -377,48 +369,18 @@ class SINODEConv(MessagePassing):
 
     def _graph(self, x: Tensor, adjacency: Any, edge_weight: Tensor | None,
                edge_attr: Tensor | None) -> SortedGraph:
-        if edge_weight is not None:
-            check_real(edge_weight, "edge_weight")
-        row, col, weight, known = as_edges(adjacency, edge_weight)
-        for name, own in (("the graph", row), ("edge_weight", weight)):
-            if own is not None and own.device != x.device:
-                raise ValueError(f"Expected {name} on the device of the features, {x.device} (got "
-                                 f"{own.device}); move one of the two.")
-        edge_attr = self.term.attention.check_edge_attr(edge_attr, row.numel(), x)
-        pattern, loops = self._cache.pattern(adjacency, row, col, x.size(0), known,
-                                             loops=self.add_self_loops)
-        if weight is not None:
-            weight = check_weight(weight, x)
-        weight = sorted_weight(weight, pattern, loops, self.fill_value, x)
-        if self.training and self.dropout > 0.0:
-            kept = torch.rand_like(x[:1, :1].expand(1, pattern.num_entries)[0]) >= self.dropout
-            kept = (kept | (pattern.row == pattern.col)).to(x.dtype)
-            weight = kept if weight is None else weight * kept
-        if edge_attr is not None:
-            edge_attr = with_loops_of(edge_attr, pattern, loops, 0.0)
-        return SortedGraph(pattern, weight, edge_attr, edge_mask(self, pattern, loops, x))
+        given = GraphInput(self._cache, self.term.attention, self.add_self_loops, self.fill_value,
+                           self.dropout if self.training else 0.0)
+        graph, loops = given.sort(x, adjacency, edge_weight, edge_attr)
+        return graph._replace(mask=edge_mask(self, graph.pattern, loops, x))
 
     def _split(self, x: Tensor, graph: SortedGraph, rate: Tensor | None) -> Split:
         if isinstance(self.implicit, str):
             return split(self.implicit, self.term, x, graph, rate)
         refuse_mask(self, self.implicit)
-        operator = self._given_operator(graph)
+        own = getattr(self, "implicit_parameters", ())
+        operator = given_operator(self.implicit, own, graph)
         return Split(times_rate(operator, rate), operator)
-
-    def _given_operator(self, graph: SortedGraph) -> LinearOperator:
-        if isinstance(self.implicit, LinearOperator):
-            # The parameters in force: functional_call, among others, swaps those of the module.
-            own, present = iter(self.implicit_parameters), self.implicit.tensors
-            tensors = [next(own) if isinstance(p, Parameter) else p for p in present]
-            same = all(a is b for a, b in zip(tensors, present, strict=True))
-            return self.implicit if same else self.implicit.with_tensors(tensors)
-        assert callable(self.implicit)
-        p = graph.pattern
-        operator = self.implicit(p.edge_index(), graph.weight, p.num_nodes)
-        if not isinstance(operator, LinearOperator):
-            raise TypeError(f"Expected the function implicit to return a LinearOperator (got "
-                            f"{type(operator).__name__}).")
-        return operator
 
     def __prepare_scriptable__(self) -> None:
         refuse_scripting(type(self).__name__)
@@ -446,11 +408,3 @@ class SINODEConv(MessagePassing):
         return (f"{type(self).__name__}({self.in_channels}, {self.out_channels}, "
                 f"heads={self.heads}, implicit={implicit}, time={time:g}, "
                 f"method={method})")
-
-
-def _check_implicit(implicit: Any) -> None:
-    if isinstance(implicit, str):
-        check_choice("implicit", implicit, tuple(SPLITS))
-    elif not (isinstance(implicit, LinearOperator) or callable(implicit)):
-        raise TypeError(f"Expected implicit as one of {', '.join(SPLITS)}, a LinearOperator or "
-                        f"a function that makes one (got {type(implicit).__name__}).")

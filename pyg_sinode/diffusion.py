@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .attention import GRANDAttention, with_dimension
+from .graph_input import SortedGraph
 from .operators import Diagonal, Graph, LinearOperator, ScaledIdentity
 from .operators.base import Sum
 from .reaction import Reaction
@@ -121,22 +122,6 @@ class DiffusionTerm(torch.nn.Module):
         self._parameters.setdefault("repulsion", None)
 
 
-class SortedGraph(NamedTuple):
-    """A graph sorted once, and what belongs to its edges, in its order.
-
-    Attributes:
-        pattern: The edges, with the self-loops that were added.
-        weight: Their weights, ones if None.
-        edge_attr: Their attributes.
-        mask: What their coefficients are multiplied with, ones if None.
-    """
-
-    pattern: Pattern
-    weight: Tensor | None
-    edge_attr: Tensor | None = None
-    mask: Tensor | None = None
-
-
 class Split(NamedTuple):
     """The operator J, and what of it the explicit term has to leave out besides the decay."""
 
@@ -215,21 +200,3 @@ def _most_of_mask(mask: Tensor | None) -> float:
     if mask is None or not mask.numel():
         return 1.0
     return max(1.0, float(mask.detach().abs().max()))
-
-
-def sorted_weight(weight: Tensor | None, pattern: Pattern, loops: int, fill_value: float,
-                  x: Tensor) -> Tensor | None:
-    """The weights in the order of a pattern, with those of the self-loops that were added."""
-    if weight is None:
-        if fill_value == 1.0 or loops == 0:
-            return None
-        weight = x.new_ones(pattern.num_entries - loops)
-    return with_loops_of(weight, pattern, loops, fill_value)
-
-
-def with_loops_of(values: Tensor, pattern: Pattern, loops: int, fill_value: float) -> Tensor:
-    """Values of the given edges in the order of a pattern, those of added self-loops filled."""
-    if loops:
-        own = values.new_full((loops, *values.shape[1:]), fill_value)
-        values = torch.cat([values, own])
-    return values.index_select(0, pattern.perm)

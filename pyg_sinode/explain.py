@@ -11,7 +11,7 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import SparseTensor
 
 from .attention import check_flow, message_hooks
-from .diffusion import with_loops_of
+from .graph_input import with_loops_of
 from .sparse import Pattern
 
 

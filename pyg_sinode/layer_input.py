@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch_geometric.nn.conv import MessagePassing
 
-from .operators import LinearOperator
-from .operators.checks import check_real, leaves
+from .operators.checks import check_real
 from .precision import check_full
 
 
@@ -169,14 +167,3 @@ def check_features(x: Any, channels: int, parameter: Tensor) -> None:
     if x.device != parameter.device:
         raise ValueError(f"Expected features on the device of the layer, {parameter.device} (got "
                          f"{x.device}); move one of the two.")
-
-
-def check_leaves(operator: LinearOperator) -> None:
-    """Refuses what was computed from a parameter: it would not follow when that is trained."""
-    made = next((x for x in operator.tensors if not x.is_leaf
-                 and any(isinstance(p, Parameter) for p in leaves(x))), None)
-    if made is not None:
-        raise ValueError(
-            "Expected an implicit operator on parameters themselves (got one on a tensor of shape "
-            f"{tuple(made.shape)} computed from one, which training would not change); pass a "
-            "function implicit(edge_index, edge_weight, num_nodes) that makes the operator anew.")

@@ -1,0 +1,60 @@
+"""Which implicit operator did the user hand to a layer, or a function that makes one?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from .attention import check_choice
+from .diffusion import SPLITS
+from .graph_input import SortedGraph
+from .operators import LinearOperator
+from .operators.checks import leaves
+
+Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearOperator]
+
+
+def check_implicit(implicit: Any) -> None:
+    """Refuses what is neither the name of a split, nor an operator, nor a function."""
+    if isinstance(implicit, str):
+        check_choice("implicit", implicit, tuple(SPLITS))
+    elif not (isinstance(implicit, LinearOperator) or callable(implicit)):
+        raise TypeError(f"Expected implicit as one of {', '.join(SPLITS)}, a LinearOperator or "
+                        f"a function that makes one (got {type(implicit).__name__}).")
+
+
+def given_operator(implicit: Implicit, parameters: Iterable[Tensor], graph: SortedGraph
+                   ) -> LinearOperator:
+    """The operator, on the parameters in force: functional_call, say, swaps those of a module.
+
+    Args:
+        implicit (LinearOperator or callable): What the layer was given.
+        parameters (iterable of Tensor): Those of an operator's tensors that are parameters.
+        graph (SortedGraph): What a function is called with.
+    """
+    if isinstance(implicit, LinearOperator):
+        own, present = iter(parameters), implicit.tensors
+        tensors = [next(own) if isinstance(p, Parameter) else p for p in present]
+        same = all(a is b for a, b in zip(tensors, present, strict=True))
+        return implicit if same else implicit.with_tensors(tensors)
+    assert callable(implicit)
+    p = graph.pattern
+    operator = implicit(p.edge_index(), graph.weight, p.num_nodes)
+    if not isinstance(operator, LinearOperator):
+        raise TypeError(f"Expected the function implicit to return a LinearOperator (got "
+                        f"{type(operator).__name__}).")
+    return operator
+
+
+def check_leaves(operator: LinearOperator) -> None:
+    """Refuses what was computed from a parameter: it would not follow when that is trained."""
+    made = next((x for x in operator.tensors if not x.is_leaf
+                 and any(isinstance(p, Parameter) for p in leaves(x))), None)
+    if made is not None:
+        raise ValueError(
+            "Expected an implicit operator on parameters themselves (got one on a tensor of shape "
+            f"{tuple(made.shape)} computed from one, which training would not change); pass a "
+            "function implicit(edge_index, edge_weight, num_nodes) that makes the operator anew.")
