@@ -51,7 +51,8 @@ class GRANDAttention(MessagePassing):
     weight of zero removes the edge.
 
     Without gather and scatter of edges-by-channels tensors: scores are a sampled product and the
-    sum is a sparse product on a graph sorted once. The plain message path gives the same numbers.
+    sum is a sparse product on a graph sorted once. The plain message path gives the same numbers;
+    hooks, masks of explainers and ``torch.compile`` take that one.
 
     Args:
         in_channels (int): Size of each input sample.

@@ -89,7 +89,8 @@ def test_the_gradient_of_a_mask_is_that_of_finite_differences(split):
     conv = make(split, solver=TIGHT[split])
     mask = torch.linspace(0.2, 0.9, 9, dtype=torch.float64).requires_grad_()
     for sigmoid in (False, True):
-        assert gradcheck(lambda mask, sigmoid=sigmoid: masked(conv, mask, sigmoid=sigmoid), (mask,))
+        assert gradcheck(lambda mask, sigmoid=sigmoid: masked(conv, mask, sigmoid=sigmoid), (mask,),
+                         fast_mode=True)
 
 
 @pytest.mark.parametrize("implicit", ["operator", "callable"])

@@ -32,6 +32,13 @@ class Graph(LinearOperator):
     Orientation is PyG's: an edge runs from :obj:`edge_index[0]` to :obj:`edge_index[1]`; a sparse
     adjacency argument *is* the matrix (PyG's ``adj_t``). Duplicate edges add up.
 
+    A diffusion has J = A - D, the negative of the graph Laplacian L = D - A:
+
+    .. code-block:: python
+
+        degree = torch.zeros(n).index_add(0, edge_index[1], edge_weight)
+        J = Graph(edge_index, edge_weight, n) + Diagonal(-degree.view(-1, 1))
+
     Args:
         adjacency (Tensor or SparseTensor): The edge indices, a ``torch.sparse`` tensor in COO, CSR
             or CSC layout, or a ``torch_sparse.SparseTensor``.
