@@ -43,7 +43,7 @@ from .layer_input import (
     check_times,
     check_unknown,
     checked_step,
-    is_trained,
+    checked_time,
     span_of_graphs,
     span_to,
 )
@@ -89,7 +89,7 @@ class SINODEConv(MessagePassing):
         stochastic (str): :obj:`"row"` or :obj:`"column"`. (default: :obj:`"row"`)
         dropout (float): Probability with which an edge, other than a self-loop, is left out of a
             forward pass in training: of all its evaluations and of J, before coefficients are
-            normalised, so that they still sum to one. (default: :obj:`0.0`)
+            normalised, so that they still sum to one where an edge is left. (default: :obj:`0.0`)
         implicit (str, LinearOperator or callable): The linear part J: :obj:`"decay"`,
             :math:`-\alpha I`; :obj:`"laplacian"`, :math:`\alpha (\hat{\mathbf{D}}^{-1/2}
             \hat{\mathbf{A}} \hat{\mathbf{D}}^{-1/2} - I)`; :obj:`"attention"`,
@@ -121,7 +121,8 @@ class SINODEConv(MessagePassing):
             (default: :obj:`False`)
         reaction (str or torch.nn.Module, optional): A term R(X) more, by which the flow does not
             only smooth: one of :class:`pyg_sinode.reaction.Reaction`, or a module called as
-            ``reaction(t, x, x0)`` for each node by itself. (default: :obj:`None`)
+            ``reaction(t, x, x0)`` for each node by itself, t a 0-dim tensor, or (N, 1) with
+            :obj:`end_times`. (default: :obj:`None`)
         implicit_reaction (bool): Whether that is part of the implicit side, for a stiff one.
             (default: :obj:`False`)
         add_self_loops (bool): Whether to add a self-loop to each node that has none.
@@ -197,8 +198,7 @@ class SINODEConv(MessagePassing):
         fill_value = check_gcn(normalize, improved, fill_value)
         self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
         self.implicit, self.step_size, self.method = implicit, step_size, method
-        end = span_to(time, None).end
-        self.time = time if is_trained(time) else end
+        self.time = checked_time(time)
         self.solver, self.gradient, self.dropout = solver, gradient, dropout
         self.graph_memory, self.checkpoints = graph_memory, checkpoints
         self.rtol, self.atol, self.norm = rtol, atol, norm
@@ -258,6 +258,7 @@ class SINODEConv(MessagePassing):
             end_times (Tensor, optional): A terminal time for each graph of a batch, in the place
                 of :obj:`time`; all are integrated in the same steps.
         """
+        self.stats = None
         x = self._checked(x)
         span = self._span(x, t, batch, end_times)
         with full_precision(x.device):
@@ -312,10 +313,11 @@ class SINODEConv(MessagePassing):
         """How many edges back the nodes lie of which the features of a node are a function.
 
         The number of hops to sample, as in ``NeighborLoader(data, [-1] * conv.num_hops)``, for the
-        same result as on the whole graph. None where no number is enough or none is known: J of
-        :obj:`"laplacian"` and :obj:`"attention"`, or another that acts along the nodes, is solved
-        with, which reaches every node; column-stochastic coefficients depend on the edges out of
-        a node's neighbours, which are not sampled; adaptive steps are not known before.
+        same result as on the whole graph, in a call without :obj:`t` and :obj:`end_times`. None
+        where no number is enough or none is known: J of :obj:`"laplacian"` and :obj:`"attention"`,
+        or another that acts along the nodes, is solved with, which reaches every node;
+        column-stochastic coefficients depend on the edges out of a node's neighbours, which are
+        not sampled; adaptive steps are not known before.
         """
         J = self.implicit
         local = J == "decay" or (isinstance(J, LinearOperator) and -2 not in J.dims)

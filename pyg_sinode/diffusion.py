@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch_geometric.nn.inits import reset
 
 from .attention import GRANDAttention, with_dimension
 from .graph_input import SortedGraph
@@ -69,8 +70,7 @@ class DiffusionTerm(torch.nn.Module):
     def reset_parameters(self) -> None:
         """Resets alpha to 1/2, beta and the repulsion to 0, the attention and the reaction."""
         self.attention.reset_parameters()
-        if isinstance(self.reaction, Reaction):
-            self.reaction.reset_parameters()
+        reset(self.reaction)
         for number in (self.alpha, self.beta, self.decay, self.repulsion):
             if number is not None:
                 torch.nn.init.zeros_(number)
@@ -104,7 +104,8 @@ class DiffusionTerm(torch.nn.Module):
         if self.beta is not None:
             out = torch.addcmul(out, self.beta, x0)
         if self.reaction is not None and not self.implicit_reaction:
-            out = out + self._react(t, u, x0, pattern, matrix)
+            own = t if rate is None else rate * t  # the time that the rate makes of it
+            out = out + self._react(own, u, x0, pattern, matrix)
         return out if rate is None else out * rate
 
     def _react(self, t: Tensor, u: Tensor, x0: Tensor, pattern: Pattern, matrix: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ def edge_mask(layer: MessagePassing, pattern: Pattern, loops: int, x: Tensor) ->
         got = None if mask is None else tuple(mask.shape)
         clear_masks(layer)  # the layer is to be of use after the refusal
         raise ValueError(f"Expected an edge mask of shape ({count},) where a layer is explained "
-                         f"(got {got}); set it with set_masks(model, mask, edge_index).")
+                         f"(got {got}); set it with set_masks(model, mask, edge_index), after "
+                         "clear_masks(model).")
     mask = mask.to(x)
     return with_loops_of(mask.sigmoid() if layer._apply_sigmoid else mask, pattern, loops, 1.0)
 
@@ -51,7 +52,8 @@ def refuse_mask(layer: MessagePassing, implicit: Any) -> None:
         clear_masks(layer)
         raise ValueError("Expected implicit as the name of a split in a layer that is explained "
                          f"(got {type(implicit).__name__}): an edge mask does not reach an "
-                         "operator of your own; take the gradient at edge_weight instead.")
+                         "operator of your own; take the gradient at edge_weight instead, after "
+                         "clear_masks(model), which takes the masks off other layers.")
 
 
 def show_coefficients(layer: MessagePassing, alpha: Tensor) -> None:

@@ -12,25 +12,27 @@ LARGE = 1e3  # a growth that few users of a graph intend
 
 
 @torch.no_grad()
-def warn_of_growth(operator: LinearOperator, u0: Tensor, u: Tensor) -> None:
+def warn_of_growth(operator: LinearOperator, u0: Tensor, u: Tensor, *, forwards: bool) -> None:
     """Warns where a state has grown, and an operator on a graph, of unknown spectrum, has done it.
 
     Args:
         operator (LinearOperator): The operator J.
         u0 (Tensor): The state at the start.
         u (Tensor): The state at the end.
+        forwards (bool): Whether the time increases from the start to the end.
     """
     if operator.disc() is not None or not _has_graph(operator) or not u.numel():
         return
     before, after = float(u0.abs().max()), float(u.abs().max())
-    if not after > LARGE * before:
+    if before == 0.0 or not after > LARGE * before:
         return
+    u = u / after
     rate = float((u * operator.mv(u)).sum() / u.square().sum())
-    if rate > 0:
+    if (rate if forwards else -rate) > 0:
         warn_caller(
             f"The state has grown from {before:.1e} to {after:.1e}, and J makes it grow at a rate "
-            f"of {rate:.3g} now: it is an operator on a graph with a positive eigenvalue. Is its "
-            "sign right? A graph Laplacian L = D - A diffuses as J = -L.")
+            f"of {abs(rate):.3g} now: it is an operator on a graph with an eigenvalue of that "
+            "sign. Is its sign right? A graph Laplacian L = D - A diffuses as J = -L.")
 
 
 def _has_graph(operator: LinearOperator) -> bool:

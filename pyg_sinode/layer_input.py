@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch_geometric.nn.conv import MessagePassing
 
 from .operators.checks import check_real
@@ -56,8 +57,10 @@ def span_of_graphs(end_times: Any, batch: Tensor | None, x: Tensor) -> Span:
         if end_times.numel() > 1:
             raise ValueError(f"Expected batch, the graph of each node, with {end_times.numel()} "
                              "end_times (got none); pass data.batch.")
-    if not isinstance(batch, Tensor) or batch.shape != x.shape[:1] or batch.is_floating_point():
-        got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+    if not isinstance(batch, Tensor) or batch.shape != x.shape[:1] or batch.dtype not in (
+            torch.int64, torch.int32):
+        got = (f"{tuple(batch.shape)} of {batch.dtype}" if isinstance(batch, Tensor)
+               else type(batch).__name__)
         raise ValueError(f"Expected batch of shape ({x.size(0)},), the number of each node's graph "
                          f"(got {got}).")
     if batch.numel() and not 0 <= int(batch.min()) <= int(batch.max()) < end_times.numel():
@@ -84,6 +87,16 @@ def check_times(t: Any) -> Tensor:
 def is_trained(time: Any) -> bool:
     """Whether a time is one that a gradient is to reach."""
     return isinstance(time, Tensor) and time.requires_grad
+
+
+def checked_time(time: Any) -> float | Parameter:
+    """A time as a number, or as the parameter that it is."""
+    if is_trained(time) and not isinstance(time, Parameter):
+        raise ValueError("Expected time as a number or a torch.nn.Parameter (got a tensor that "
+                         "requires a gradient and would not be saved); wrap it, or assign "
+                         "conv.time before each call.")
+    end = span_to(time, None).end
+    return time if isinstance(time, Parameter) else end
 
 
 def checked_number(name: str, value: Any, why: str) -> float:
@@ -136,8 +149,9 @@ def check_gcn(normalize: bool, improved: bool, fill_value: float) -> float:
     if improved and fill_value != 1.0:
         raise ValueError(f"Expected either improved, which is fill_value=2, or a fill_value (got "
                          f"both, {fill_value}).")
-    if not (math.isfinite(fill_value) and fill_value >= 0):
-        raise ValueError(f"Expected a fill_value of at least 0 (got {fill_value}).")
+    if not (isinstance(fill_value, Real) and math.isfinite(fill_value) and fill_value >= 0):
+        raise ValueError(f"Expected a fill_value of at least 0 (got {fill_value}): the weight of "
+                         "the added self-loops is a number.")
     return 2.0 if improved else fill_value
 
 

@@ -85,7 +85,8 @@ class SINODE(torch.nn.Module):
         self.conv.reset_parameters()
         self.decoder.reset_parameters()
 
-    def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None,
+                edge_attr: Tensor | None = None) -> Tensor:
         """The class scores of each node."""
         x = widened(x)
         check_features(x, self.encoder.in_channels, self.conv.term.alpha)
@@ -93,7 +94,7 @@ class SINODE(torch.nn.Module):
         x = self.encoder(x)
         if self.norm is not None:
             x = self.norm(x)
-        x = self.conv(x, edge_index, edge_weight).relu()
+        x = self.conv(x, edge_index, edge_weight, edge_attr=edge_attr).relu()
         x = F.dropout(x, self.dropout, self.training)
         result: Tensor = self.decoder(x)
         return result

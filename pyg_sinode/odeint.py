@@ -269,8 +269,8 @@ def _integrate(
                       checkpoints, device, callback, progress, stats)
     with full_precision(u0.device):
         result = _run(run, u0, gradient, tensors)
-        if isinstance(part, Affine):
-            warn_of_growth(part.operator, u0, result[-1])
+        if isinstance(part, Affine) and part.is_unscaled():
+            warn_of_growth(part.operator, u0, result[-1], forwards=times[-1] > times[0])
         return result
 
 

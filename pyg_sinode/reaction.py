@@ -110,7 +110,7 @@ class ImplicitReaction(torch.nn.Module):
     def forward(self, t: Tensor, u: Tensor, x0: Tensor, rate: Tensor | None,
                 J: LinearOperator) -> Tensor:
         """The rate of change at features u."""
-        value: Tensor = self.reaction(t, u, x0)
+        value: Tensor = self.reaction(t if rate is None else rate * t, u, x0)
         return J.mv(u) + (value if rate is None else rate * value)
 
 

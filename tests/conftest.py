@@ -37,7 +37,7 @@ def refuse_skip(report):
     """The report of a test, failed where it was skipped for want of a package that is required."""
     if report.outcome == "skipped":
         *_, reason = report.longrepr if isinstance(report.longrepr, tuple) else [report.longrepr]
-        if any(name in str(reason) for name in REQUIRED):
+        if any(name in str(reason).replace("torch-sparse", "torch_sparse") for name in REQUIRED):
             report.outcome, report.longrepr = "failed", f"required, but {reason}"
     return report
 

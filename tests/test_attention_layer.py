@@ -208,3 +208,13 @@ def test_input_that_does_not_fit_is_refused(fused, inputs, error, match):
     layer = GRANDAttention(CHANNELS, HEADS, WIDTH, fused=fused)
     with pytest.raises(error, match=match):
         layer(*inputs)
+
+
+def test_scores_start_close_together_in_a_lazy_layer_too():
+    torch.manual_seed(0)
+    for layer in (GRANDAttention(40, attention_channels=64),
+                  GRANDAttention(-1, attention_channels=64)):
+        layer(torch.randn(3, 40), torch.tensor([[0, 1], [1, 2]]))
+        # Glorot's uniform numbers have a standard deviation of sqrt(2 / (40 + 64)).
+        assert float(layer.lin_key.weight.detach().std()) == pytest.approx(
+            0.1 * (2 / 104) ** 0.5, rel=0.1)

@@ -66,7 +66,14 @@ def test_attention_by_itself_compiles_as_one_graph(options):
     given = (W, torch.randn(9, 2)) if options.get("edge_dim") else (W,)
     out, expected = compiled(X, EDGES, *given), layer(X, EDGES, *given)
     torch.testing.assert_close(out, expected)
-    out.sum().backward()
+    parameters = list(layer.parameters())
+    for one, other in zip(torch.autograd.grad(out.square().sum(), parameters),
+                          torch.autograd.grad(expected.square().sum(), parameters), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    if not options.get("edge_dim"):
+        assert compiled(X, EDGES, W.double()).dtype == torch.float32
+        with pytest.raises(Exception, match="no edge_attr in a layer without edge_dim"):
+            compiled(X, EDGES, W, torch.randn(9, 2))
     with pytest.raises(Exception, match="Expected an edge_index in a GRANDAttention"):
         compiled(X, EDGES.tolist())
 

@@ -151,6 +151,7 @@ def test_training_moves_the_parameter_of_an_operator():
     ({"step_size": -0.5}, ValueError, r"positive, finite step_size \(got -0.5\)"),
     ({"step_size": 0.0}, ValueError, r"positive, finite step_size \(got 0.0\)"),
     ({"step_size": math.nan}, ValueError, r"positive, finite step_size \(got nan\)"),
+    ({"fill_value": "mean"}, ValueError, r"\(got mean\): the weight of the added self-loops"),
     ({"fill_value": -1.0}, ValueError, r"fill_value of at least 0 \(got -1.0\)"),
     ({"fill_value": math.nan}, ValueError, r"fill_value of at least 0 \(got nan\)"),
     ({"flow": "target_to_source"}, ValueError, r"edge_index\.flip\(0\)"),

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 from cases import EDGES, NODES
-from conv_cases import TIGHT, WEIGHT, distance, every_split, features, loss_of, make
+from conv_cases import TIGHT, WEIGHT, distance, every_split, features, make
 from torch.autograd import gradcheck
 from torch_geometric import EdgeIndex
 from torch_geometric.explain import (
@@ -73,9 +73,7 @@ def test_a_mask_multiplies_the_normalised_coefficient_in_both_parts(split):
 def test_a_hard_mask_zeroes_edges_and_all_of_them_leave_the_decay(split):
     conv = make(split, add_self_loops=False, source=False)
     hard = masked(conv, HARD)
-    moved = features().clone()
-    moved[4] += 1.0
-    # All edges out of node 4 but the last (to 3) are removed: node 1 does not see it directly.
+    assert distance(hard, conv(features(), EDGES, WEIGHT)) > 1e-2
     set_masks(conv, torch.zeros(9), EDGES, apply_sigmoid=False)
     out = conv(features(), EDGES, WEIGHT)
     ratio = out / conv.lin(features())
@@ -246,8 +244,9 @@ def test_a_torch_sparse_matrix_comes_back_as_one_with_the_coefficients(layout):
         row, col = (long, inner) if layout == "csr" else (inner, long)
     found[row, col] = matrix.values() if layout != "coo" else matrix._values()
     assert distance(found, whole) < 1e-14
-    assert torch.equal(alpha, matrix._values() if layout == "coo" else alpha)
-    assert loss_of(out).isfinite()
+    values = matrix._values() if layout == "coo" else matrix.values()
+    assert distance(values.sort(dim=0).values, alpha.sort(dim=0).values) == 0.0
+    assert torch.equal(out, conv(x, adjacency))
 
 
 def test_a_sparse_tensor_comes_back_as_one_with_the_coefficients():

@@ -7,6 +7,7 @@ import torch
 
 from pyg_sinode import NonFiniteStateError, imex_odeint
 from pyg_sinode.operators import Dense, Graph, ScaledIdentity
+from pyg_sinode.terms import Affine
 
 EDGES = torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]])
 DEGREE = torch.tensor([1.0, 2.0, 2.0, 1.0])
@@ -31,11 +32,28 @@ def test_a_laplacian_of_the_wrong_sign_is_named():
     (lambda: Dense(3.0 * torch.eye(4), dim=-2), None),  # no graph: growth may be meant
     (lambda: Graph(EDGES, num_nodes=4, radius=2.0) + ScaledIdentity(2.0), None),  # it is known
     (lambda: -laplacian(), lambda t, u: 4.0 * u),  # G does it
+    (lambda: Affine(laplacian(), scale=lambda t: -1.0), lambda t, u: 4.0 * u),
 ])
 def test_nobody_else_is_warned(implicit, explicit):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         imex_odeint(explicit, implicit(), U0, T, step_size=0.1)
+
+
+def test_a_state_that_starts_from_zero_is_not_said_to_have_grown():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        imex_odeint(lambda t, u: torch.ones_like(u), laplacian(), 0 * U0, T, step_size=0.1)
+
+
+@pytest.mark.parametrize(("times", "sign"), [(4 * T, 1.0), (T.flip(0), -1.0)],
+                         ids=["large", "backwards"])
+def test_growth_to_large_numbers_and_backwards_in_time_is_seen_too(times, sign):
+    with pytest.warns(UserWarning, match="Is its sign right"):
+        imex_odeint(None, sign * laplacian(), U0, times, step_size=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        imex_odeint(None, -sign * laplacian(), U0, times, step_size=0.1)
 
 
 def test_a_state_that_overflows_says_where_to_look():

@@ -85,6 +85,7 @@ def test_options_of_the_integrator_reach_it():
     ({"end_times": T[1:3]}, ValueError, r"Expected batch, .* with 2 end_times \(got none\)"),
     ({"end_times": T[None], "batch": torch.zeros(6).long()}, ValueError,
      r"end_times of shape \(num_graphs,\)"),
+    ({"end_times": T[1:3], "batch": torch.zeros(6).bool()}, ValueError, "of torch.bool"),
     ({"end_times": T[:1], "batch": torch.zeros(6).long()}, ValueError, "not all of them 0"),
     ({"end_times": -T[1:2]}, ValueError, "finite end_times of at least 0"),
     ({"end_times": T[1:3], "batch": torch.zeros(5).long()}, ValueError, r"batch of shape \(6,\)"),
@@ -147,7 +148,7 @@ def test_adaptive_steps_of_a_batch_with_end_times_meet_their_tolerance():
         assert distance(together[whole.batch == k], alone) < 1e-5
 
 
-def test_slower_graphs_keep_the_solver_of_the_fastest(monkeypatch):
+def test_slower_graphs_keep_the_solver_of_the_fastest():
     conv = make("laplacian", solver=None, in_channels=4)
     whole, ends = Batch.from_data_list(graphs()), torch.tensor([0.7, 1.9, 1.2]).double()
     x = torch.cat([whole.x, whole.x[:, :1]], dim=1)
@@ -182,6 +183,16 @@ def test_a_time_that_is_a_parameter_is_trained(implicit, step_size):
     difference = (losses[0] - losses[1]) / 2e-5
     assert found.shape == (1,)
     assert float(found) == pytest.approx(float(difference), rel=1e-5 if step_size else 1e-2)
+
+
+def test_a_frozen_time_is_kept_as_a_parameter_and_a_plain_tensor_is_not_lost():
+    time = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+    conv = SINODEConv(4, 4, time=time)
+    conv.requires_grad_(True)
+    conv(features(4, dtype=torch.float32), EDGES).sum().backward()
+    assert time.grad is not None
+    with pytest.raises(ValueError, match=r"a number or a torch.nn.Parameter .* wrap it"):
+        SINODEConv(4, 4, time=torch.tensor(2.0, requires_grad=True))
 
 
 # Dropout of edges

@@ -213,3 +213,9 @@ def test_grand_s_settings_are_those_of_its_data_set_and_may_be_overridden(name):
 def test_a_data_set_that_grand_has_no_settings_for_is_refused():
     with pytest.raises(ValueError, match=r"one of Cora; CoauthorCS; .* \(got 'PubMed'\)"):
         SINODE.grand("PubMed", 5, 3)
+
+
+def test_attributes_of_edges_reach_the_layer():
+    model = SINODE(5, 8, 3, edge_dim=2)
+    given = torch.randn(EDGES.size(1), 2)
+    assert not torch.equal(model(X, EDGES, None, given), model(X, EDGES, None, -given))

@@ -235,3 +235,12 @@ def test_processes_without_torchrun_or_batches_are_refused_with_a_hint(run, tmp_
         with pytest.raises(SystemExit):
             run(tmp_path, *options)
         assert hint in capsys.readouterr().err
+
+
+@needs_sampler
+def test_more_processes_than_training_nodes_are_refused(example):
+    args = example.parse_arguments(["--generated", "50", "--batch-size", "4"])
+    data = example.generate(50)
+    data.train_mask = torch.zeros(50, dtype=torch.bool)
+    with pytest.raises(SystemExit, match="more than there are training nodes"):
+        example.make_loader(args, example.make_model(args, data), data)

@@ -330,6 +330,7 @@ def test_an_operator_is_divided_by_a_number_or_a_tensor_with_its_gradient(case):
 
 @pytest.mark.parametrize(("divisor", "error", "message"), [
     (0, ValueError, "a divisor of an operator other than 0"),
+    (torch.tensor(0.0), ValueError, "a divisor of an operator other than 0"),
     (math.nan, ValueError, "the divisor of an operator to be finite"),
     ("2", TypeError, "the divisor of an operator as a real number"),
     (torch.ones(3), ValueError, "a number or a 0-dim tensor"),

@@ -118,7 +118,32 @@ def test_a_module_of_the_users_is_a_reaction_too(implicit):
         assert distance(found[name], expected[name]) < 1e-7, name
 
 
-def test_end_times_and_a_trained_time_scale_the_reaction_too():
+class OfTime(nn.Module):
+    """A reaction that depends on the time."""
+
+    def forward(self, t, x, x0):
+        return torch.cos(3 * t) * torch.ones_like(x)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_a_reaction_sees_the_time_of_its_graph_and_of_a_trained_time(implicit):
+    conv = reacting(kind=OfTime(), implicit=implicit, step_size=0.3)
+    x, ends = features() / 2, torch.tensor([0.3, 0.9], dtype=torch.float64)
+    both = conv(torch.cat([x, x]), torch.cat([EDGES, EDGES + NODES], dim=1),
+                batch=torch.arange(2).repeat_interleave(NODES), end_times=ends)
+    for k, step in ((0, 0.1), (1, 0.3)):
+        conv.time, conv.step_size = float(ends[k]), step
+        assert distance(both[NODES * k:NODES * (k + 1)], conv(x, EDGES)) < 1e-9
+    conv.step_size, losses = 0.3, []
+    for conv.time in (0.9 + 1e-6, 0.9 - 1e-6):
+        conv.step_size = conv.time / 3
+        losses.append(loss_of(conv(x, EDGES)).detach())
+    conv.time, conv.step_size = torch.tensor(0.9, dtype=torch.float64, requires_grad=True), 0.3
+    (found,) = torch.autograd.grad(loss_of(conv(x, EDGES)), conv.time)
+    assert float(found) == pytest.approx(float(losses[0] - losses[1]) / 2e-6, rel=1e-5)
+
+
+def test_end_times_scale_the_reaction_too():
     ends = torch.tensor([0.9], dtype=torch.float64)
     for implicit in (False, True):
         conv = reacting(implicit=implicit, step_size=0.3)

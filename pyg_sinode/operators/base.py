@@ -234,6 +234,8 @@ class LinearOperator:
             check_number(divisor, "the divisor of an operator")
             if divisor == 0:
                 raise ValueError("Expected a divisor of an operator other than 0 (got 0).")
+        elif divisor.numel() == 1 and not float(divisor.detach()):
+            raise ValueError("Expected a divisor of an operator other than 0 (got 0).")
         return Scaled(self, 1.0 / divisor)
 
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
@@ -481,6 +483,8 @@ class Sum(LinearOperator):
         disc (tuple of float, optional): Centre and radius of a disc on the real axis that the
             caller knows to hold all eigenvalues. (default: :obj:`None`)
     """
+
+    known_disc: tuple[float, float] | None = None  # of sums pickled by an earlier version
 
     def __init__(self, terms: Sequence[LinearOperator],
                  disc: tuple[float, float] | None = None) -> None:

@@ -86,6 +86,10 @@ class Affine:
         """Whether it is J u, with neither a forcing nor a factor."""
         return self.f.function is None and self.a.function is None
 
+    def is_unscaled(self) -> bool:
+        """Whether it has no factor."""
+        return self.a.function is None
+
     def check(self, u: Tensor, t: float) -> None:
         """Raises a ValueError or TypeError that says why the part does not fit u at time t."""
         self.operator.check(u)
