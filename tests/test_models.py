@@ -24,7 +24,7 @@ def test_str_and_sizes():
         "  (encoder): Linear(5, 8, bias=True)\n"
         "  (norm): BatchNorm1d(8, eps=1e-05, momentum=0.1, affine=True, bias=True, "
         "track_running_stats=True)\n"
-        "  (conv): SINODEConv(8, 8, heads=2, implicit=decay, time=4, method=imex_rk2)\n"
+        "  (conv): SINODEConv(8, 8, heads=2, implicit=decay, time=6, method=imex_rk2)\n"
         "  (decoder): Linear(8, 3, bias=True)\n"
         ")")
     assert model(X, EDGES).size() == (NODES, 3)
