@@ -102,7 +102,8 @@ class GRANDAttention(MessagePassing):
         if heads < 1 or width < 1 or width % heads != 0:
             raise ValueError(f"Expected attention_channels to be a multiple of heads (got {width} "
                              f"and {heads}); set attention_channels, which is in_channels if None.")
-        self.in_channels, self.heads, self.attention_channels = in_channels, heads, width
+        self.in_channels = self.out_channels = in_channels
+        self.heads, self.attention_channels = heads, width
         self.score, self.normalizer, self.stochastic = score, normalizer, stochastic
         self.fused, self.edge_dim = fused, edge_dim
         self.lin_query = ScoreLinear(in_channels, width, weight_initializer="glorot")

@@ -10,7 +10,13 @@ from torch.nn import Parameter, ParameterList
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from .arguments import count_steps
+from .arguments import (
+    check_checkpoints,
+    check_gradient,
+    check_graph_memory,
+    check_solver,
+    count_steps,
+)
 from .attention import GRANDAttention, check_choice, check_flow
 from .controllers import Controller
 from .diffusion import (
@@ -40,6 +46,7 @@ from .layer_input import (
     check_features,
     check_gcn,
     check_probability,
+    check_returned,
     check_times,
     check_unknown,
     checked_step,
@@ -95,7 +102,8 @@ class SINODEConv(MessagePassing):
             \hat{\mathbf{A}} \hat{\mathbf{D}}^{-1/2} - I)`; :obj:`"attention"`,
             :math:`\alpha (\mathbf{A}(\mathbf{X}_0) - I)`; an operator; or a function
             ``(edge_index, edge_weight, num_nodes) -> LinearOperator``. (default: :obj:`"decay"`)
-        time (float or Parameter): The terminal time T; a parameter is trained.
+        time (float or Parameter): The terminal time T; a parameter is trained, with the number of
+            steps constant in its gradient: a loss jumps where that number changes.
             (default: :obj:`4.0`)
         step_size (float, optional): The largest step; adaptive steps if None, for which a stiffly
             accurate method such as :obj:`"imex_rk4"` suits. (default: :obj:`1.0`)
@@ -139,7 +147,9 @@ class SINODEConv(MessagePassing):
         **kwargs (optional): Additional arguments of
             :class:`torch_geometric.nn.conv.MessagePassing`.
 
-    The edges of the :obj:`edge_index` of the last call stay sorted while that tensor lives.
+    The edges of the :obj:`edge_index` of the last call stay sorted while that tensor lives. The
+    features of a node depend on nodes :attr:`num_hops` edges away, or on all: layer-wise inference
+    and ``trim_to_layer``, which count one hop a layer, do not fit; hops of stacked layers add up.
 
     Shapes:
         - **input:** node features :math:`(|\mathcal{V}|, F_{in})`, edge indices
@@ -190,8 +200,11 @@ class SINODEConv(MessagePassing):
         check_choice("aggr", kwargs["aggr"], ("add", "sum"))
         super().__init__(**kwargs)
         check_flow(self.flow)
-        check_implicit(implicit)
         get_scheme(method)
+        check_solver(solver, None)
+        check_gradient(gradient)
+        check_graph_memory(graph_memory)
+        check_checkpoints(checkpoints, None, gradient)
         checked_step(step_size)
         check_channels(in_channels, heads)
         check_probability("dropout", dropout)
@@ -220,11 +233,20 @@ class SINODEConv(MessagePassing):
             source=source, separate_alpha=separate_alpha,
             reaction=as_reaction(reaction, out_channels, implicit=implicit_reaction),
             implicit_reaction=implicit_reaction)
-        if isinstance(implicit, LinearOperator):
-            check_leaves(implicit)
-            own = [p for p in implicit.tensors if isinstance(p, Parameter)]
-            self.implicit_parameters = ParameterList(own)
+        # Explainers act on the layer itself. Not by the property, which stores a bound method.
+        self.term.attention._explain = False
         self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Takes the parameters of an implicit operator as the layer's own."""
+        if name == "implicit":
+            check_implicit(value)
+            self._modules.pop("implicit_parameters", None)
+            if isinstance(value, LinearOperator):
+                check_leaves(value)
+                own = [p for p in value.tensors if isinstance(p, Parameter)]
+                super().__setattr__("implicit_parameters", ParameterList(own))
+        super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """Resets all learnable parameters, except the time and those of an operator handed in."""
@@ -259,6 +281,7 @@ class SINODEConv(MessagePassing):
                 of :obj:`time`; all are integrated in the same steps.
         """
         self.stats = None
+        check_returned(return_attention_weights)
         x = self._checked(x)
         span = self._span(x, t, batch, end_times)
         with full_precision(x.device):

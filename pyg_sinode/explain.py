@@ -19,12 +19,16 @@ def check_untouched(layer: MessagePassing, attention: MessagePassing) -> None:
     """Refuses hooks on messages, of which there are none; those of explainers are honoured."""
     check_flow(layer.flow)
     check_flow(attention.flow)
+    if "explain_message" in vars(layer):
+        raise ValueError(f"Expected no explain_message set on {type(layer).__name__} (got one, as "
+                         "GraphMaskExplainer sets it): it sends no messages; use GNNExplainer, "
+                         "PGExplainer, CaptumExplainer or AttentionExplainer.")
     if any(not _is_explainers(hook) for module in (layer, attention)
            for registered in message_hooks(module) for hook in registered.values()):
         raise ValueError("Expected no hooks on messages, aggregation or edge updates in "
                          f"{type(layer).__name__} (got some, as to_hetero_with_bases registers "
-                         "them): it sends no messages; weigh the edges with edge_weight, or "
-                         "use to_hetero or a layer for each relation.")
+                         "them): it sends no messages; weigh the edges with edge_weight, take a "
+                         "layer for each relation, or data.to_homogeneous().")
 
 
 def edge_mask(layer: MessagePassing, pattern: Pattern, loops: int, x: Tensor) -> Tensor | None:

@@ -31,8 +31,9 @@ class Span(NamedTuple):
 
 def span_to(time: Any, x: Tensor | None) -> Span:
     """From 0 to the time of a layer; a gradient reaches it through a rate of one, if x is given."""
-    number = checked_number("time", time, "the layer integrates from 0 to time")
-    times = torch.tensor([0.0, number], dtype=torch.float64)
+    trained = "; train its logarithm, or clamp it" if is_trained(time) else ""
+    number = checked_number("time", time, "the layer integrates from 0 to time", trained)
+    times = torch.tensor([0.0, number], dtype=torch.float64, device="cpu")
     if x is None or not is_trained(time):
         return Span(times, None)
     return Span(times, (time / time.detach()).reshape(()).to(x))
@@ -66,7 +67,7 @@ def span_of_graphs(end_times: Any, batch: Tensor | None, x: Tensor) -> Span:
     if batch.numel() and not 0 <= int(batch.min()) <= int(batch.max()) < end_times.numel():
         raise ValueError(f"Expected batch from 0 to {end_times.numel() - 1}, one of end_times for "
                          f"each graph (got {int(batch.min())} to {int(batch.max())}).")
-    times = torch.tensor([0.0, latest], dtype=torch.float64)
+    times = torch.tensor([0.0, latest], dtype=torch.float64, device="cpu")
     return Span(times, (end_times / latest).to(x).index_select(0, batch).view(-1, 1))
 
 
@@ -99,7 +100,7 @@ def checked_time(time: Any) -> float | Parameter:
     return time if isinstance(time, Parameter) else end
 
 
-def checked_number(name: str, value: Any, why: str) -> float:
+def checked_number(name: str, value: Any, why: str, remedy: str = "") -> float:
     """A positive, finite number; refuses what is none."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.detach().item()
@@ -108,7 +109,7 @@ def checked_number(name: str, value: Any, why: str) -> float:
         raise TypeError(f"Expected {name} as one number (got {got}); {why}.")
     number = float(value)
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"Expected a positive, finite {name} (got {number}).")
+        raise ValueError(f"Expected a positive, finite {name} (got {number}){remedy}.")
     return number
 
 
@@ -130,6 +131,14 @@ def check_channels(in_channels: Any, heads: Any) -> None:
     if isinstance(heads, bool) or not isinstance(heads, Integral):
         raise TypeError(f"Expected heads as an int (got {heads!r}); it is the third argument, as "
                         "in GATConv: pass those of GCNConv by name.")
+
+
+def check_returned(return_attention_weights: Any) -> None:
+    """Refuses what is no bool: a tensor, say, that was meant for another argument."""
+    if not (return_attention_weights is None or isinstance(return_attention_weights, bool)):
+        raise TypeError("Expected return_attention_weights as a bool (got "
+                        f"{type(return_attention_weights).__name__}); edge_attr=, t= and "
+                        "end_times= are given by name.")
 
 
 def check_unknown(name: str, kwargs: Iterable[str]) -> None:
@@ -167,7 +176,8 @@ def check_features(x: Any, channels: int, parameter: Tensor) -> None:
     check_full("the parameters of the layer", parameter.dtype)
     if isinstance(x, (tuple, list)):
         raise ValueError("Expected one tensor of node features (got a tuple): a flow has one set "
-                         "of nodes; bipartite graphs are not supported.")
+                         "of nodes; bipartite graphs are not supported, data.to_homogeneous() "
+                         "makes one graph of a heterogeneous one.")
     check_real(x, "x")
     if x.dim() != 2:
         raise ValueError(f"Expected node features of shape (num_nodes, channels) (got "

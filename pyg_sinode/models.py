@@ -33,6 +33,7 @@ class SINODE(torch.nn.Module):
         out_channels (int): Number of classes.
         input_dropout (float): Dropout probability of the input. (default: :obj:`0.0`)
         dropout (float): Dropout probability before the decoder. (default: :obj:`0.0`)
+        edge_dropout (float): That of the layer's edges. (default: :obj:`0.0`)
         batch_norm (bool): Whether to normalise the encoded features. (default: :obj:`False`)
         **conv_kwargs (optional): Additional arguments of :class:`SINODEConv`, whose :obj:`time` is
             6.0 here if it is not given.
@@ -46,8 +47,8 @@ class SINODE(torch.nn.Module):
     """
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, *,
-                 input_dropout: float = 0.0, dropout: float = 0.0, batch_norm: bool = False,
-                 **conv_kwargs: Any) -> None:
+                 input_dropout: float = 0.0, dropout: float = 0.0, edge_dropout: float = 0.0,
+                 batch_norm: bool = False, **conv_kwargs: Any) -> None:
         super().__init__()
         check_probability("input_dropout", input_dropout)
         check_probability("dropout", dropout)
@@ -56,7 +57,7 @@ class SINODE(torch.nn.Module):
         self.norm = torch.nn.BatchNorm1d(hidden_channels) if batch_norm else None
         # No bias, as in GRAND: the decoder has one. A longer time than that of a layer, since one
         # does what two or three do in a stack: on Cora 81.7 % after time 6, 79.9 % after 4.
-        conv_kwargs = {"bias": False, "time": 6.0} | conv_kwargs
+        conv_kwargs = {"bias": False, "time": 6.0, "dropout": edge_dropout} | conv_kwargs
         self.conv = SINODEConv(hidden_channels, hidden_channels, **conv_kwargs)
         self.decoder = Linear(hidden_channels, out_channels)
 

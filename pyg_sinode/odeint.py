@@ -110,6 +110,8 @@ def imex_odeint(
     is one linear solve with :math:`I - h \tilde{A}_{ii} J` where H = J u, and solved by Newton's
     method where it is a :class:`pyg_sinode.terms.Nonlinear`. Stiffness belongs in H, a stiff
     forcing in :class:`pyg_sinode.terms.Affine`: left in G it destroys the accuracy of any scheme.
+    Equal steps damp an H that grows faster than they can follow, such as a fast decay backwards in
+    time.
 
     With :obj:`step_size` the steps are equal. Without it they adapt to :obj:`rtol` and
     :obj:`atol`, by the scheme's embedded pair; ssp222 and ars122 have one too, but are not for

@@ -122,6 +122,30 @@ def test_the_parameter_of_an_operator_is_the_layer_s_and_follows_its_dtype():
     assert distance(conv(features(4), EDGES), before) > 1e-4
 
 
+def test_an_operator_may_be_replaced_and_its_parameters_with_it():
+    rates = [nn.Parameter(torch.full((4,), -rate)) for rate in (1.0, 5.0)]
+    first, second = (SINODEConv(4, 4, implicit=operators.Diagonal(r)) for r in rates)
+    second.load_state_dict(first.state_dict() | {"implicit_parameters.0": rates[1].detach()})
+    first.implicit = operators.Diagonal(rates[1])
+    assert torch.equal(first(X, EDGES), second(X, EDGES))
+    assert [p is rates[1] for n, p in first.named_parameters() if "implicit" in n] == [True]
+    first.implicit = "laplacian"
+    assert not any("implicit" in name for name, _ in first.named_parameters())
+    assert first(X, EDGES).shape == (NODES, 4)
+    first.implicit = operators.Diagonal(rates[0])
+    first(X, EDGES).sum().backward()
+    assert rates[0].grad is not None
+
+
+def test_a_layer_can_be_made_on_the_meta_device():
+    with torch.device("meta"):
+        conv = SINODEConv(4, 4, time=2.0)
+    assert conv.term.alpha.device.type == "meta"
+    conv = conv.to_empty(device="cpu")
+    conv.reset_parameters()
+    assert conv(X, EDGES).isfinite().all()
+
+
 def test_training_moves_the_parameter_of_an_operator():
     conv = make("operator", step_size=1.3)
     start = conv.implicit.tensors[0].detach().clone()
@@ -159,6 +183,10 @@ def test_training_moves_the_parameter_of_an_operator():
     ({"concat": True}, TypeError, r"arguments of SINODEConv, or those .* \(got concat\)"),
     ({"edge_dim": 0}, ValueError, r"edge_dim as a positive int or None \(got 0\)"),
     ({"edge_dim": 2, "attention": "cosine"}, ValueError, r"only with .* scaled_dot.*'cosine'"),
+    ({"solver": "cg"}, TypeError, r"a linear solver .*\(got 'cg'\)"),
+    ({"gradient": "adjoint"}, ValueError, r"\(got 'adjoint'\)"),
+    ({"checkpoints": -1}, ValueError, "checkpoints"),
+    ({"graph_memory": -1}, ValueError, "graph_memory as a number of bytes"),
     ({"dropout": 1.0}, ValueError, r"dropout in \[0, 1\) \(got 1.0\)"),
     ({"normalize": False}, ValueError, "attention coefficients always sum to one"),
     ({"improved": True, "fill_value": 3.0}, ValueError, "either improved, which is fill_value=2"),
@@ -193,6 +221,7 @@ META = torch.device("meta")
     ((X, EDGES - 1), ValueError, r"node indices from 0 to 5 in edge_index \(got -1 to 3\)"),
     ((X, EDGES.t()), ValueError, r"shape \(2, num_edges\) \(got \(9, 2\)\)"),
     ((X, EDGES.float()), TypeError, r"edge_index of an integer dtype \(got torch.float32\)"),
+    ((X, EDGES, None, W), TypeError, r"return_attention_weights as a bool \(got Tensor\)"),
     ((X, EDGES.tolist()), TypeError, r"edge_index tensor.* \(got list\)"),
     ((X, EDGES, W[:-1]), ValueError, r"shape \(9,\), one number per edge \(got \(8,\)\)"),
     ((X, EDGES, W[:, None]), ValueError, r"one number per edge \(got \(9, 1\)\)"),
@@ -217,14 +246,18 @@ def test_bad_input_is_refused_before_any_work_is_done(inputs, error, message):
     ("step_size", 0.0, ValueError, r"positive, finite step_size \(got 0.0\)"),
     ("method", "rk4", ValueError, r"\(got 'rk4'\)"),
     ("gradient", "exact", ValueError, r'gradient="discrete" or "backprop" \(got \'exact\'\)'),
+    ("implicit", "diagonal", ValueError, "implicit to be one of decay"),
     ("solver", "CG", TypeError, r"a linear solver .*\(got 'CG'\)"),
     ("explain", True, ValueError, r"an edge mask of shape \(9,\) .* \(got None\)"),
 ])
 def test_a_bad_option_set_later_is_refused_at_the_next_call(name, value, error, message):
-    conv = SINODEConv(4, 4)
-    setattr(conv, name, value)
-    with pytest.raises(error, match=message):
+    def set_and_call():  # refused when it is set, or at the call
+        setattr(conv, name, value)
         conv(X, EDGES)
+
+    conv = SINODEConv(4, 4)
+    with pytest.raises(error, match=message):
+        set_and_call()
 
 
 @pytest.mark.parametrize(("implicit", "error", "message"), [

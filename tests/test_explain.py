@@ -13,6 +13,7 @@ from torch_geometric.explain import (
     CaptumExplainer,
     Explainer,
     GNNExplainer,
+    GraphMaskExplainer,
     PGExplainer,
 )
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
@@ -174,6 +175,12 @@ def test_captum_works(split, method):
     assert explanation.edge_mask.shape == (9,)
     assert float(explanation.edge_mask.abs().max()) > 0
     assert torch.equal(model(x, EDGES), expected)
+
+
+def test_an_explainer_that_replaces_messages_is_refused_by_name():
+    _, x, explainer, _ = explained("decay", GraphMaskExplainer(2, epochs=1))
+    with pytest.raises(ValueError, match=r"explain_message .* as GraphMaskExplainer sets it"):
+        explainer(x, EDGES, index=3)
 
 
 @every_split

@@ -128,4 +128,5 @@ def _check_edge_index(edge_index: Tensor, edge_weight: Tensor | None) -> None:
     if edge_weight is not None and edge_weight.shape != (edge_index.size(1),):
         raise ValueError(f"Expected edge_weight of shape ({edge_index.size(1)},), one number per "
                          f"edge (got {tuple(edge_weight.shape)}); an edge_attr of shape "
-                         "(num_edges, 1) becomes one by .squeeze(-1).")
+                         "(num_edges, 1) becomes one by .squeeze(-1), and a layer with edge_dim "
+                         "takes more as edge_attr=.")
