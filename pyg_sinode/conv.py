@@ -15,7 +15,6 @@ from .arguments import (
     check_gradient,
     check_graph_memory,
     check_solver,
-    count_steps,
 )
 from .attention import GRANDAttention, check_choice, check_flow
 from .controllers import Controller
@@ -41,23 +40,21 @@ from .graph_input import GraphInput, SortedGraph
 from .integrate.loop import Callback
 from .integrate.report import Stats
 from .layer_input import (
-    Span,
     check_channels,
     check_features,
     check_gcn,
     check_probability,
     check_returned,
-    check_times,
     check_unknown,
     checked_step,
     checked_time,
-    span_of_graphs,
-    span_to,
+    reach,
+    span_of,
 )
 from .odeint import Checkpoints, LinearSolver, Norm, imex_odeint
 from .operators import LinearOperator
 from .precision import full_precision, widened
-from .reaction import Reaction, as_reaction, implicit_part
+from .reaction import as_reaction, implicit_part
 from .schemes import IMEXMultistep, IMEXTableau, get_scheme
 from .terms import Nonlinear
 from .transforms import refuse_scripting, refuse_tracing, refuse_transforms, uncompiled
@@ -283,7 +280,7 @@ class SINODEConv(MessagePassing):
         self.stats = None
         check_returned(return_attention_weights)
         x = self._checked(x)
-        span = self._span(x, t, batch, end_times)
+        span = span_of(self.time, x, t, batch, end_times)
         with full_precision(x.device):
             equation, graph = self._equation(x, edge_index, edge_weight, edge_attr, span.rate)
             flow = self._integrate(equation, span.times)
@@ -342,27 +339,13 @@ class SINODEConv(MessagePassing):
         column-stochastic coefficients depend on the edges out of a node's neighbours, which are
         not sampled; adaptive steps are not known before.
         """
-        J = self.implicit
-        local = J == "decay" or (isinstance(J, LinearOperator) and -2 not in J.dims)
-        step_size = checked_step(self.step_size)
-        if not local or step_size is None or self.term.attention.stochastic == "column":
+        term, implicit = self.term, self.implicit
+        local = implicit == "decay" or (isinstance(implicit, LinearOperator)
+                                        and -2 not in implicit.dims)
+        if not local or term.attention.stochastic == "column":
             return None
-        scheme, times = get_scheme(self.method), span_to(self.time, None).times
-        chain = scheme.chain(count_steps(times, step_size, scheme))
-        reaction = self.term.reaction
-        twice = isinstance(reaction, Reaction) and reaction.kind == "blurring_sharpening"
-        return 2 * chain if twice else chain
-
-    def _span(self, x: Tensor, t: Tensor | None, batch: Tensor | None,
-              end_times: Tensor | None) -> Span:
-        if end_times is None:
-            if batch is not None:
-                raise ValueError("Expected batch only with end_times (got it alone): without, the "
-                                 "graphs of a batch are one graph.")
-            return span_to(self.time, x) if t is None else Span(check_times(t), None)
-        if t is not None:
-            raise ValueError("Expected either t or end_times (got both).")
-        return span_of_graphs(end_times, batch, x)
+        hops = reach(get_scheme(self.method), self.time, self.step_size)
+        return hops if hops is None or not term.reacts_twice() else 2 * hops
 
     def _equation(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None,
                   edge_attr: Tensor | None, rate: Tensor | None) -> tuple[Equation, SortedGraph]:

@@ -111,11 +111,16 @@ class DiffusionTerm(torch.nn.Module):
     def _react(self, t: Tensor, u: Tensor, x0: Tensor, pattern: Pattern, matrix: Tensor) -> Tensor:
         reaction = self.reaction
         assert reaction is not None
-        if isinstance(reaction, Reaction) and reaction.kind == "blurring_sharpening":
+        if self.reacts_twice():
+            assert isinstance(reaction, Reaction)
             sharp = u - sparse_product(pattern, matrix, u)
             return reaction.strength() * sparse_product(pattern, matrix, sharp)
         result: Tensor = reaction(t, u, x0)
         return result
+
+    def reacts_twice(self) -> bool:
+        """Whether an evaluation takes the attention twice, one in another."""
+        return isinstance(self.reaction, Reaction) and self.reaction.kind == "blurring_sharpening"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch_geometric.nn.conv import MessagePassing
 
+from .arguments import count_steps
 from .operators.checks import check_real
 from .precision import check_full
+from .schemes import Scheme
 
 
 class Span(NamedTuple):
@@ -27,6 +29,25 @@ class Span(NamedTuple):
     def end(self) -> float:
         """The last of the times."""
         return float(self.times[-1])
+
+
+def span_of(time: Any, x: Tensor, t: Tensor | None, batch: Tensor | None,
+            end_times: Tensor | None) -> Span:
+    """That of a call of a layer."""
+    if end_times is None:
+        if batch is not None:
+            raise ValueError("Expected batch only with end_times (got it alone): without, the "
+                             "graphs of a batch are one graph.")
+        return span_to(time, x) if t is None else Span(check_times(t), None)
+    if t is not None:
+        raise ValueError("Expected either t or end_times (got both).")
+    return span_of_graphs(end_times, batch, x)
+
+
+def reach(scheme: Scheme, time: Any, step_size: Any) -> int | None:
+    """How many evaluations lie one in another from 0 to a time; None where steps are adaptive."""
+    step_size, times = checked_step(step_size), span_to(time, None).times
+    return None if step_size is None else scheme.chain(count_steps(times, step_size, scheme))
 
 
 def span_to(time: Any, x: Tensor | None) -> Span:
