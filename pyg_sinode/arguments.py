@@ -176,6 +176,14 @@ def check_gradient(gradient: Any) -> None:
         raise ValueError(f'Expected gradient="discrete" or "backprop" (got {gradient!r}).')
 
 
+def check_options(solver: Any, gradient: Any, graph_memory: Any, checkpoints: Any) -> None:
+    """Refuses options of a layer that no integration would take."""
+    check_solver(solver, None)
+    check_gradient(gradient)
+    check_graph_memory(graph_memory)
+    check_checkpoints(checkpoints, None, gradient)
+
+
 def check_callback(callback: Any) -> None:
     """Refuses what cannot be called after a step."""
     if not (callback is None or callable(callback)):

@@ -10,23 +10,11 @@ from torch.nn import Parameter, ParameterList
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from .arguments import (
-    check_checkpoints,
-    check_gradient,
-    check_graph_memory,
-    check_solver,
-)
+from .arguments import check_options
 from .attention import GRANDAttention, check_choice, check_flow
 from .controllers import Controller
-from .diffusion import (
-    DiffusionTerm,
-    Equation,
-    Split,
-    split,
-    times_rate,
-)
+from .diffusion import DiffusionTerm, Equation, Split, split, times_rate
 from .explain import (
-    as_gatconv,
     check_untouched,
     edge_mask,
     is_watched,
@@ -198,10 +186,7 @@ class SINODEConv(MessagePassing):
         super().__init__(**kwargs)
         check_flow(self.flow)
         get_scheme(method)
-        check_solver(solver, None)
-        check_gradient(gradient)
-        check_graph_memory(graph_memory)
-        check_checkpoints(checkpoints, None, gradient)
+        check_options(solver, gradient, graph_memory, checkpoints)
         checked_step(step_size)
         check_channels(in_channels, heads)
         check_probability("dropout", dropout)
@@ -288,8 +273,7 @@ class SINODEConv(MessagePassing):
             if not (return_attention_weights or is_watched(self)):
                 return out
             alpha = self.term.attention.coefficients_per_head(flow[-1], *graph[:3])
-            if is_watched(self):
-                show_coefficients(self, as_gatconv(graph.pattern, alpha, loops_last=False)[1])
+            show_coefficients(self, graph.pattern, alpha)
             if not return_attention_weights:
                 return out
             return out, with_coefficients(edge_index, graph.pattern, alpha,

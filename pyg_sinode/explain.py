@@ -60,8 +60,9 @@ def refuse_mask(layer: MessagePassing, implicit: Any) -> None:
                          "clear_masks(model), which takes the masks off other layers.")
 
 
-def show_coefficients(layer: MessagePassing, alpha: Tensor) -> None:
+def show_coefficients(layer: MessagePassing, pattern: Pattern, alpha: Tensor) -> None:
     """Gives the coefficients to the hooks by which an explainer collects those of messages."""
+    alpha = as_gatconv(pattern, alpha, loops_last=False)[1] if is_watched(layer) else alpha
     for hook in list(layer._message_forward_hooks.values()):
         hook(layer, ({"alpha": alpha},), alpha)
 
