@@ -114,7 +114,7 @@ def make_data(args: argparse.Namespace, t: Tensor) -> tuple[Batch, Tensor]:
         return torch.sin(2 * math.pi * (t / PERIOD + phase))
 
     with torch.no_grad():
-        values = imex_odeint(source, J, data.x, t, method="imex_rk4", step_size=0.02)
+        values = imex_odeint(source, J, data.x, t, method="imex_rk4", step_size=0.05)
     return data, values.squeeze(-1)
 
 

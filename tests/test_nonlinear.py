@@ -263,8 +263,9 @@ def plain_steps(f, u0, end, scheme, rtol, atol):
     return steps
 
 
-@pytest.mark.parametrize("method", ["ark436l2sa", "ark548l2sa"])
-@pytest.mark.parametrize("name", STIFF)
+@pytest.mark.parametrize(("name", "method"), [
+    ("Robertson", "ark436l2sa"), ("Robertson", "ark548l2sa"), ("van der Pol", "ark436l2sa"),
+    ("Oregonator", "ark548l2sa")])
 def test_stiff_equations_are_solved_in_the_steps_of_exact_newton(name, method):
     f, u0, end, expected, allowed = STIFF[name]
     found, stats = imex_odeint(None, Nonlinear(f), double(u0), times(0, end), method=method,
