@@ -28,7 +28,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from ogb.nodeproppred import Evaluator, PygNodePropPredDataset
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
@@ -39,6 +38,11 @@ from tqdm import tqdm
 
 from pyg_sinode.models import SINODE
 from pyg_sinode.presets import GRAND
+
+try:
+    from ogb.nodeproppred import Evaluator, PygNodePropPredDataset
+except ModuleNotFoundError as error:
+    raise SystemExit('This example needs OGB: pip install -e ".[examples,ogb]"') from error
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -21,7 +21,7 @@ def warn_of_growth(operator: LinearOperator, u0: Tensor, u: Tensor, *, forwards:
         u (Tensor): The state at the end.
         forwards (bool): Whether the time increases from the start to the end.
     """
-    if operator.disc() is not None or not _has_graph(operator) or not u.numel():
+    if not _has_graph(operator) or operator.disc() is not None or not u.numel():
         return
     before, after = float(u0.abs().max()), float(u.abs().max())
     if before == 0.0 or not after > LARGE * before:
