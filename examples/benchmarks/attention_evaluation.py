@@ -84,7 +84,8 @@ def jobs_of(args: argparse.Namespace, edge_index: Tensor, nodes: int) -> dict[st
     plain = PlainAttention(conv)
     gat = GATConv(args.channels, args.head_channels, args.heads, add_self_loops=False)
     transformer = TransformerConv(args.channels, args.head_channels, args.heads, root_weight=False)
-    jobs = {"fused": Job(lambda u: conv.term(zero, u, x0, pattern, None, None), conv.term, x)}
+    jobs = {"fused": Job(
+        lambda u: conv.term(zero, u, x0, None, None, pattern, None, None, None), conv.term, x)}
     for name, module, inputs in (("plain", plain, (edge_index, x0)),
                                  ("GATConv", gat, (edge_index,)),
                                  ("TransformerConv", transformer, (edge_index,))):

@@ -87,7 +87,7 @@ class Bench:
         self.conv(self.x, self.edge_index).square().mean().backward()
 
     def fused(self, u: Tensor, x0: Tensor) -> Tensor:
-        return self.conv.term(self.zero, u, x0, self.pattern, None, None)
+        return self.conv.term(self.zero, u, x0, None, None, self.pattern, None, None, None)
 
     def gathered(self, u: Tensor, x0: Tensor) -> Tensor:
         return self.plain(u, self.loops, x0)
