@@ -22,7 +22,7 @@ from .explain import (
     show_coefficients,
     with_coefficients,
 )
-from .given_operator import Implicit, check_implicit, check_leaves, given_operator
+from .given_operator import Implicit, check_implicit, given_operator
 from .graph_cache import GraphCache
 from .graph_input import GraphInput, SortedGraph
 from .integrate.loop import Callback
@@ -76,8 +76,7 @@ class SINODEConv(MessagePassing):
             or the next multiple of :obj:`heads`. (default: :obj:`None`)
         edge_dim (int, optional): Size of the edge attributes, which then count in the score, see
             :class:`GRANDAttention`. (default: :obj:`None`)
-        normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`.
-            (default: :obj:`"squareplus"`)
+        normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`. (default: :obj:`"squareplus"`)
         stochastic (str): :obj:`"row"` or :obj:`"column"`. (default: :obj:`"row"`)
         dropout (float): Probability with which an edge, other than a self-loop, is left out of a
             forward pass in training: of all its evaluations and of J, before coefficients are
@@ -225,7 +224,6 @@ class SINODEConv(MessagePassing):
             check_implicit(value)
             self._modules.pop("implicit_parameters", None)
             if isinstance(value, LinearOperator):
-                check_leaves(value)
                 own = [p for p in value.tensors if isinstance(p, Parameter)]
                 super().__setattr__("implicit_parameters", ParameterList(own))
         super().__setattr__(name, value)

@@ -18,12 +18,14 @@ Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearO
 
 
 def check_implicit(implicit: Any) -> None:
-    """Refuses what is neither the name of a split, nor an operator, nor a function."""
+    """Refuses what is neither the name of a split, nor an operator to train, nor a function."""
     if isinstance(implicit, str):
         check_choice("implicit", implicit, tuple(SPLITS))
     elif not (isinstance(implicit, LinearOperator) or callable(implicit)):
         raise TypeError(f"Expected implicit as one of {', '.join(SPLITS)}, a LinearOperator or "
                         f"a function that makes one (got {type(implicit).__name__}).")
+    elif isinstance(implicit, LinearOperator):
+        _check_leaves(implicit)
 
 
 def given_operator(implicit: Implicit, parameters: Iterable[Tensor], graph: SortedGraph
@@ -49,7 +51,7 @@ def given_operator(implicit: Implicit, parameters: Iterable[Tensor], graph: Sort
     return operator
 
 
-def check_leaves(operator: LinearOperator) -> None:
+def _check_leaves(operator: LinearOperator) -> None:
     """Refuses what was computed from a parameter: it would not follow when that is trained."""
     made = next((x for x in operator.tensors if not x.is_leaf
                  and any(isinstance(p, Parameter) for p in leaves(x))), None)

@@ -129,6 +129,9 @@ def test_an_operator_may_be_replaced_and_its_parameters_with_it():
     first.implicit = operators.Diagonal(rates[1])
     assert torch.equal(first(X, EDGES), second(X, EDGES))
     assert [p is rates[1] for n, p in first.named_parameters() if "implicit" in n] == [True]
+    with pytest.raises(ValueError, match="an implicit operator on parameters themselves"):
+        first.implicit = operators.Diagonal(2.0 * rates[0])
+    assert torch.equal(first(X, EDGES), second(X, EDGES))  # as it was before
     first.implicit = "laplacian"
     assert not any("implicit" in name for name, _ in first.named_parameters())
     assert first(X, EDGES).shape == (NODES, 4)
