@@ -61,8 +61,8 @@ class GRANDAttention(MessagePassing):
             :obj:`in_channels` if None. (default: :obj:`None`)
         score (str): :obj:`"scaled_dot"`, :obj:`"cosine"`, :obj:`"pearson"` or
             :obj:`"exp_kernel"`. (default: :obj:`"scaled_dot"`)
-        normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`, :math:`\phi(s) = (s +
-        \sqrt{s^2 + 4}) / 2`. (default: :obj:`"softmax"`)
+        normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`,
+            :math:`\phi(s) = (s + \sqrt{s^2 + 4}) / 2`. (default: :obj:`"softmax"`)
         stochastic (str): :obj:`"row"`: the coefficients into each node sum to one, as in GAT;
             :obj:`"column"`: those out of each node do. (default: :obj:`"row"`)
         fused (bool): Whether to use the sparse products; if False, messages are gathered and

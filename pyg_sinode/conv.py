@@ -294,7 +294,7 @@ class SINODEConv(MessagePassing):
             x, edge_index, edge_weight, edge_attr: As those of :meth:`forward`.
 
         Returns:
-            Equation: explicit term, implicit operator, features at time 0 and arguments of G.
+            The explicit term, the implicit operator, the features at time 0 and G's arguments.
         """
         x = self._checked(x)
         with full_precision(x.device):

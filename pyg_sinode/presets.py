@@ -76,3 +76,4 @@ GRAND: dict[str, Preset] = {
         input_dropout=0.0, dropout=0.0, time=5.08, optimizer="Adam", lr=0.005, weight_decay=0.0,
         epochs=100),
 }
+"""GRAND's settings by the name of the data set, for :meth:`pyg_sinode.SINODE.grand`."""

@@ -36,14 +36,14 @@ REACTIONS = (*POINTWISE, "source", "blurring_sharpening")
 class Reaction(torch.nn.Module):
     r"""A reaction :math:`\gamma \odot r(X)` with a learned strength in (0, 1) for each channel.
 
-    ==========================  ================================================
-    :obj:`"fisher"`             :math:`r = X \odot (1 - X)`
-    :obj:`"allen_cahn"`         :math:`r = X \odot (1 - X \odot X)`
-    :obj:`"zeldovich"`          :math:`r = X \odot X \odot (1 - X)`
-    :obj:`"source"`             :math:`r = X_0`
-    :obj:`"blurring_sharpening"` :math:`r = A (X - A X)`, with the attention A
-    :obj:`"acmp"`               Allen-Cahn's, with a repulsion between neighbours
-    ==========================  ================================================
+    ============================  ================================================
+    :obj:`"fisher"`               :math:`r = X \odot (1 - X)`
+    :obj:`"allen_cahn"`           :math:`r = X \odot (1 - X \odot X)`
+    :obj:`"zeldovich"`            :math:`r = X \odot X \odot (1 - X)`
+    :obj:`"source"`               :math:`r = X_0`
+    :obj:`"blurring_sharpening"`  :math:`r = A (X - A X)`, with the attention A
+    :obj:`"acmp"`                 Allen-Cahn's, with a repulsion between neighbours
+    ============================  ================================================
 
     From the `"GREAD: Graph Neural Reaction-Diffusion Networks" <https://arxiv.org/abs/2211.14208>`_
     paper; the last from `"ACMP: Allen-Cahn Message Passing with Attractive and Repulsive Forces for
