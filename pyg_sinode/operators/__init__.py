@@ -12,13 +12,13 @@ from .dense import Dense
 from .graph import Graph
 from .matrix_free import MatrixFree
 from .pointwise import Diagonal, ScaledIdentity
-from .results import LinearSolveError, Solution
+from .results import Entries, LinearSolveError, Solution, SolveError
 from .shifted import Shifted
 
 __all__ = [
-    "Banded", "BlockDiagonal", "Circulant", "Dense", "Diagonal", "Graph", "LinearOperator",
-    "LinearSolveError", "MatrixFree", "Product", "Scaled", "ScaledIdentity", "Shifted", "Solution",
-    "Sum", "Transposed",
+    "Banded", "BlockDiagonal", "Circulant", "Dense", "Diagonal", "Entries", "Graph",
+    "LinearOperator", "LinearSolveError", "MatrixFree", "Product", "Scaled", "ScaledIdentity",
+    "Shifted", "Solution", "SolveError", "Sum", "Transposed",
 ]
 
 
