@@ -14,9 +14,8 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from pyg_sinode import imex_odeint
+from pyg_sinode import NonFiniteStateError, imex_odeint
 from pyg_sinode.grid import PeriodicGrid
-from pyg_sinode.integrate.report import NonFiniteStateError
 from pyg_sinode.operators import Circulant, ScaledIdentity
 from pyg_sinode.terms import Affine
 
