@@ -864,7 +864,7 @@ class Each(LinearOperator):
 
 
 class Reciprocal(LinearOperator):
-    """Division by a number or by the entries of a tensor: the ``divisor``, not zero to rounding."""
+    """Division by a divisor, a number or a tensor, which must not be zero to rounding."""
 
     def __init__(self, divisor: Tensor | float) -> None:
         if isinstance(divisor, Tensor):

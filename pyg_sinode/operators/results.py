@@ -71,7 +71,7 @@ def equals_transpose(entries: Entries, size: int) -> bool:
 class Solution(NamedTuple):
     """The result of a linear solve A x = b.
 
-    Attributes:
+    Args:
         x (Tensor): The solution.
         iterations (Tensor or None): The number of iterations of each column; None if the inverse is
             closed.
