@@ -174,7 +174,7 @@ class ExplicitTerm:
 
 
 class FirstCallCheck:
-    """Evaluates G without a gradient; refuses values that depend on an unlisted tensor with one.
+    """Evaluates G without a gradient; refuses values that depend on an unlisted trainable tensor.
 
     Args:
         term (ExplicitTerm): The term.

@@ -266,7 +266,7 @@ class _TimeFunction:
         return value.detach() if self.what else value
 
     def check_named(self, value: Tensor, what: str) -> None:
-        """Refuses a value that depends on a tensor not in :attr:`tensors` with a gradient."""
+        """Refuses a value that depends on a trainable tensor which is not in :attr:`tensors`."""
         lost = None if self.function is None else self.function.lost(value)
         if lost is not None:
             raise lost_gradient(f"the {what} to use only its own parameters", lost,

@@ -151,7 +151,7 @@ class Nonlinear:
         return value
 
     def check_named(self, value: Tensor, u: Tensor) -> None:
-        """Refuses a value at u that depends on a tensor not in :attr:`tensors` with a gradient."""
+        """Refuses a value at u that depends on a trainable tensor not in :attr:`tensors`."""
         lost = self.function.lost(value, [u])
         if lost is not None:
             raise lost_gradient("H of Nonlinear to use only the state, its args and its own "
