@@ -199,7 +199,7 @@ class Adaptive:
             t (float): The initial time.
             u (Tensor): The initial state.
             sign (float): The direction of time, 1 or -1.
-            span (float): The time to the first output, at most which is returned.
+            span (float): The time to the first output, an upper bound of the result.
             order (int): The order of the error estimate.
             rate (callable): From time and state to the right-hand side G + H.
         """

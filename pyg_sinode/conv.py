@@ -312,7 +312,7 @@ class SINODEConv(MessagePassing):
 
     @property
     def num_hops(self) -> int | None:
-        """The radius of a node's receptive field: the largest distance, in edges, that it reaches.
+        """The radius of the receptive field, the largest distance in edges that a node sees.
 
         Sample that many hops, as in ``NeighborLoader(data, [-1] * conv.num_hops)``, for the result
         of the whole graph, in a call without :obj:`t` and :obj:`end_times`. It is None if J is

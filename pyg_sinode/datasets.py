@@ -83,7 +83,7 @@ class KuramotoSivashinsky(Dataset):
         return _file_name("kuramoto_sivashinsky", self.key)
 
     def process(self) -> None:
-        """Makes the data where there is no cache."""
+        """Computes the data if there is no cache."""
         if self.force_reload:
             Path(self.processed_paths[0]).unlink(missing_ok=True)
         _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
@@ -101,11 +101,11 @@ class KuramotoSivashinsky(Dataset):
         return states[:, -saved - 1 :].clone()
 
     def len(self) -> int:
-        """The number of steps."""
+        """The number of items."""
         return self.states.size(0) * (self.states.size(1) - 1)
 
     def get(self, idx: int) -> Data:
-        """One step as a graph."""
+        """The item ``idx``, a pair of successive states."""
         data = _step_as_data(self.grid, self.states, idx)
         return data if self.pre_transform is None else self.pre_transform(data)
 
@@ -172,7 +172,7 @@ class BurgersTurbulence(Dataset):
         return _file_name("burgers_turbulence", self.key)
 
     def process(self) -> None:
-        """Makes the data where there is no cache."""
+        """Computes the data if there is no cache."""
         if self.force_reload:
             Path(self.processed_paths[0]).unlink(missing_ok=True)
         _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
@@ -193,11 +193,11 @@ class BurgersTurbulence(Dataset):
         return resample(states, self.grid.shape[0])
 
     def len(self) -> int:
-        """The number of steps."""
+        """The number of items."""
         return self.states.size(0) * (self.states.size(1) - 1)
 
     def get(self, idx: int) -> Data:
-        """One step as a graph."""
+        """The item ``idx``, a pair of successive states."""
         data = _step_as_data(self.grid, self.states, idx)
         return data if self.pre_transform is None else self.pre_transform(data)
 

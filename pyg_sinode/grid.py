@@ -79,7 +79,7 @@ class PeriodicGrid:
 
     @property
     def points(self) -> Tensor:
-        """The coordinates in float64: (n,) in one dimension, else (\\*shape, axes); lengths."""
+        """The coordinates in float64, of shape (n,) or, on several axes, (\\*shape, axes)."""
         axes = [torch.arange(n, dtype=torch.float64) * h
                 for n, h in zip(self.shape, self.spacing, strict=True)]
         if len(axes) == 1:

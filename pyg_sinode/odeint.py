@@ -111,9 +111,9 @@ def imex_odeint(
     :class:`pyg_sinode.terms.Nonlinear`, each is solved by Newton's method.
 
     Put the stiff terms into H, and a stiff forcing into :class:`pyg_sinode.terms.Affine`: a stiff
-    forcing in G destroys the accuracy of the scheme. Equal steps do not resolve an H whose
-    solutions grow much faster than one step size, such as a fast decay integrated backwards in
-    time: they damp the growth.
+    forcing in G destroys the accuracy of the scheme. If solutions of H grow by a large factor
+    within one step, as those of a fast decay integrated backwards in time do, then equal steps do
+    not resolve that growth but damp it.
 
     With :obj:`step_size` the steps are equal. Without it they are adaptive: the scheme's embedded
     pair estimates the error, which :obj:`rtol` and :obj:`atol` bound. Do not use ssp222 and ars122
@@ -142,9 +142,10 @@ def imex_odeint(
         step_size (float, optional): The largest step size. The steps between two output times are
             equal, and a step ends at each output time. If None, steps are adaptive.
             (default: :obj:`None`)
-        rtol, atol (float or Tensor, optional): Relative and absolute tolerance of the error of an
-            adaptive step, see :mod:`pyg_sinode.controllers`; tensors broadcast against the state.
-            (default: 1e-3 and 1e-6)
+        rtol (float or Tensor, optional): Relative tolerance of the error of an adaptive step, see
+            :mod:`pyg_sinode.controllers`; a tensor broadcasts against the state. (default: 1e-3)
+        atol (float or Tensor, optional): Absolute tolerance of that error, in the unit of the
+            state; a tensor broadcasts against the state. (default: 1e-6)
         norm (callable, optional): Maps the error of an adaptive step, divided componentwise by its
             tolerance, to a 0-dim tensor; the step is accepted if that is at most 1. See
             :mod:`pyg_sinode.norms`. If None, :func:`pyg_sinode.norms.maximum`: no component exceeds

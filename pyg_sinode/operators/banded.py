@@ -1,4 +1,4 @@
-"""How does a banded matrix act along a dimension of the state, and how is I - cJ factorised?"""
+"""How does a banded matrix act along a dimension of the state, and how is I - cJ factorized?"""
 
 from __future__ import annotations
 

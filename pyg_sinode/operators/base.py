@@ -185,7 +185,7 @@ class LinearOperator:
         return self.as_diagonal() is not None
 
     def resolvent(self, c: float) -> LinearOperator | None:
-        """The closed-form inverse of I - cJ; None if there is none."""
+        """The closed-form inverse of I - cJ for a number c; None if there is none."""
         d = self.as_diagonal()
         return None if d is None else Reciprocal(1.0 - c * d)
 

@@ -86,17 +86,17 @@ class IMEXMultistep:
 
     @property
     def embedded_order(self) -> int:
-        """The order of the error estimate: 0, since there is none."""
+        """The order of the error estimate, 0 since there is none."""
         return 0
 
     @property
     def interpolant(self) -> None:
-        """The interpolant within a step: None."""
+        """The interpolant within a step, None since there is none."""
         return None
 
     @property
     def equal_steps(self) -> bool:
-        """Whether all steps must have the same size: True."""
+        """Whether all steps must have the same size (True)."""
         return True
 
     @property

@@ -100,17 +100,17 @@ class IMEXTableau:
 
     @cached_property
     def c_explicit(self) -> Array:
-        """The abscissae c at which G is evaluated: the row sums of the explicit matrix."""
+        """The abscissae c of G, which are the row sums of the explicit matrix."""
         return _to_array(self.name, "c_explicit", self.a_explicit.sum(axis=1))
 
     @cached_property
     def c_implicit(self) -> Array:
-        """The abscissae of H: the row sums of the implicit matrix (not c for ssp222)."""
+        """The abscissae of H, the row sums of the implicit matrix (not equal to c for ssp222)."""
         return _to_array(self.name, "c_implicit", self.a_implicit.sum(axis=1))
 
     @property
     def equal_steps(self) -> bool:
-        """Whether all steps must have the same size: False."""
+        """Whether all steps must have the same size (False)."""
         return False
 
     @property
@@ -147,8 +147,7 @@ class IMEXTableau:
 
     @cached_property
     def globally_stiffly_accurate(self) -> bool:
-        """Whether both weights equal the last rows: the last stage is then the result of the step.
-        """
+        """Whether both weights equal the last rows, so that the last stage is the step's result."""
         return self.stiffly_accurate and _same(self.b_explicit, self.a_explicit[-1])
 
     @cached_property

@@ -70,8 +70,7 @@ class Pattern:
 
     @property
     def pointer(self) -> Tensor:
-        """The CSR row pointer: the index of the first entry of each row, and the number of entries.
-        """
+        """The CSR row pointer, the index of each row's first entry and the number of entries."""
         return self._own.pointer
 
     @property

@@ -65,7 +65,7 @@ class Affine:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that receive gradients: those of J, of f and of a, in this order."""
+        """The tensors that receive gradients, those of J, of f and of a, in this order."""
         return (*self.operator.tensors, *self.f.tensors, *self.a.tensors)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Affine:

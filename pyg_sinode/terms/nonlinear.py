@@ -83,7 +83,7 @@ class Nonlinear:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that H depends on: those among args, then the parameters of a module."""
+        """The tensors that H depends on, those among args, then the parameters of a module."""
         return self.function.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Nonlinear:
