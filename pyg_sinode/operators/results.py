@@ -42,7 +42,12 @@ class LinearSolveError(SolveError):
 
 
 class Entries(NamedTuple):
-    """A sparse matrix in coordinate format; duplicate entries add up."""
+    """A sparse matrix in coordinate format; duplicate entries add up.
+
+    Args:
+        row, col (Tensor): The row and the column of each entry, integers.
+        value (Tensor): The value of each entry.
+    """
 
     row: Tensor
     col: Tensor

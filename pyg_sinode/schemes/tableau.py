@@ -34,13 +34,16 @@ class IMEXTableau:
     Args:
         name (str): The name of the scheme.
         order (int): The order of accuracy, 1 to 5; all coupled order conditions up to it must hold.
-        a_explicit, a_implicit (array_like): The matrices :math:`a`, strictly lower triangular, and
-            :math:`\tilde{a}`, lower triangular, of shape :obj:`(s, s)`.
-        b_explicit, b_implicit (array_like): The weights :math:`b` and :math:`\tilde{b}`, of shape
-            :obj:`(s,)`.
-        b_embedded, b_embedded_implicit (array_like, optional): The weights of the embedded
-            solution, for an error estimate; the latter are equal to the former if None. No estimate
-            if both are None. (default: :obj:`None`)
+        a_explicit (array_like): The matrix :math:`a`, strictly lower triangular, of shape
+            :obj:`(s, s)`.
+        a_implicit (array_like): The matrix :math:`\tilde{a}`, lower triangular, of shape
+            :obj:`(s, s)`.
+        b_explicit (array_like): The weights :math:`b`, of shape :obj:`(s,)`.
+        b_implicit (array_like): The weights :math:`\tilde{b}`, of shape :obj:`(s,)`.
+        b_embedded (array_like, optional): The weights of the embedded solution, for an error
+            estimate; no estimate if None. (default: :obj:`None`)
+        b_embedded_implicit (array_like, optional): Its weights for the implicit term; those of
+            :obj:`b_embedded` if None. (default: :obj:`None`)
         dense_output (array_like, optional): The coefficients of the interpolant at :math:`t_n +
             \theta h`: entry :obj:`[j, k]` is that of :math:`\theta^{k+1}` in both weights of stage
             :obj:`j`. (default: :obj:`None`)
