@@ -1,4 +1,4 @@
-"""Semi-implicit neural ordinary differential equations on graphs, for PyTorch Geometric."""
+"""Semi-implicit neural ordinary differential equations on graphs and grids, for PyG."""
 
 from . import controllers, norms, operators, schemes, solvers, terms
 from .attention import GRANDAttention

@@ -1,4 +1,4 @@
-"""What is wrong with an argument of an integration, if something is?"""
+"""Which arguments of an integration are valid?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .transforms import forward_mode_error, has_tangent
 
 
 def tensors_of(u0: Tensor, implicit: Any, args: Any) -> list[Any]:
-    """What may carry a tangent, before anything is checked; values of G are looked at later."""
+    """The objects that may carry a forward-mode tangent; values of G are checked later."""
     found = [u0, *(args if isinstance(args, tuple) else ())]
     if isinstance(implicit, (LinearOperator, Affine, Nonlinear)):
         found += implicit.tensors
@@ -34,7 +34,7 @@ def tensors_of(u0: Tensor, implicit: Any, args: Any) -> list[Any]:
 
 
 def check_state(u0: Any) -> None:
-    """Refuses what is no tensor of real numbers."""
+    """Raises a TypeError unless u0 is a tensor of a real floating dtype."""
     if isinstance(u0, (tuple, list)) and any(isinstance(x, Tensor) for x in u0):
         raise TypeError(f"Expected u0 as one tensor (got a {type(u0).__name__} of tensors); "
                         "concatenate them, as torch.cat([x.flatten() for x in u0]) or along a "
@@ -43,7 +43,7 @@ def check_state(u0: Any) -> None:
 
 
 def read_times(t: Any) -> list[float]:
-    """The output times as Python floats."""
+    """The output times as Python floats, checked to be finite and strictly monotone."""
     check_real(t, "t")
     if has_tangent(t):
         raise forward_mode_error("t", "pass t without one, or scale G and J instead")
@@ -62,11 +62,17 @@ def read_times(t: Any) -> list[float]:
 
 
 def clock_of(t: Tensor, times: list[float], scheme: Scheme) -> Clock:
-    """To what the times are rounded, for the number of steps and for steps of one size.
+    """The rounding unit of the times, for the number of steps and for equal step sizes.
 
-    Times that were converted from float32 (numbers of 21 to 24 bits among them) get the steps that
-    they would have had there. Multistep schemes know no steps but equal ones, and take such times
-    for a grid where float32 would: their outputs may move by its rounding.
+    float64 times that were converted from float32 (all representable there, some with more than 20
+    bits) get the same steps as in float32. Multistep schemes, which need equal steps, also treat
+    such times as equally spaced if they are to the rounding of float32: outputs may then move by
+    that rounding.
+
+    Args:
+        t (Tensor): The output times.
+        times (list of float): The same as floats.
+        scheme (IMEXTableau or IMEXMultistep): The scheme.
     """
     own = torch.finfo(t.dtype).eps
     if t.dtype != torch.float64 or all((math.frexp(x)[0] * 2**20).is_integer() for x in times):
@@ -85,7 +91,7 @@ def count_steps(t: Tensor, step_size: float, scheme: Scheme) -> int:
 
 
 def positive(name: str, value: Any) -> float:
-    """A number, which has to be positive."""
+    """The value as a float; raises a TypeError or ValueError unless it is positive and finite."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Expected {name} as a number (got {type(value).__name__}).")
     number = float(value)
@@ -97,7 +103,7 @@ def positive(name: str, value: Any) -> float:
 
 def control_of(u0: Tensor, step_size: Any, rtol: Any, atol: Any, norm: Any, controller: Any,
              first_step: Any, min_step: Any, max_steps: Any) -> Adaptive | None:
-    """The limits of adaptive steps; None where step_size makes them equal."""
+    """The tolerances and limits of adaptive steps, checked; None if step_size is given."""
     given = {"rtol": rtol, "atol": atol, "norm": norm, "controller": controller,
              "first_step": first_step, "min_step": min_step, "max_steps": max_steps}
     if step_size is not None:
@@ -142,7 +148,7 @@ def _tolerance(name: str, value: Any, default: float, u0: Tensor) -> float | Ten
 
 
 def check_scheme(scheme: Scheme, *, adaptive: bool, dense: bool) -> None:
-    """Refuses adaptive steps and interpolation of a scheme that has no coefficients for them."""
+    """Refuses adaptive steps or interpolation with a scheme that has no coefficients for them."""
     if adaptive and scheme.embedded_order == 0:
         having = [name for name, s in SCHEMES.items() if s.embedded_order > 0]
         raise ValueError(f"Expected a step_size, or a scheme with an embedded pair for adaptive "
@@ -154,7 +160,7 @@ def check_scheme(scheme: Scheme, *, adaptive: bool, dense: bool) -> None:
 
 
 def check_checkpoints(checkpoints: Any, device: Any, gradient: str) -> torch.device | None:
-    """The device to keep them on; refuses what cannot be kept."""
+    """The device of the checkpoints, None for that of the state; refuses invalid arguments."""
     if checkpoints is None:
         if device is not None:
             raise ValueError(f"Expected checkpoint_device only with checkpoints (got {device!r} "
@@ -171,13 +177,13 @@ def check_checkpoints(checkpoints: Any, device: Any, gradient: str) -> torch.dev
 
 
 def check_gradient(gradient: Any) -> None:
-    """Refuses what is no way to a gradient."""
+    """Raises a ValueError unless gradient is "discrete" or "backprop"."""
     if gradient not in ("discrete", "backprop"):
         raise ValueError(f'Expected gradient="discrete" or "backprop" (got {gradient!r}).')
 
 
 def check_options(solver: Any, gradient: Any, graph_memory: Any, checkpoints: Any) -> None:
-    """Refuses options of a layer that no integration would take."""
+    """Refuses options of a layer that are invalid in any integration."""
     check_solver(solver, None)
     check_gradient(gradient)
     check_graph_memory(graph_memory)
@@ -185,14 +191,14 @@ def check_options(solver: Any, gradient: Any, graph_memory: Any, checkpoints: An
 
 
 def check_callback(callback: Any) -> None:
-    """Refuses what cannot be called after a step."""
+    """Raises a TypeError unless callback is callable or None."""
     if not (callback is None or callable(callback)):
         raise TypeError(f"Expected callback as a function of (t, u) (got "
                         f"{type(callback).__name__}).")
 
 
 def check_graph_memory(value: Any) -> None:
-    """Refuses what is no number of bytes."""
+    """Raises a ValueError unless the value is a non-negative int."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise ValueError(f"Expected graph_memory as a number of bytes from 0 up (got {value!r}).")
 
@@ -209,7 +215,7 @@ def check_equal(steps: Steps, scheme: Scheme) -> None:
 
 def explicit_term(explicit: Any, args: Any, scheme: Scheme, u0: Tensor,
                   t: float, *, tangents: bool) -> ExplicitTerm | None:
-    """The explicit term, whose lazy parameters have their shapes."""
+    """The explicit term, checked; lazy parameters are initialised by one evaluation."""
     if not isinstance(args, tuple):
         raise TypeError(f"Expected args as a tuple (got {type(args).__name__}); write args=(x,).")
     if explicit is None:
@@ -224,7 +230,7 @@ def explicit_term(explicit: Any, args: Any, scheme: Scheme, u0: Tensor,
     if not any(map(is_lazy, term.tensors)):
         return term
     with torch.no_grad():
-        explicit(u0.new_full((), t), u0.detach(), *args)  # gives its parameters their shapes
+        explicit(u0.new_full((), t), u0.detach(), *args)  # initialises lazy parameters
     return ExplicitTerm(explicit, args, scheme.live_values, tangents=tangents)
 
 
@@ -242,7 +248,7 @@ def implicit_term(implicit: Any, u0: Tensor, t: float) -> Affine | Nonlinear | N
     if is_autocast(u0.device) and any(x.dtype in SHORT for x in part.tensors):
         part = part.with_tensors(list(map(widened, part.tensors)))
     refuse_replaced(part.tensors)
-    if is_replacing():  # modules in it have other parameters in the backward pass
+    if is_replacing():  # its modules will have other parameters in the backward pass
         part = part.with_tensors(part.tensors)
     with full_precision(u0.device):
         part.check(u0, t)
@@ -250,7 +256,7 @@ def implicit_term(implicit: Any, u0: Tensor, t: float) -> Affine | Nonlinear | N
 
 
 def check_solver(solver: Any, implicit: Any) -> None:
-    """Refuses what is no linear solver, and one that would not be used."""
+    """Refuses a solver that is not a linear solver, is a preconditioner, or would not be used."""
     if solver is not None and (isinstance(solver, type) or not hasattr(solver, "invert")):
         raise TypeError("Expected a linear solver such as pyg_sinode.solvers.CG() (got "
                         f"{solver!r}).")

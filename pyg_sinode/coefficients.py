@@ -1,4 +1,4 @@
-"""How do the scores of edges become coefficients that sum to one, and what is their gradient?"""
+"""How are attention scores normalised to coefficients, and what is the gradient of that?"""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def normalized(scores: Tensor, pattern: Pattern, weight: Tensor | None, normaliz
 
     Args:
         scores (Tensor): The scores s, in the order of the pattern.
-        pattern (Pattern): The edges.
+        pattern (Pattern): The sorted edges.
         weight (Tensor, optional): The edge weights w, at least 0; ones if None.
-        normalizer (str): The positive function, :obj:`"softmax"` (the exponential) or
+        normalizer (str): The positive function :math:`\phi`: :obj:`"softmax"` (the exponential) or
             :obj:`"squareplus"`.
-        columns (bool): Whether to sum over the edges out of a node, not over those into it.
+        columns (bool): Whether the sum is over the edges out of a node instead of those into it.
 
     Shapes:
         - **scores, output:** :math:`(H, |\mathcal{E}|)`, dimensionless
@@ -39,22 +39,23 @@ def normalized_mean(scores: Tensor, pattern: Pattern, weight: Tensor | None, nor
                     columns: bool) -> Tensor:
     r"""The mean over heads of :func:`normalized`, with its gradient in closed form.
 
-    With :math:`r = \phi(s) / \sum w \phi(s)`, the gradient g of the mean and
-    :math:`c = \frac{1}{H} \sum w r g` over the edges that are summed with e, the gradients at the
-    scores and at the weights are
+    Let :math:`r = \phi(s) / \sum w \phi(s)`, let g be the gradient with respect to the mean, and
+    :math:`c = \frac{1}{H} \sum w r g`, a sum over the edges normalised together with edge e. The
+    gradients with respect to the scores and to the weights are
 
     .. math::
         w r \left( \frac{g}{H} - c \right) \frac{\phi^{\prime}(s)}{\phi(s)}, \quad
         \sum_h r \left( \frac{g}{H} - c \right).
 
-    Two numbers are kept for each edge and head: s and r.
+    The backward pass needs two numbers for each edge and head, s and r. The arguments are those of
+    :func:`normalized`.
     """
     result: Tensor = _NormalizedMean.apply(scores, weight, pattern, normalizer, columns)
     return result
 
 
 def squareplus(s: Tensor) -> Tensor:
-    r"""The positive function :math:`(s + \sqrt{s^2 + 4}) / 2`, accurate for negative s too.
+    r"""The positive function :math:`(s + \sqrt{s^2 + 4}) / 2`, without cancellation for s < 0.
 
     From the `"Squareplus: A Softplus-Like Algebraic Rectifier"
     <https://arxiv.org/abs/2112.11687>`_ paper.
@@ -64,18 +65,25 @@ def squareplus(s: Tensor) -> Tensor:
 
 
 def without_removed(scores: Tensor, weight: Tensor) -> Tensor:
-    """The scores of which the maximum is taken: by a removed edge's, the others may underflow."""
+    """The scores, minus infinity at edges of weight zero: a maximum over these leaves them out.
+
+    The exponentials of the other edges could underflow relative to the score of a removed edge.
+    """
     return scores.detach().masked_fill(weight == 0, -math.inf)
 
 
 def exp_above(scores: Tensor, top: Tensor) -> Tensor:
-    """The exponentials, kept finite for a removed edge above the top: its weight's gradient."""
+    """The exponentials of the scores less the maximum of their group.
+
+    The exponent is limited, since a removed edge may have a score above that maximum and the
+    gradient of its weight must be finite.
+    """
     return torch.exp((scores - top.masked_fill(top == -math.inf, 0.0)).clamp(max=60.0))
 
 
 def _positive(scores: Tensor, pattern: Pattern, weight: Tensor | None, normalizer: str,
               columns: bool) -> Tensor:
-    """phi of the scores, for softmax relative to the largest with which each is summed."""
+    """phi of the scores; for softmax, of the scores less the maximum of those summed with each."""
     if normalizer == "squareplus":
         return squareplus(scores)
     kept = scores if weight is None else without_removed(scores, weight)
@@ -84,7 +92,7 @@ def _positive(scores: Tensor, pattern: Pattern, weight: Tensor | None, normalize
 
 
 def _spread(pattern: Pattern, z: Tensor, columns: bool) -> Tensor:
-    """Each entry's row value, or column value, where there is no gradient."""
+    """The value of each entry's row, or column; without a gradient."""
     return z.index_select(-1, pattern.col if columns else pattern.row)
 
 
@@ -106,7 +114,7 @@ class _NormalizedMean(torch.autograd.Function):
         (g,), (scores, weight, ratio) = grads, ctx.saved_tensors
         pattern, normalizer, columns = ctx.how
         wanted = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():  # to be differentiated again
+        if torch.is_grad_enabled():  # create_graph=True: the gradient will be differentiated
             return (*_composed_gradient(scores, weight, g, ctx.how, wanted), None, None, None)
         r_g = ratio * (g / scores.size(0))
         c = reduced("sum", pattern, r_g if weight is None else r_g * weight, columns)
@@ -121,8 +129,8 @@ class _NormalizedMean(torch.autograd.Function):
 
 def _composed_gradient(scores: Tensor, weight: Tensor | None, g: Tensor, how: Any,
                        wanted: tuple[bool, ...]) -> list[Tensor | None]:
-    """The gradients as a function that autograd can differentiate."""
-    # By names of their own: the scores may depend on the weights.
+    """The gradients, composed of operations that autograd can differentiate."""
+    # Views, so that the gradient at the scores is separate where they depend on the weights.
     scores, weight = scores.view_as(scores), None if weight is None else weight.view_as(weight)
     mean = normalized(scores, how[0], weight, *how[1:]).mean(dim=0)
     inputs = [x for x, w in zip((scores, weight), wanted, strict=True) if w and x is not None]
@@ -133,8 +141,7 @@ def _composed_gradient(scores: Tensor, weight: Tensor | None, g: Tensor, how: An
 class _SquarePlus(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: Tensor) -> Tensor:
-        # max(s, 0) + 1 / (|s| / 2 + sqrt(1 + s^2 / 4)): no two numbers of opposite sign are added,
-        # and no square overflows.
+        # max(s, 0) + 1 / (|s| / 2 + sqrt(1 + s^2 / 4)): without cancellation and overflow.
         half = s.abs().mul_(0.5)
         value = torch.hypot(half, s.new_ones(())).add_(half).reciprocal_().add_(s.clamp(min=0.0))
         ctx.save_for_backward(value)

@@ -1,14 +1,14 @@
 r"""How large should the next step be?
 
-With the error estimate e of each component, a step is accepted where
+A step from :math:`u_n` to :math:`u_{n+1}` with the error estimate e is accepted if
 
 .. math::
     E = \left\Vert \frac{e_i}{\mathrm{atol}_i + \mathrm{rtol}_i
-    \max(|u_{n,i}|, |u_{n+1,i}|)} \right\Vert
+    \max(|u_{n,i}|, |u_{n+1,i}|)} \right\Vert \le 1
 
-in a norm of :mod:`pyg_sinode.norms` is at most 1, where the second magnitude counts up to twice the
-largest entry of :math:`u_n`. One step size serves the whole state, batch
-included.
+in a norm of :mod:`pyg_sinode.norms`. In this formula, :math:`|u_{n+1,i}|` is limited to twice the
+largest magnitude in :math:`u_n`, so that a step that diverges is rejected. One step size serves the
+whole state, including the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .norms import maximum
 
-SLACK = 1e-10  # the E that counts as no error, so that no power of it overflows
+SLACK = 1e-10  # the least E in a power, so that none overflows
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,23 @@ class Controller:
         \left( \frac{s^k}{E_{n-1}} \right)^{\beta_2 / k}
         \left( \frac{s^k}{E_{n-2}} \right)^{\beta_3 / k}
 
-    with s the safety factor and k the order of the error estimate plus one. The factor is clipped
-    to [:obj:`min_factor`, :obj:`max_factor`], and at most 1 after a rejection, where only the error
-    of the rejected step counts. In [1, :obj:`deadband`) it becomes 1, so that the factorization is
-    reused.
+    where s is the safety factor and k the order of the error estimate plus one. The factor
+    :math:`h_{n+1} / h_n` is clipped to [:obj:`min_factor`, :obj:`max_factor`]. After a rejected
+    step it depends on the error of that step only, and is at most 1. A factor in
+    [1, :obj:`deadband`) is replaced by 1, so that the factorization of I - cJ is reused.
 
     Args:
         beta (tuple of float): The exponents :math:`\beta_1, \beta_2, \beta_3`.
-        safety (float): The factor s, in (0, 1]. (default: :obj:`0.9`)
+        safety (float): The safety factor s, in (0, 1]. (default: :obj:`0.9`)
         min_factor (float): The smallest factor, in (0, 1). (default: :obj:`0.2`)
         max_factor (float): The largest factor, above 1. (default: :obj:`5.0`)
-        deadband (float): The factor below which the step size stays, at least 1.
+        deadband (float): The smallest factor, at least 1, that increases the step size.
             (default: :obj:`1.2`)
+        keep (float, optional): The former name of :obj:`deadband`, deprecated.
+            (default: :obj:`None`)
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if an argument is out of its range.
     """
 
     beta: tuple[float, float, float]
@@ -58,10 +60,10 @@ class Controller:
     min_factor: float = 0.2
     max_factor: float = 5.0
     deadband: float = 1.2
-    keep: InitVar[float | None] = None  # the old name of deadband, for one release
+    keep: InitVar[float | None] = None  # the former name of deadband, for one release
 
     def __post_init__(self, keep: float | None) -> None:
-        """Refuses numbers out of their range."""
+        """Raises a ValueError if an argument is out of its range."""
         if keep is not None:
             warnings.warn("keep= of a controller is now deadband=.", DeprecationWarning,
                           stacklevel=3)
@@ -78,11 +80,12 @@ class Controller:
                 raise ValueError(f"Expected {name} (got {value}).")
 
     def factor(self, errors: Sequence[float], order: int) -> float:
-        """The factor to the next step size from the errors E so far, the newest last.
+        """The quotient of the next step size and the last one tried.
 
         Args:
-            errors (sequence of float): Those of the accepted steps, then that of the last one; one
-                that is not finite gives :obj:`min_factor`.
+            errors (sequence of float): The E of the last steps, the newest last: those of accepted
+                steps, and that of the last step tried. If the last one is not finite, the factor is
+                :obj:`min_factor`.
             order (int): The order of the error estimate.
         """
         if not math.isfinite(errors[-1]):
@@ -99,17 +102,26 @@ class Controller:
 
 @dataclass(frozen=True)
 class I(Controller):  # noqa: E742
-    """The integral controller: the step that would have made the last error just acceptable."""
+    """The integral controller: only the error of the last step decides.
+
+    Args:
+        beta (tuple of float): The exponents. (default: :obj:`(1.0, 0.0, 0.0)`)
+        safety, min_factor, max_factor, deadband (float): As in :class:`Controller`.
+    """
 
     beta: tuple[float, float, float] = (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class PI(Controller):
-    """The proportional-integral controller, smoother where stability limits the step.
+    """The proportional-integral controller: smoother step sizes where stability limits them.
 
-    Its exponents are 0.7 and -0.4: Hairer and Wanner, Solving Ordinary Differential Equations II,
+    The exponents are those of Hairer and Wanner, Solving Ordinary Differential Equations II,
     section IV.2, after Gustafsson (1991).
+
+    Args:
+        beta (tuple of float): The exponents. (default: :obj:`(0.7, -0.4, 0.0)`)
+        safety, min_factor, max_factor, deadband (float): As in :class:`Controller`.
     """
 
     beta: tuple[float, float, float] = (0.7, -0.4, 0.0)
@@ -117,10 +129,14 @@ class PI(Controller):
 
 @dataclass(frozen=True)
 class PID(Controller):
-    """The controller with proportional, integral and derivative terms.
+    """The proportional-integral-derivative controller.
 
-    Its exponents are 0.49, -0.34 and 0.10, which Kennedy and Carpenter (2003,
-    doi:10.1016/S0168-9274(02)00138-1) use with their additive schemes.
+    The exponents are those that Kennedy and Carpenter (2003, doi:10.1016/S0168-9274(02)00138-1) use
+    with their additive schemes.
+
+    Args:
+        beta (tuple of float): The exponents. (default: :obj:`(0.49, -0.34, 0.10)`)
+        safety, min_factor, max_factor, deadband (float): As in :class:`Controller`.
     """
 
     beta: tuple[float, float, float] = (0.49, -0.34, 0.10)
@@ -128,15 +144,16 @@ class PID(Controller):
 
 @dataclass(frozen=True)
 class Adaptive:
-    """All that an adaptive integration is to keep to.
+    """The tolerances and limits of an adaptive integration.
 
     Args:
-        rtol, atol (float or Tensor): Tolerances; tensors broadcast against the state.
+        rtol, atol (float or Tensor): Relative and absolute tolerance; tensors broadcast against the
+            state.
         controller (Controller): Chooses the step sizes.
-        first_step (float, optional): Size of the first step tried; chosen if None.
-        min_step (float): Size below which no step may fall.
-        max_steps (int): Number of steps, rejected ones included, after which it gives up.
-        measure (callable): The norm of the quotients of error and scale.
+        first_step (float, optional): Size of the first step tried; estimated if None.
+        min_step (float): The smallest step size.
+        max_steps (int): The largest number of steps tried, rejected ones included.
+        measure (callable): The norm of the quotients of error and tolerance.
             (default: :func:`pyg_sinode.norms.maximum`)
     """
 
@@ -149,9 +166,15 @@ class Adaptive:
     measure: Callable[[Tensor], Tensor] = maximum
 
     def norm(self, error: Tensor, u: Tensor, following: Tensor) -> float:
-        """The norm E of an error in a step from u; NaN or infinite if anything in it is."""
+        """The norm E of the error of a step; not finite if the error is not.
+
+        Args:
+            error (Tensor): The error estimate.
+            u (Tensor): The state before the step.
+            following (Tensor): The state after the step.
+        """
         size = u.detach().abs()
-        # A step that blows up is not to be measured by what it blew up to.
+        # Limited, so that a step that diverges has no large tolerance.
         most = 2.0 * size.amax() if size.numel() else 0.0
         grown = torch.minimum(following.detach().abs(), torch.as_tensor(most).to(size))
         scale = self.atol + self.rtol * torch.maximum(size, grown)
@@ -167,8 +190,18 @@ class Adaptive:
 
     def choose_first(self, t: float, u: Tensor, sign: float, span: float, order: int,
                      rate: Callable[[float, Tensor], Tensor]) -> float:
-        """A size for the first step: Hairer, Norsett and Wanner, Solving Ordinary Differential
-        Equations I, section II.4. It evaluates the rate of change twice.
+        """The size of the first step to try.
+
+        It is :obj:`first_step`, or else an estimate from two evaluations of the right-hand side:
+        Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.4.
+
+        Args:
+            t (float): The initial time.
+            u (Tensor): The initial state.
+            sign (float): The direction of time, 1 or -1.
+            span (float): The time to the first output, an upper bound of the result.
+            order (int): The order of the error estimate.
+            rate (callable): From time and state to the right-hand side G + H.
         """
         if self.first_step is not None:
             return min(self.first_step, span)

@@ -1,4 +1,4 @@
-"""How does a graph become an explicit term and an implicit operator, and a layer of the two?"""
+"""How does SINODEConv build an explicit term and an implicit operator from a graph?"""
 
 from __future__ import annotations
 
@@ -58,99 +58,99 @@ class SINODEConv(MessagePassing):
         \right) + \beta \mathbf{X}_0 + R(\mathbf{X}) = G(\mathbf{X}) + J \mathbf{X}, \quad
         \mathbf{X}(0) = \mathbf{X}_0, \quad \mathbf{X}^{\prime} = \mathbf{X}(T)
 
-    with :math:`\mathbf{A}(\mathbf{X})` the attention of :class:`GRANDAttention`, :math:`\alpha` in
-    (0, 1) and :math:`\beta` learned numbers. The linear part J is integrated implicitly and the
-    rest G explicitly; every choice of J integrates the same equation.
+    where :math:`\mathbf{A}(\mathbf{X})` is the attention matrix of :class:`GRANDAttention`, and
+    :math:`\alpha` in (0, 1) and :math:`\beta` are learned numbers. The linear part J is integrated
+    implicitly and the rest G explicitly; every choice of J integrates the same equation.
 
-    How it is integrated may be changed after training: :obj:`time`, :obj:`step_size`,
-    :obj:`method`, :obj:`solver` and what else goes to the integrator. :obj:`stats` holds what the
-    last forward and its backward pass did.
+    The attributes :obj:`time`, :obj:`step_size`, :obj:`method`, :obj:`solver` and the other options
+    of the integration may be changed after training. The attribute :obj:`stats` holds the
+    :class:`pyg_sinode.Stats` of the last forward pass and of its backward pass.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive it from the first
-            input. Where it is -1 or differs from :obj:`out_channels`, a linear map comes first.
+            input. If it is -1 or differs from :obj:`out_channels`, a linear map is applied first.
         out_channels (int): Size of each output sample.
         heads (int): Number of attention heads, which are averaged. (default: :obj:`1`)
-        attention (str): The score, see :class:`GRANDAttention`. (default: :obj:`"scaled_dot"`)
-        attention_channels (int, optional): Width of queries and keys; :obj:`out_channels` if None,
-            or the next multiple of :obj:`heads`. (default: :obj:`None`)
-        edge_dim (int, optional): Size of the edge attributes, which then count in the score, see
-            :class:`GRANDAttention`. (default: :obj:`None`)
+        attention (str): The attention score: :obj:`score` of :class:`GRANDAttention`.
+            (default: :obj:`"scaled_dot"`)
+        attention_channels (int, optional): Width of queries and keys, all heads together; if None,
+            :obj:`out_channels` rounded up to a multiple of :obj:`heads`. (default: :obj:`None`)
+        edge_dim (int, optional): Size of the edge attributes, which then enter the attention score,
+            see :class:`GRANDAttention`. (default: :obj:`None`)
         normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`. (default: :obj:`"squareplus"`)
         stochastic (str): :obj:`"row"` or :obj:`"column"`. (default: :obj:`"row"`)
-        dropout (float): Probability with which an edge, other than a self-loop, is left out of a
-            forward pass in training: of all its evaluations and of J, before coefficients are
-            normalised, so that they still sum to one where an edge is left. (default: :obj:`0.0`)
+        dropout (float): Probability of dropping an edge (self-loops are kept) in training. One draw
+            per forward pass serves all evaluations of G and J; the coefficients are normalised over
+            the edges that remain. (default: :obj:`0.0`)
         implicit (str, LinearOperator or callable): The linear part J: :obj:`"decay"`,
             :math:`-\alpha I`; :obj:`"laplacian"`, :math:`\alpha (\hat{\mathbf{D}}^{-1/2}
             \hat{\mathbf{A}} \hat{\mathbf{D}}^{-1/2} - I)`; :obj:`"attention"`,
             :math:`\alpha (\mathbf{A}(\mathbf{X}_0) - I)`; an operator; or a function
             ``(edge_index, edge_weight, num_nodes) -> LinearOperator``. (default: :obj:`"decay"`)
-        time (float or Parameter): The terminal time T; a parameter is trained, with the number of
-            steps constant in its gradient: a loss jumps where that number changes.
-            (default: :obj:`4.0`)
-        step_size (float, optional): The largest step; adaptive steps if None, for which a stiffly
-            accurate method such as :obj:`"imex_rk4"` suits. (default: :obj:`1.0`)
+        time (float or Parameter): The terminal time T. A parameter is trained; its gradient holds
+            the number of steps fixed: the loss jumps where it changes. (default: :obj:`4.0`)
+        step_size (float, optional): The largest step size, of equal steps. If None, the steps are
+            adaptive: use a stiffly accurate :obj:`method`, such as :obj:`"imex_rk4"`.
+            (default: :obj:`1.0`)
         method (str, IMEXTableau or IMEXMultistep): The scheme. (default: :obj:`"imex_rk2"`)
-        solver (optional): The linear solver, chosen by the operator if None.
-            (default: :obj:`None`)
+        solver (optional): The linear solver; if None, :func:`pyg_sinode.solvers.default` chooses
+            it for the operator. (default: :obj:`None`)
         gradient (str): :obj:`"discrete"` or :obj:`"backprop"`, see
             :func:`pyg_sinode.imex_odeint`. (default: :obj:`"discrete"`)
-        graph_memory (int): The bytes that graphs of this layer may hold for the backward pass, see
-            :func:`pyg_sinode.imex_odeint`. (default: 1 GiB)
-        checkpoints (int or str, optional): How many states to keep for it instead of all stages.
-            (default: :obj:`None`)
-        rtol, atol, norm, controller, max_steps (optional): Of adaptive steps, only with
-            :obj:`step_size=None`. (default: :obj:`None`)
-        dense (bool): Whether steps pass over the times :obj:`t` of a call, which are then
-            interpolated. (default: :obj:`False`)
-        callback (callable, optional): Called as ``callback(t, x)`` after each accepted step; a true
-            value ends the integration there. (default: :obj:`None`)
-        progress (bool): Whether to show a bar. (default: :obj:`False`)
+        graph_memory (int): The most bytes of autograd graphs that this layer keeps for the backward
+            pass, see :func:`pyg_sinode.imex_odeint`. (default: 1 GiB)
+        checkpoints (int or str, optional): How many states to keep for the backward pass instead of
+            all stages, see :func:`pyg_sinode.imex_odeint`. (default: :obj:`None`)
+        rtol, atol, norm, controller, max_steps (optional): Options of adaptive steps, as in
+            :func:`pyg_sinode.imex_odeint`; only with :obj:`step_size=None`. (default: :obj:`None`)
+        dense (bool): Whether to interpolate at the output times :obj:`t` of a call, instead of
+            ending a step at each. (default: :obj:`False`)
+        callback (callable, optional): Called as ``callback(t, x)`` after each accepted step; the
+            integration ends at t if it returns True. (default: :obj:`None`)
+        progress (bool): Whether to show a progress bar. (default: :obj:`False`)
         source (bool): Whether to add :math:`\beta \mathbf{X}_0`. (default: :obj:`True`)
         separate_alpha (bool): Whether the terms :math:`\mathbf{A}(\mathbf{X}) \mathbf{X}` and
             :math:`-\mathbf{X}` have an :math:`\alpha` each, as in the paper's code.
             (default: :obj:`False`)
-        reaction (str or torch.nn.Module, optional): A term R(X) more, by which the flow does not
-            only smooth: one of :class:`pyg_sinode.reaction.Reaction`, or a module called as
-            ``reaction(t, x, x0)`` for each node by itself, t a 0-dim tensor, or (N, 1) with
+        reaction (str or torch.nn.Module, optional): The reaction R(X): a name listed in
+            :class:`pyg_sinode.reaction.Reaction`, or a module called as ``reaction(t, x, x0)`` that
+            treats each node separately; t is a 0-dim tensor, or of shape (N, 1) with
             :obj:`end_times`. (default: :obj:`None`)
-        implicit_reaction (bool): Whether that is part of the implicit side, for a stiff one.
-            (default: :obj:`False`)
+        implicit_reaction (bool): Whether to integrate the reaction implicitly, by Newton's method;
+            for stiff reactions. (default: :obj:`False`)
         add_self_loops (bool): Whether to add a self-loop to each node that has none.
             (default: :obj:`True`)
         fill_value (float): The weight of the added self-loops. (default: :obj:`1.0`)
-        bias (bool): Whether to learn an additive bias, of the output and of the linear map.
+        bias (bool): Whether the output and the linear map have an additive bias.
             (default: :obj:`True`)
         residual (bool): Whether to add a linear map of the input to the output, as in
             :class:`torch_geometric.nn.conv.GATConv`. (default: :obj:`False`)
-        improved, cached, normalize (bool): As those of
-            :class:`torch_geometric.nn.conv.GCNConv`: :obj:`improved` is :obj:`fill_value=2`,
-            :obj:`cached` changes nothing, since the last graph is always kept and compared, and
-            without normalisation there is no such layer.
+        improved, cached, normalize (bool): As in :class:`torch_geometric.nn.conv.GCNConv`:
+            :obj:`improved` sets :obj:`fill_value=2`; :obj:`cached` has no effect, since the last
+            graph is always kept; :obj:`normalize` must be True.
         **kwargs (optional): Additional arguments of
             :class:`torch_geometric.nn.conv.MessagePassing`.
 
-    The edges of the :obj:`edge_index` of the last call stay sorted while that tensor lives. The
-    features of a node depend on nodes :attr:`num_hops` edges away, or on all: layer-wise inference
-    and ``trim_to_layer``, which count one hop a layer, do not fit; hops of stacked layers add up.
+    A call with the same :obj:`edge_index` tensor as the last one does not sort its edges again. The
+    output of a node depends on the nodes up to :attr:`num_hops` edges away, or on all nodes, not on
+    one hop a layer: do not use ``trim_to_layer`` or layer-wise inference. Stacked layers add hops.
 
     Shapes:
         - **input:** node features :math:`(|\mathcal{V}|, F_{in})`, edge indices
           :math:`(2, |\mathcal{E}|)` or sparse matrix :math:`(|\mathcal{V}|, |\mathcal{V}|)`, edge
           weights :math:`(|\mathcal{E}|)` *(optional)*, edge attributes
-          :math:`(|\mathcal{E}|, D)` *(with edge_dim)*, dimensionless
+          :math:`(|\mathcal{E}|, D)` *(with edge_dim)*; all dimensionless
         - **output:** node features :math:`(|\mathcal{V}|, F_{out})`, or
           :math:`(T, |\mathcal{V}|, F_{out})` with :obj:`t`; with
           :obj:`return_attention_weights` also
           :math:`((2, |\mathcal{E}^{\prime}|), (|\mathcal{E}^{\prime}|, H))`
 
     Raises:
-        ValueError, TypeError: if an argument does not fit.
-        NonFiniteStateError, LinearSolveError: from the integration.
+        ValueError, TypeError: if an argument is invalid.
+        NonFiniteStateError, LinearSolveError: if the integration fails.
     """
 
-    # Layers that were pickled whole by an earlier version have none of their own.
+    # Defaults for layers that an earlier version pickled without these attributes.
     graph_memory: int = 2**30
     checkpoints: Checkpoints | None = None
     rtol: float | None = None
@@ -214,12 +214,12 @@ class SINODEConv(MessagePassing):
             source=source, separate_alpha=separate_alpha,
             reaction=as_reaction(reaction, out_channels, implicit=implicit_reaction),
             implicit_reaction=implicit_reaction)
-        # Explainers act on the layer itself. Not by the property, which stores a bound method.
+        # Explainers act on this layer alone. The property setter would store a bound method.
         self.term.attention._explain = False
         self.reset_parameters()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Takes the parameters of an implicit operator as the layer's own."""
+        """Registers the parameters of an implicit operator with the layer."""
         if name == "implicit":
             check_implicit(value)
             self._modules.pop("implicit_parameters", None)
@@ -229,7 +229,7 @@ class SINODEConv(MessagePassing):
         super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
-        """Resets all learnable parameters, except the time and those of an operator handed in."""
+        """Resets all learnable parameters but :obj:`time` and those of a given operator."""
         super().reset_parameters()
         for lin in (self.lin, self.res):
             if lin is not None:
@@ -244,21 +244,21 @@ class SINODEConv(MessagePassing):
         return_attention_weights: bool | None = None, *, edge_attr: Tensor | None = None,
         t: Tensor | None = None, batch: Tensor | None = None, end_times: Tensor | None = None,
     ) -> Any:
-        """The features at the terminal time.
+        """The node features at the terminal time.
 
         Args:
             x (Tensor): The node features.
             edge_index (Tensor or SparseTensor): The graph.
             edge_weight (Tensor, optional): The edge weights, at least zero.
             return_attention_weights (bool, optional): If True, also returns the attention
-                coefficients per head at the terminal time, in the form and order in which
-                :class:`torch_geometric.nn.conv.GATConv` does.
+                coefficients per head at the terminal time, in the form and order of
+                :class:`torch_geometric.nn.conv.GATConv`.
             edge_attr (Tensor, optional): The edge attributes, with :obj:`edge_dim`.
-            t (Tensor, optional): Times to return the features at, in the place of :obj:`time`:
-                increasing from 0, where they hold after the linear map.
+            t (Tensor, optional): Output times, used instead of :obj:`time`. They increase from 0,
+                where the output is the input after the linear map.
             batch (Tensor, optional): The graph of each node, with :obj:`end_times`.
-            end_times (Tensor, optional): A terminal time for each graph of a batch, in the place
-                of :obj:`time`; all are integrated in the same steps.
+            end_times (Tensor, optional): The terminal time of each graph of a batch, used instead
+                of :obj:`time`; all graphs are integrated with the same steps.
         """
         self.stats = None
         check_returned(return_attention_weights)
@@ -280,21 +280,21 @@ class SINODEConv(MessagePassing):
     @uncompiled
     def equation(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None, *,
                  edge_attr: Tensor | None = None) -> Equation:
-        """The equation that the layer integrates, to be integrated in another way.
+        """The equation of the layer, to be integrated by :func:`pyg_sinode.imex_odeint`.
 
         .. code-block:: python
 
             G, J, u0, args = conv.equation(x, edge_index)
             u = imex_odeint(G, J, u0, t, args=args, step_size=0.1)
 
-        It holds with the parameters in force, a draw of :obj:`dropout` and an explainer's mask;
-        the bias and the residual of the output are not in it.
+        It uses the current parameters, one draw of :obj:`dropout` and the mask of an explainer. It
+        does not contain the bias and the residual of the output.
 
         Args:
-            x, edge_index, edge_weight, edge_attr: As those of :meth:`forward`.
+            x, edge_index, edge_weight, edge_attr: As in :meth:`forward`.
 
         Returns:
-            The explicit term, the implicit operator, the features at time 0 and G's arguments.
+            The explicit term G, the implicit operator J, the features at time 0 and G's arguments.
         """
         x = self._checked(x)
         with full_precision(x.device):
@@ -312,14 +312,14 @@ class SINODEConv(MessagePassing):
 
     @property
     def num_hops(self) -> int | None:
-        """How many edges back the nodes lie of which the features of a node are a function.
+        """The radius of the receptive field, the largest distance in edges that a node sees.
 
-        The number of hops to sample, as in ``NeighborLoader(data, [-1] * conv.num_hops)``, for the
-        same result as on the whole graph, in a call without :obj:`t` and :obj:`end_times`. None
-        where no number is enough or none is known: J of :obj:`"laplacian"` and :obj:`"attention"`,
-        or another that acts along the nodes, is solved with, which reaches every node;
-        column-stochastic coefficients depend on the edges out of a node's neighbours, which are
-        not sampled; adaptive steps are not known before.
+        Sample that many hops, as in ``NeighborLoader(data, [-1] * conv.num_hops)``, for the result
+        of the whole graph, in a call without :obj:`t` and :obj:`end_times`. It is None if J is
+        :obj:`"laplacian"`, :obj:`"attention"` or another operator that acts along the nodes, since
+        the linear solve couples all nodes; if the attention is column-stochastic, since it depends
+        on edges out of a node's neighbours, which are not sampled; and if the steps are adaptive,
+        since their number is not known beforehand.
         """
         term, implicit = self.term, self.implicit
         local = implicit == "decay" or (isinstance(implicit, LinearOperator)
@@ -380,14 +380,14 @@ class SINODEConv(MessagePassing):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._cache = GraphCache()  # of its own: a copy sees other graphs
+        self._cache = GraphCache()  # not shared: the copy is called with other graphs
         self._parameters.setdefault("bias", None)
         if "res" not in self.__dict__:
             self._modules.setdefault("res", None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.bias is not None and f"{prefix}term.alpha" in state_dict:
-            # Older checkpoints have no bias of the output, which is one of zero.
+            # Older checkpoints have no output bias: theirs is zero.
             state_dict.setdefault(f"{prefix}bias", torch.zeros_like(self.bias))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

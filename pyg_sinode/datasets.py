@@ -1,4 +1,4 @@
-"""Where do trajectories of the grid equations come from: data sets that make themselves?"""
+"""Which data sets of trajectories on grids are there? They are computed at the first use."""
 
 from __future__ import annotations
 
@@ -21,30 +21,33 @@ from .odeint import imex_odeint
 
 
 class KuramotoSivashinsky(Dataset):
-    r"""Trajectories on the attractor of the Kuramoto-Sivashinsky equation, L = 22.
+    r"""Trajectories on the attractor of the Kuramoto-Sivashinsky equation with L = 22.
 
-    They are integrated by Fourier's method and the scheme ark436l2sa with a step of 0.025, from
-    random states, and saved every 0.2 after 100 units of time. The splits are stretches of time of
-    the same trajectories, with gaps between them of 5 % of the duration: the first 60 % are for
-    training, 65 to 70 % for validation and the last 25 % for testing.
+    They start from random states and are integrated by a Fourier spectral method and the scheme
+    ark436l2sa with step size 0.025. The first 100 units of time are discarded; then a state is
+    saved every 0.2 units of time. The splits are time intervals of the same trajectories: the first
+    60 % for training, 65 to 70 % for validation and the last 25 % for testing, with gaps of 5 %
+    between them.
 
-    An item is one step: node features :obj:`x` and what becomes of them, :obj:`y`, as a
-    :class:`~torch_geometric.data.Data` of the grid; :attr:`states` holds all of it as one tensor.
+    An item is a pair of successive states as a :class:`~torch_geometric.data.Data` of the grid:
+    node features :obj:`x` and, 0.2 units of time later, :obj:`y`. The attribute :attr:`states`
+    holds all states of the split as one tensor.
 
     Args:
-        root (str): Folder of the cache, which is made at the first use.
+        root (str): Directory of the cache, which is computed at the first use.
         split (str): :obj:`"train"`, :obj:`"val"` or :obj:`"test"`. (default: :obj:`"train"`)
-        num_points (int): Number of grid points. (default: :obj:`64`)
+        num_points (int): Number of grid points n. (default: :obj:`64`)
         trajectories (int): Number of trajectories. (default: :obj:`32`)
-        duration (float): Length of each in time, 22 of its units being a Lyapunov time.
+        duration (float): Length of each trajectory, in units of time; the Lyapunov time is 22.
             (default: :obj:`500.0`)
         seed (int): Seed of the initial states. (default: :obj:`0`)
-        transform (callable, optional): Applied to each item. (default: :obj:`None`)
-        pre_transform (callable, optional): Applied to each item before it.
+        transform (callable, optional): A function applied to each item at each access.
             (default: :obj:`None`)
-        dtype (torch.dtype): Of states and features; the cache is in float64.
+        pre_transform (callable, optional): A function applied to each item before
+            :obj:`transform`. (default: :obj:`None`)
+        dtype (torch.dtype): The dtype of states and features; the cache is in float64.
             (default: :obj:`torch.float64`)
-        force_reload (bool): Whether to make the data anew. (default: :obj:`False`)
+        force_reload (bool): Whether to compute the data again. (default: :obj:`False`)
 
     Shapes:
         - **states:** :math:`(trajectories, times, n)`
@@ -80,7 +83,7 @@ class KuramotoSivashinsky(Dataset):
         return _file_name("kuramoto_sivashinsky", self.key)
 
     def process(self) -> None:
-        """Makes the data where there is no cache."""
+        """Computes the data if there is no cache."""
         if self.force_reload:
             Path(self.processed_paths[0]).unlink(missing_ok=True)
         _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
@@ -98,11 +101,11 @@ class KuramotoSivashinsky(Dataset):
         return states[:, -saved - 1 :].clone()
 
     def len(self) -> int:
-        """The number of steps."""
+        """The number of items."""
         return self.states.size(0) * (self.states.size(1) - 1)
 
     def get(self, idx: int) -> Data:
-        """One step as a graph."""
+        """The item ``idx``, a pair of successive states."""
         data = _step_as_data(self.grid, self.states, idx)
         return data if self.pre_transform is None else self.pre_transform(data)
 
@@ -110,28 +113,30 @@ class KuramotoSivashinsky(Dataset):
 class BurgersTurbulence(Dataset):
     r"""Decaying turbulence of the viscous Burgers equation, L = 1, :math:`\nu = 8 \cdot 10^{-4}`.
 
-    Random initial states (see :func:`~pyg_sinode.grid.viscous_burgers`) are integrated to t = 5 by
-    Fourier's method and the scheme ark436l2sa on 1024 points or more, with steps in which no state
-    moves more than 1.2 points, and saved every 0.1. The first 80 of 100 trajectories are for
-    training, the others for testing.
+    Random initial states (see :func:`~pyg_sinode.grid.viscous_burgers`) are integrated by a Fourier
+    spectral method and the scheme ark436l2sa on at least 1024 points. The step size is at most
+    0.01, and small enough that u moves by no more than 1.2 grid spacings per step. A state is saved
+    every 0.1 units of time. The first 80 % of the trajectories are for training, the others for
+    testing.
 
-    An item is one step: node features :obj:`x` and what becomes of them, :obj:`y`, as a
-    :class:`~torch_geometric.data.Data` of the grid; :attr:`states` holds all of it as one tensor.
+    An item is a pair of successive states as a :class:`~torch_geometric.data.Data` of the grid:
+    node features :obj:`x` and, 0.1 units of time later, :obj:`y`. The attribute :attr:`states`
+    holds all states of the split as one tensor.
 
     Args:
-        root (str): Folder of the cache, which is made at the first use.
+        root (str): Directory of the cache, which is computed at the first use.
         split (str): :obj:`"train"` or :obj:`"test"`. (default: :obj:`"train"`)
-        num_points (int): Number of grid points. (default: :obj:`512`)
-        trajectories (int): Number of trajectories, four fifths of them for training.
-            (default: :obj:`100`)
-        duration (float): Length of each in time. (default: :obj:`5.0`)
+        num_points (int): Number of grid points n. (default: :obj:`512`)
+        trajectories (int): Number of trajectories in both splits. (default: :obj:`100`)
+        duration (float): Length of each trajectory, in units of time. (default: :obj:`5.0`)
         seed (int): Seed of the initial states. (default: :obj:`0`)
-        transform (callable, optional): Applied to each item. (default: :obj:`None`)
-        pre_transform (callable, optional): Applied to each item before it.
+        transform (callable, optional): A function applied to each item at each access.
             (default: :obj:`None`)
-        dtype (torch.dtype): Of states and features; the cache is in float64.
+        pre_transform (callable, optional): A function applied to each item before
+            :obj:`transform`. (default: :obj:`None`)
+        dtype (torch.dtype): The dtype of states and features; the cache is in float64.
             (default: :obj:`torch.float64`)
-        force_reload (bool): Whether to make the data anew. (default: :obj:`False`)
+        force_reload (bool): Whether to compute the data again. (default: :obj:`False`)
 
     Shapes:
         - **states:** :math:`(trajectories, times, n)`
@@ -167,7 +172,7 @@ class BurgersTurbulence(Dataset):
         return _file_name("burgers_turbulence", self.key)
 
     def process(self) -> None:
-        """Makes the data where there is no cache."""
+        """Computes the data if there is no cache."""
         if self.force_reload:
             Path(self.processed_paths[0]).unlink(missing_ok=True)
         _load_or_make(Path(self.processed_paths[0]), self.key, self._make)
@@ -188,11 +193,11 @@ class BurgersTurbulence(Dataset):
         return resample(states, self.grid.shape[0])
 
     def len(self) -> int:
-        """The number of steps."""
+        """The number of items."""
         return self.states.size(0) * (self.states.size(1) - 1)
 
     def get(self, idx: int) -> Data:
-        """One step as a graph."""
+        """The item ``idx``, a pair of successive states."""
         data = _step_as_data(self.grid, self.states, idx)
         return data if self.pre_transform is None else self.pre_transform(data)
 
@@ -200,7 +205,15 @@ class BurgersTurbulence(Dataset):
 @torch.no_grad()
 def integrate_states(equation: Equation, u: Tensor, interval: float, count: int,
                      step_size: Callable[[Tensor], float], name: str) -> Tensor:
-    """The states at 0, interval, ..., count * interval, with a step size chosen at each of them.
+    """The states at the times 0, interval, ..., count * interval.
+
+    Args:
+        equation (Equation): The equation.
+        u (Tensor): The initial states.
+        interval (float): The time between saved states.
+        count (int): The number of intervals.
+        step_size (callable): From the states at the start of an interval to its step size.
+        name (str): The label of the progress bar.
 
     Shapes:
         - **u:** (trajectories, n)
@@ -217,14 +230,14 @@ def integrate_states(equation: Equation, u: Tensor, interval: float, count: int,
 
 
 def _load_or_make(path: Path, key: dict[str, Any], make: Callable[[], Tensor]) -> Tensor:
-    """The states of a cache that is whole and belongs to the key, else made anew and kept."""
+    """The states in the cache if it is intact and has this key, else computed and stored there."""
     if path.exists():
         try:
             return _load(path, key)
-        except Exception as error:  # of almost any type, depending on which byte is wrong
+        except Exception as error:  # a damaged file raises errors of almost any type
             print(f"{path} is damaged and is made again: {error}", file=sys.stderr)
     states = make()
-    # Beside it, then renamed: a run that is killed meanwhile leaves no half a file of that name.
+    # Written under another name, then renamed: an interrupted run leaves no incomplete file.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"states": states, "key": key, "sha256": _checksum(states)}, temporary)
@@ -257,7 +270,7 @@ def _step_as_data(grid: PeriodicGrid, states: Tensor, idx: int) -> Data:
 
 
 def _own(states: Tensor, dtype: torch.dtype) -> Tensor:
-    """A part of the states in memory of its own: all of it would be pickled with a view."""
+    """A copy of a slice of the states: pickling a view would pickle all of them."""
     return states.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 

@@ -1,4 +1,4 @@
-"""What is a diffusion on a graph, and how is it split into an explicit and an implicit part?"""
+"""How is a diffusion on a graph split into an explicit and an implicit term?"""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from .terms import Nonlinear
 
 
 class Equation(NamedTuple):
-    """What a layer integrates, for :func:`pyg_sinode.imex_odeint`.
+    """The equation of a layer, as arguments of :func:`pyg_sinode.imex_odeint`.
 
     Attributes:
-        explicit: The term G, called as ``explicit(t, u, *args)``.
-        implicit: The operator J; with an implicit reaction a Nonlinear.
-        u0: The features at time 0.
-        args: The further arguments of G.
+        explicit (DiffusionTerm): The explicit term G, called as ``explicit(t, u, *args)``.
+        implicit (LinearOperator or Nonlinear): The operator J; with an implicit reaction, the
+            nonlinear term.
+        u0 (Tensor): The features at time 0.
+        args (tuple): The further arguments of G.
     """
 
     explicit: DiffusionTerm
@@ -41,9 +42,10 @@ class DiffusionTerm(torch.nn.Module):
     Args:
         attention (GRANDAttention): The attention A(X).
         source (bool): Whether to add :math:`\beta X_0`.
-        separate_alpha (bool): Whether the term -X has an alpha of its own.
+        separate_alpha (bool): Whether the terms :math:`A(X) X` and :math:`-X` have an
+            :math:`\alpha` each.
         reaction (torch.nn.Module, optional): The reaction R. (default: :obj:`None`)
-        implicit_reaction (bool): Whether to leave it to the implicit part.
+        implicit_reaction (bool): Whether R belongs to the implicit term and is left out here.
             (default: :obj:`False`)
     """
 
@@ -51,7 +53,7 @@ class DiffusionTerm(torch.nn.Module):
     decay: Parameter | None
     reaction: torch.nn.Module | None
     repulsion: Parameter | None
-    implicit_reaction: bool = False  # of layers that were pickled whole by an earlier version
+    implicit_reaction: bool = False  # for layers that an earlier version pickled without it
 
     def __init__(self, attention: GRANDAttention, *, source: bool, separate_alpha: bool,
                  reaction: torch.nn.Module | None = None, implicit_reaction: bool = False) -> None:
@@ -68,7 +70,7 @@ class DiffusionTerm(torch.nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Resets alpha to 1/2, beta and the repulsion to 0, the attention and the reaction."""
+        """Resets alpha to 1/2, beta and the repulsion to 0, and the attention and the reaction."""
         self.attention.reset_parameters()
         reset(self.reaction)
         for number in (self.alpha, self.beta, self.decay, self.repulsion):
@@ -86,7 +88,19 @@ class DiffusionTerm(torch.nn.Module):
     def forward(self, t: Tensor, u: Tensor, x0: Tensor, left_out: Tensor | LinearOperator | None,
                 rate: Tensor | None, pattern: Pattern, weight: Tensor | None,
                 edge_attr: Tensor | None, mask: Tensor | None) -> Tensor:
-        """The term at features u, without a linear part: coefficients of the edges, or all of J."""
+        """The explicit term.
+
+        Args:
+            t (Tensor): The time.
+            u (Tensor): The node features at that time.
+            x0 (Tensor): The node features at time 0.
+            left_out (Tensor, LinearOperator or None): The part of J to subtract besides the decay:
+                edge coefficients that :meth:`decay_rate` multiplies, or the whole operator J.
+            rate (Tensor, optional): A factor of the whole equation, 0-dim or of shape (N, 1).
+            pattern (Pattern): The sorted edges.
+            weight, edge_attr, mask (Tensor, optional): Weights, attributes and mask of the edges,
+                in the order of the pattern.
+        """
         alpha = torch.sigmoid(self.alpha)
         matrix = self.attention.coefficients(u, pattern, weight, edge_attr)
         if mask is not None:
@@ -104,7 +118,7 @@ class DiffusionTerm(torch.nn.Module):
         if self.beta is not None:
             out = torch.addcmul(out, self.beta, x0)
         if self.reaction is not None and not self.implicit_reaction:
-            own = t if rate is None else rate * t  # the time that the rate makes of it
+            own = t if rate is None else rate * t  # the time of the equation without the rate
             out = out + self._react(own, u, x0, pattern, matrix)
         return out if rate is None else out * rate
 
@@ -119,7 +133,7 @@ class DiffusionTerm(torch.nn.Module):
         return result
 
     def reacts_twice(self) -> bool:
-        """Whether an evaluation takes the attention twice, one in another."""
+        """Whether one evaluation applies the attention matrix twice, which adds a hop."""
         return isinstance(self.reaction, Reaction) and self.reaction.kind == "blurring_sharpening"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -129,7 +143,7 @@ class DiffusionTerm(torch.nn.Module):
 
 
 class Split(NamedTuple):
-    """The operator J, and what of it the explicit term has to leave out besides the decay."""
+    """The operator J, and the part of it besides the decay that G must subtract."""
 
     operator: LinearOperator
     left_out: Tensor | LinearOperator | None
@@ -137,7 +151,15 @@ class Split(NamedTuple):
 
 def split(kind: str, term: DiffusionTerm, x: Tensor, graph: SortedGraph, rate: Tensor | None
           ) -> Split:
-    """The split of a kind, with J times the rate: a number, or one for each node, (N, 1)."""
+    """The split of a diffusion by the name of its implicit operator.
+
+    Args:
+        kind (str): A key of :obj:`SPLITS`.
+        term (DiffusionTerm): The explicit term.
+        x (Tensor): The node features at time 0.
+        graph (SortedGraph): The graph.
+        rate (Tensor, optional): A factor of J, 0-dim or of shape (N, 1).
+    """
     strength = term.decay_rate()
     if rate is not None:
         strength = strength * rate
@@ -148,8 +170,8 @@ def split(kind: str, term: DiffusionTerm, x: Tensor, graph: SortedGraph, rate: T
     if graph.mask is not None:
         base = base * graph.mask
     top = _most(strength)
-    # Weights from 0 up whose rows or columns sum to one, or that are similar to such; a mask
-    # multiplies them. The discs of slower nodes lie in that of the fastest.
+    # The matrix is nonnegative with row or column sums of one, or similar to such a matrix, so that
+    # its spectral radius is 1; a mask multiplies it. With rates, the largest one bounds the disc.
     radius = None if top is None else top * _most_of_mask(graph.mask)
     each = strength if strength.dim() == 0 else gather_rows(graph.pattern, strength.view(-1))
     linear = Graph.of_pattern(graph.pattern, each * base, radius=radius,
@@ -160,14 +182,14 @@ def split(kind: str, term: DiffusionTerm, x: Tensor, graph: SortedGraph, rate: T
 
 
 def times_rate(operator: LinearOperator, rate: Tensor | None) -> LinearOperator:
-    """An operator times a rate: a number, or one for each node, (N, 1)."""
+    """An operator times a rate, 0-dim or of shape (N, 1); the operator itself if None."""
     if rate is None:
         return operator
     return rate * operator if rate.dim() == 0 else Diagonal(rate) @ operator
 
 
 def _shares(u: Tensor, pattern: Pattern, weight: Tensor | None, mask: Tensor | None) -> Tensor:
-    """What each edge repels with: its share of the weights into its node."""
+    """The repulsion coefficients: the weight of each edge over the sum of weights into its node."""
     weight = u.new_ones(pattern.num_entries) if weight is None else weight
     total = segment_sum(pattern, weight)
     shares = weight / gather_rows(pattern, total.masked_fill(total == 0, 1.0))
@@ -179,7 +201,7 @@ def _decay(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> None:
 
 
 def _laplacian(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Tensor:
-    """The weights w_ji / sqrt(d_i d_j); its eigenvalues lie in [-1, 1] where it is symmetric."""
+    """The weights w_ji / sqrt(d_i d_j); the eigenvalues lie in [-1, 1] for symmetric weights."""
     p = graph.pattern
     weight = x.new_ones(p.num_entries) if graph.weight is None else graph.weight
     degree = segment_sum(p, weight)
@@ -191,18 +213,18 @@ def _attention(term: DiffusionTerm, x: Tensor, graph: SortedGraph) -> Tensor:
     return term.attention.coefficients(x, *graph[:3])
 
 
-# The matrix A of J = alpha (A - I), None for zero.
+# Functions that give the entries of the matrix A in J = alpha (A - I); None stands for A = 0.
 SPLITS = {"decay": _decay, "laplacian": _laplacian, "attention": _attention}
 
 
 def _most(strength: Tensor) -> float | None:
-    """The largest, if it is a finite number: the integrator says where it is not."""
+    """The largest strength; None if it is not finite, for which the integrator raises an error."""
     number = float(strength.detach().max()) if strength.numel() else 0.0
     return number if math.isfinite(number) else None
 
 
 def _most_of_mask(mask: Tensor | None) -> float:
-    """By how much a mask may stretch the disc of the eigenvalues."""
+    """The factor, at least 1, by which a mask may increase the spectral radius."""
     if mask is None or not mask.numel():
         return 1.0
     return max(1.0, float(mask.detach().abs().max()))

@@ -1,4 +1,4 @@
-"""How do PyG's explainers see a flow, which passes no messages, and its attention coefficients?"""
+"""How do PyG's explainers work with a layer that passes no messages?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .sparse import Pattern
 
 
 def check_untouched(layer: MessagePassing, attention: MessagePassing) -> None:
-    """Refuses hooks on messages, of which there are none; those of explainers are honoured."""
+    """Refuses hooks on messages, since none are passed; hooks of explainers are supported."""
     check_flow(layer.flow)
     check_flow(attention.flow)
     if "explain_message" in vars(layer):
@@ -32,17 +32,23 @@ def check_untouched(layer: MessagePassing, attention: MessagePassing) -> None:
 
 
 def edge_mask(layer: MessagePassing, pattern: Pattern, loops: int, x: Tensor) -> Tensor | None:
-    """The mask that an explainer has set, in the order of a pattern; 1 for added self-loops.
+    """The edge mask that an explainer has set on a layer; None if the layer is not explained.
+
+    Args:
+        layer (MessagePassing): The layer.
+        pattern (Pattern): The sorted edges, the added self-loops among them.
+        loops (int): The number of added self-loops, whose mask is 1.
+        x (Tensor): The node features.
 
     Raises:
-        ValueError: if it is not one number for each edge.
+        ValueError: if the mask does not have one number per edge.
     """
     if not layer.explain:
         return None
     mask, count = layer._edge_mask, pattern.num_entries - loops
     if mask is None or mask.shape != (count,):
         got = None if mask is None else tuple(mask.shape)
-        clear_masks(layer)  # the layer is to be of use after the refusal
+        clear_masks(layer)  # the layer must remain usable after the error
         raise ValueError(f"Expected an edge mask of shape ({count},) where a layer is explained "
                          f"(got {got}); set it with set_masks(model, mask, edge_index), after "
                          "clear_masks(model).")
@@ -51,7 +57,7 @@ def edge_mask(layer: MessagePassing, pattern: Pattern, loops: int, x: Tensor) ->
 
 
 def refuse_mask(layer: MessagePassing, implicit: Any) -> None:
-    """Refuses to explain a layer with an operator of the user's, which no mask reaches."""
+    """Refuses to explain a layer with an operator of the user, on which a mask has no effect."""
     if layer.explain:
         clear_masks(layer)
         raise ValueError("Expected implicit as the name of a split in a layer that is explained "
@@ -61,14 +67,14 @@ def refuse_mask(layer: MessagePassing, implicit: Any) -> None:
 
 
 def show_coefficients(layer: MessagePassing, pattern: Pattern, alpha: Tensor) -> None:
-    """Gives the coefficients to the hooks by which an explainer collects those of messages."""
+    """Calls the hooks by which an explainer collects attention coefficients."""
     alpha = as_gatconv(pattern, alpha, loops_last=False)[1] if is_watched(layer) else alpha
     for hook in list(layer._message_forward_hooks.values()):
         hook(layer, ({"alpha": alpha},), alpha)
 
 
 def is_watched(layer: MessagePassing) -> bool:
-    """Whether an explainer waits for the coefficients."""
+    """Whether an explainer has registered hooks for the coefficients."""
     return bool(layer._message_forward_hooks)
 
 
@@ -77,7 +83,7 @@ def _is_explainers(hook: Any) -> bool:
 
 
 def as_gatconv(pattern: Pattern, alpha: Tensor, *, loops_last: bool) -> tuple[Tensor, Tensor]:
-    """Edges and coefficients in the given order, with all self-loops moved behind the others."""
+    """Edges and coefficients in the order of the given edges; optionally with self-loops last."""
     source, target = pattern.col.long(), pattern.row.long()
     place = torch.empty_like(source).scatter_(
         0, pattern.perm.long(), torch.arange(source.numel(), device=source.device))
@@ -89,7 +95,7 @@ def as_gatconv(pattern: Pattern, alpha: Tensor, *, loops_last: bool) -> tuple[Te
 
 
 def with_coefficients(adjacency: Any, pattern: Pattern, alpha: Tensor, *, loops: bool) -> Any:
-    """What GATConv returns beside its output, in the form in which the graph was given."""
+    """The attention weights that GATConv would return, in the format of the given graph."""
     if isinstance(adjacency, Tensor) and adjacency.layout == torch.strided:
         return as_gatconv(pattern, alpha, loops_last=loops)
     n, row, col = pattern.num_nodes, pattern.row.long(), pattern.col.long()
@@ -101,7 +107,7 @@ def with_coefficients(adjacency: Any, pattern: Pattern, alpha: Tensor, *, loops:
 
 
 def _in_layout(layout: torch.layout, row: Tensor, col: Tensor, alpha: Tensor, n: int) -> Tensor:
-    """A matrix of rows of numbers, in COO, CSR or CSC layout."""
+    """A sparse matrix with one vector per entry, in COO, CSR or CSC layout."""
     size = (n, n, alpha.size(1))
     if layout == torch.sparse_coo:
         return torch.sparse_coo_tensor(torch.stack([row, col]), alpha, size,

@@ -1,4 +1,4 @@
-"""Which implicit operator did the user hand to a layer, or a function that makes one?"""
+"""How does a layer use an implicit operator, or a function that makes one, of the user?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearO
 
 
 def check_implicit(implicit: Any) -> None:
-    """Refuses what is neither the name of a split, nor an operator to train, nor a function."""
+    """Raises a TypeError or ValueError if the argument :obj:`implicit` of a layer is invalid."""
     if isinstance(implicit, str):
         check_choice("implicit", implicit, tuple(SPLITS))
     elif not (isinstance(implicit, LinearOperator) or callable(implicit)):
@@ -30,12 +30,14 @@ def check_implicit(implicit: Any) -> None:
 
 def given_operator(implicit: Implicit, parameters: Iterable[Tensor], graph: SortedGraph
                    ) -> LinearOperator:
-    """The operator, on the parameters in force: functional_call, say, swaps those of a module.
+    """The operator that the user gave, with the current parameters of the layer.
+
+    They differ from those in the operator if ``torch.func.functional_call`` replaced them.
 
     Args:
-        implicit (LinearOperator or callable): What the layer was given.
-        parameters (iterable of Tensor): Those of an operator's tensors that are parameters.
-        graph (SortedGraph): What a function is called with.
+        implicit (LinearOperator or callable): The argument of the layer.
+        parameters (iterable of Tensor): The current values of the operator's parameters.
+        graph (SortedGraph): The graph, from which the arguments of a function are taken.
     """
     if isinstance(implicit, LinearOperator):
         own, present = iter(parameters), implicit.tensors
@@ -52,7 +54,7 @@ def given_operator(implicit: Implicit, parameters: Iterable[Tensor], graph: Sort
 
 
 def _check_leaves(operator: LinearOperator) -> None:
-    """Refuses what was computed from a parameter: it would not follow when that is trained."""
+    """Refuses tensors computed from a parameter: they would not change when it is trained."""
     made = next((x for x in operator.tensors if not x.is_leaf
                  and any(isinstance(p, Parameter) for p in leaves(x))), None)
     if made is not None:

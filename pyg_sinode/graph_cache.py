@@ -1,4 +1,4 @@
-"""Is this the graph of the last call, whose edges need not be sorted again?"""
+"""Is this the graph of the last call, whose sorted edges can be reused?"""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from .sparse import Pattern, check_range
 
-Sorted = tuple[Pattern, int]  # and how many self-loops were added
+Sorted = tuple[Pattern, int]  # the sorted edges and the number of added self-loops
 
 
 class GraphCache:
-    """The sorted edges of the graph that a layer has seen last.
+    """A cache of the sorted edges of the last graph that a layer was called with.
 
-    They are found again by the caller's own tensor, if it holds the same edges as then; they go
-    when it goes, and with copies and pickles of a layer none are made.
+    The key is the caller's ``edge_index`` tensor object, if its content has not changed. The entry
+    is deleted with that tensor, and is not copied or pickled with the layer.
     """
 
     def __init__(self) -> None:
@@ -25,14 +25,14 @@ class GraphCache:
 
     def pattern(self, adjacency: Any, row: Tensor, col: Tensor, num_nodes: int, known: int | None,
                 *, loops: bool) -> Sorted:
-        """The edges sorted, with a self-loop at each node that has none, and the number of those.
+        """The sorted edges and the number of added self-loops, from the cache if possible.
 
         Args:
-            adjacency: What the caller gave as the graph.
+            adjacency: The graph as the caller gave it.
             row, col (Tensor): Target and source of its edges.
             num_nodes (int): The number of nodes.
-            known (int, optional): The number that the graph itself knows.
-            loops (bool): Whether to add self-loops.
+            known (int, optional): The number of nodes that the graph itself stores.
+            loops (bool): Whether to add a self-loop to each node that has none.
         """
         last = self._last  # read once: another thread may replace it
         if last is not None and last.is_of(adjacency, num_nodes, known, loops=loops):
@@ -46,14 +46,14 @@ class GraphCache:
         return found
 
     def forget(self, tensor: weakref.ref[Any]) -> None:
-        """Lets go of the edges, if they are those of a tensor that is gone."""
+        """Deletes the entry if it belongs to the given tensor, which was deleted."""
         last = self._last
         if last is not None and last.tensor is tensor:
             self._last = None
 
 
 class _Entry(NamedTuple):
-    """The edges of a tensor, and what tells whether they still are."""
+    """The sorted edges of a tensor, and a copy of its content to detect changes."""
 
     tensor: weakref.ref[Tensor]
     edges: Tensor  # a copy, in 32 bits where they suffice
@@ -66,7 +66,7 @@ class _Entry(NamedTuple):
     @torch.inference_mode(False)
     def of(cls, adjacency: Any, num_nodes: int, known: int | None, loops: bool, found: Sorted,
            cache: weakref.ref[GraphCache]) -> _Entry | None:
-        """That of an edge_index; others are not kept."""
+        """The entry of an edge_index; None for sparse matrices, which are not cached."""
         if not isinstance(adjacency, Tensor) or adjacency.layout != torch.strided:
             return None
 
@@ -80,7 +80,7 @@ class _Entry(NamedTuple):
         return cls(weakref.ref(adjacency, gone), edges, num_nodes, known, loops, found)
 
     def is_of(self, adjacency: Any, num_nodes: int, known: int | None, *, loops: bool) -> bool:
-        """Whether these are the edges of a graph."""
+        """Whether the entry holds the edges of the given graph."""
         return (self.tensor() is adjacency and adjacency is not None
                 and (self.num_nodes, self.known, self.loops) == (num_nodes, known, loops)
                 and self.edges.shape == adjacency.shape and self.edges.device == adjacency.device

@@ -1,4 +1,4 @@
-"""How does a graph come to a layer: sorted, with its self-loops, weights, attributes and mask?"""
+"""How does a layer prepare its graph: sorting, self-loops, weights, attributes and dropout?"""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .sparse import Pattern, as_edges
 
 
 class SortedGraph(NamedTuple):
-    """A graph sorted once, and what belongs to its edges, in its order.
+    """A graph with sorted edges, and the values of its edges in that order.
 
     Attributes:
-        pattern: The edges, with the self-loops that were added.
-        weight: Their weights, ones if None.
-        edge_attr: Their attributes.
-        mask: What their coefficients are multiplied with, ones if None.
+        pattern: The sorted edges, the added self-loops among them.
+        weight: The edge weights; ones if None.
+        edge_attr: The edge attributes.
+        mask: The factors of the attention coefficients, set by an explainer; ones if None.
     """
 
     pattern: Pattern
@@ -30,14 +30,14 @@ class SortedGraph(NamedTuple):
 
 
 class GraphInput(NamedTuple):
-    """What a layer does to every graph.
+    """The preparation of graphs by a layer.
 
     Attributes:
-        cache: The sorted edges that it has seen last.
-        attention: Its attention.
-        loops: Whether it adds self-loops.
-        fill_value: Their weight.
-        dropout: The probability with which an edge is left out; 0 in evaluation.
+        cache: The sorted edges of the last graph.
+        attention: The attention of the layer.
+        loops: Whether self-loops are added.
+        fill_value: The weight of added self-loops.
+        dropout: The probability of dropping an edge; 0 in evaluation.
     """
 
     cache: GraphCache
@@ -48,7 +48,14 @@ class GraphInput(NamedTuple):
 
     def sort(self, x: Tensor, adjacency: Any, edge_weight: Any, edge_attr: Any
              ) -> tuple[SortedGraph, int]:
-        """The graph without a mask, and the number of self-loops that were added."""
+        """The prepared graph, without a mask, and the number of added self-loops.
+
+        Args:
+            x (Tensor): The node features.
+            adjacency: The graph as the user gave it.
+            edge_weight (Tensor, optional): The edge weights.
+            edge_attr (Tensor, optional): The edge attributes.
+        """
         if edge_weight is not None:
             check_real(edge_weight, "edge_weight")
         row, col, weight, known = as_edges(adjacency, edge_weight)
@@ -70,7 +77,7 @@ class GraphInput(NamedTuple):
 
 
 def _dropped(weight: Tensor | None, pattern: Pattern, p: float, x: Tensor) -> Tensor:
-    """The weights, zero at edges that are left out; a self-loop never is."""
+    """The weights, set to zero at dropped edges; self-loops are not dropped."""
     kept = torch.rand(pattern.num_entries, device=x.device) >= p
     kept = (kept | (pattern.row == pattern.col)).to(x.dtype)
     return kept if weight is None else weight * kept
@@ -78,7 +85,7 @@ def _dropped(weight: Tensor | None, pattern: Pattern, p: float, x: Tensor) -> Te
 
 def sorted_weight(weight: Tensor | None, pattern: Pattern, loops: int, fill_value: float,
                   x: Tensor) -> Tensor | None:
-    """The weights in the order of a pattern, with those of the self-loops that were added."""
+    """The weights in the order of a pattern, with ``fill_value`` at added self-loops."""
     if weight is None:
         if fill_value == 1.0 or loops == 0:
             return None
@@ -87,7 +94,7 @@ def sorted_weight(weight: Tensor | None, pattern: Pattern, loops: int, fill_valu
 
 
 def with_loops_of(values: Tensor, pattern: Pattern, loops: int, fill_value: float) -> Tensor:
-    """Values of the given edges in the order of a pattern, those of added self-loops filled."""
+    """Values of the given edges in the order of a pattern, ``fill_value`` at added self-loops."""
     if loops:
         own = values.new_full((loops, *values.shape[1:]), fill_value)
         values = torch.cat([values, own])

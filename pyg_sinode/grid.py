@@ -1,4 +1,4 @@
-"""What does a periodic grid give to the solver and to PyG, and which equations live on it?"""
+"""Which operators, graphs and equations does a periodic grid have?"""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ DIFFERENCES = {1: (-0.5, 0.0, 0.5), 2: (1.0, -2.0, 1.0), 3: (-0.5, 1.0, 0.0, -1.
 
 @dataclass(frozen=True)
 class PeriodicGrid:
-    r"""Equally spaced points :math:`x_i = i L / n`, i = 0 to n - 1, of a periodic box.
+    r"""A periodic grid of equally spaced points :math:`x_i = i L / n`, i = 0 to n - 1.
 
-    The right end is left out: it is the left one. In more than one dimension, states hold the axes
-    of the grid as their last dimensions, and nodes are numbered with the last axis fastest.
+    The right end x = L is excluded, since it is the left end. The last dimensions of a state are
+    the axes of the grid; as nodes of a graph, the points are numbered with the last axis fastest.
 
-    Fourier transforms are fast for numbers of points with small prime factors: a solve on 511 = 7 x
-    73 points takes six times as long as on 512.
+    Fourier transforms are fast if the numbers of points have small prime factors: a solve on 511 =
+    7 x 73 points takes six times as long as on 512.
 
     Args:
-        shape (int or tuple of int): Number of points along each axis, one to three of them.
-        length (float or tuple of float): Length of the period along each axis.
+        shape (int or tuple of int): Number of points n along each of one to three axes.
+        length (float or tuple of float): Length L of the period along each axis.
 
     Raises:
-        ValueError: if a number of points or a length is not positive, or they are not as many.
-        TypeError: if a number of points is not a whole number.
+        ValueError: if a number or a length is not positive, or shape and length do not match.
+        TypeError: if a number of points is not an integer.
     """
 
     shape: tuple[int, ...]
@@ -64,22 +64,22 @@ class PeriodicGrid:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The dimensions of a state that belong to the grid."""
+        """The dimensions of a state that are the axes of the grid, negative."""
         return tuple(range(-len(self.shape), 0))
 
     @property
     def num_nodes(self) -> int:
-        """How many points there are."""
+        """The total number of points."""
         return math.prod(self.shape)
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """The distance of neighbouring points along each axis, a length."""
+        """The distance between neighbouring points along each axis, in units of length."""
         return tuple(x / n for x, n in zip(self.length, self.shape, strict=True))
 
     @property
     def points(self) -> Tensor:
-        """The coordinates in float64: (n,) in one dimension, else (\\*shape, axes); a length."""
+        """The coordinates in float64, of shape (n,) or, on several axes, (\\*shape, axes)."""
         axes = [torch.arange(n, dtype=torch.float64) * h
                 for n, h in zip(self.shape, self.spacing, strict=True)]
         if len(axes) == 1:
@@ -87,7 +87,7 @@ class PeriodicGrid:
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
     def wavenumbers(self, axis: int = 0) -> Any:
-        """The k of each Fourier mode along an axis, in the order of fftfreq; per length."""
+        """The wavenumbers along ``axis``, in the order of numpy's fftfreq; per unit of length."""
         n = self.shape[axis]
         return 2 * np.pi / self.length[axis] * np.fft.fftfreq(n, 1 / n)
 
@@ -98,13 +98,13 @@ class PeriodicGrid:
         Args:
             order (int): The order p, at least 1.
             axis (int): The axis of the grid. (default: :obj:`0`)
-            discretization (str): :obj:`"spectral"`, exact for every Fourier mode that the grid
-                holds; the Nyquist mode has no odd derivative. Or :obj:`"finite_difference"`,
-                central, of second order, up to p = 4. (default: :obj:`"spectral"`)
+            discretization (str): :obj:`"spectral"`, exact for all Fourier modes of the grid, but
+                zero for the Nyquist mode if p is odd. Or :obj:`"finite_difference"`, central
+                differences of second order, up to p = 4. (default: :obj:`"spectral"`)
 
         Raises:
-            ValueError: if the order or the discretisation is none of these, or the grid has fewer
-                points than the stencil.
+            ValueError: if the order or the discretization is not one of these, or the grid has
+                fewer points than the stencil.
         """
         _check_discretization(discretization)
         self._check_axis(axis)
@@ -125,11 +125,11 @@ class PeriodicGrid:
         return Circulant(stencil, dim=dim, size=n)
 
     def laplacian(self, *, discretization: str = "spectral") -> Circulant:
-        r"""The Laplacian :math:`\sum_a \partial^2 / \partial x_a^2` of all axes, as one operator.
+        r"""The Laplacian :math:`\sum_a \partial^2 / \partial x_a^2` over all axes, as an operator.
 
         Args:
-            discretization (str): As for :meth:`derivative`; :obj:`"finite_difference"` has the
-                five points of the plane. (default: :obj:`"spectral"`)
+            discretization (str): As for :meth:`derivative`; :obj:`"finite_difference"` is the
+                five-point stencil in two dimensions. (default: :obj:`"spectral"`)
         """
         _check_discretization(discretization)
         count = len(self.shape)
@@ -146,28 +146,28 @@ class PeriodicGrid:
         return Circulant(stencil, dim=self.dims, size=self.shape)
 
     def edge_index(self, radius: int = 1) -> Tensor:
-        """The edges to each node from all others within radius along every axis, by target.
+        """Edges to each node from all others at most ``radius`` points away along every axis.
 
         Shapes:
-            - **output:** (2, nodes * ((2 radius + 1)^axes - 1)), PyG's source and target
+            - **output:** (2, nodes * ((2 radius + 1)^axes - 1)): source and target, by target
         """
         return self._edges(radius)[0]
 
     def edge_offset(self, radius: int = 1) -> Tensor:
-        """How many points the source of each edge lies ahead of its target along each axis.
+        """The offset, in points, from the target of each edge to its source along each axis.
 
         Shapes:
-            - **output:** (edges, axes), whole numbers, in the order of :meth:`edge_index`
+            - **output:** (edges, axes), integers, for the edges of :meth:`edge_index` (``radius``)
         """
         return self._edges(radius)[1]
 
     def to_data(self, u: Tensor, radius: int = 1) -> Data:
-        """A state as a PyG graph: its channels are node features, its stencil the edges.
+        """A state as a PyG graph: node features are the channels, edges those of ``radius``.
 
         Shapes:
             - **u:** (\\*shape) or (channels, \\*shape)
-            - **output:** x of (nodes, channels), pos of (nodes, axes) and edge_attr of (edges,
-              axes), the vectors from target to source, a length
+            - **output:** x (nodes, channels), pos (nodes, axes), edge_index, and edge_attr (edges,
+              axes): the vectors from target to source; lengths
         """
         check_real(u, "u")
         self.check(u)
@@ -182,7 +182,7 @@ class PeriodicGrid:
         return data.to(u.device)
 
     def to_state(self, data: Data) -> Tensor:
-        """The state of a graph that :meth:`to_data` made, or the states of a Batch of such.
+        """The state of ``data``, a graph as :meth:`to_data` makes it, or the states of a Batch.
 
         Shapes:
             - **output:** (channels, \\*shape), for a Batch (graphs, channels, \\*shape)
@@ -197,7 +197,7 @@ class PeriodicGrid:
         return states if isinstance(data, Batch) else states[0]
 
     def check(self, u: Tensor) -> None:
-        """Raises a ValueError where the last dimensions of a state are not the grid's."""
+        """Raises a ValueError if the last dimensions of a state u are not those of the grid."""
         if tuple(u.shape[-len(self.shape):]) != self.shape:
             raise ValueError(f"Expected a state whose last dimensions are those of the grid, "
                              f"{self.shape} (got {tuple(u.shape)}).")
@@ -223,15 +223,13 @@ class PeriodicGrid:
 
 
 class Advection(torch.nn.Module):
-    r"""The term :math:`G(u) = -u\, u_x = -(u^2 / 2)_x` on a periodic grid of one dimension.
-
-    Spectral: dealiased by the 3/2 rule, the square is taken on half as many points again (Orszag
-    1971). By differences: the central one of :math:`u^2 / 2`.
+    r"""The advection term :math:`G(u) = -u\, u_x = -(u^2 / 2)_x` on a one-dimensional grid.
 
     Args:
-        grid (PeriodicGrid): The grid.
-        discretization (str): :obj:`"spectral"` or :obj:`"finite_difference"`.
-            (default: :obj:`"spectral"`)
+        grid (PeriodicGrid): The grid, of one dimension.
+        discretization (str): :obj:`"spectral"`, dealiased by the 3/2 rule (Orszag 1971): the square
+            is evaluated on a grid of 3/2 as many points; or :obj:`"finite_difference"`, the central
+            difference of :math:`u^2 / 2`. (default: :obj:`"spectral"`)
     """
 
     def __init__(self, grid: PeriodicGrid, *, discretization: str = "spectral") -> None:
@@ -239,15 +237,15 @@ class Advection(torch.nn.Module):
         _check_one_axis(grid)
         self.grid, self.discretization = grid, discretization
         self.derivative = grid.derivative(1, discretization=discretization)
-        # The Nyquist mode of an even grid is left out: its sign is not known.
+        # The Nyquist mode of an even grid is left out: its derivative is not defined.
         self.modes = (grid.shape[0] - 1) // 2 + 1
         self.more = scipy.fft.next_fast_len(3 * self.modes - 2, real=True)
 
     def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
-        """The term; time does not enter.
+        """The term G(u); the time t has no influence.
 
         Shapes:
-            - **u:** :math:`(*, n)`, and so the output
+            - **u, output:** :math:`(*, n)`
         """
         self.grid.check(u)
         if self.discretization == "finite_difference":
@@ -261,13 +259,13 @@ class Advection(torch.nn.Module):
 
 
 class Equation(NamedTuple):
-    """An equation du/dt = G(t, u) + J u on a grid, as :func:`imex_odeint` takes it.
+    """An equation du/dt = G(t, u) + J u on a grid, for :func:`pyg_sinode.imex_odeint`.
 
     Attributes:
-        explicit (Module): The nonlinear term G.
-        implicit (LinearOperator): The linear, stiff term J.
-        initial (callable): ``initial(count, generator=None)`` draws states of (count, n) in
-            float64.
+        explicit (torch.nn.Module): The explicit, nonlinear term G.
+        implicit (LinearOperator): The operator J of the stiff, linear term.
+        initial (callable): ``initial(count, generator=None)`` returns random initial states of
+            shape (count, n), in float64.
     """
 
     explicit: torch.nn.Module
@@ -278,10 +276,10 @@ class Equation(NamedTuple):
 def kuramoto_sivashinsky(grid: PeriodicGrid, *, discretization: str = "spectral") -> Equation:
     r"""The Kuramoto-Sivashinsky equation :math:`u_t = -u u_x - u_{xx} - u_{xxxx}`, periodic.
 
-    Chaotic for L = 22 (one positive exponent of about 0.05 per unit of time: a Lyapunov time of
-    about 22). Good values: n = 64, steps up to 0.2 of most schemes of this package, up to 0.1 of
-    imex_euler, 0.05 of ark232 and 0.02 of ars122; an explicit scheme would need :math:`2.8 /
-    k_{max}^4`. The mean of u is conserved.
+    It is chaotic for L = 22 (the largest Lyapunov exponent is about 0.05 per unit of time, the
+    Lyapunov time about 22). The mean of u is conserved. Good values: n = 64 and step sizes up to
+    0.2 (0.1 with imex_euler, 0.05 with ark232, 0.02 with ars122); an explicit scheme would need
+    :math:`2.8 / k_{max}^4`.
 
     Args:
         grid (PeriodicGrid): The grid, of one dimension.
@@ -291,7 +289,7 @@ def kuramoto_sivashinsky(grid: PeriodicGrid, *, discretization: str = "spectral"
 
     Raises:
         ValueError: if the grid has more than one dimension or fewer points than the stencil.
-        TypeError: if it is no periodic grid.
+        TypeError: if grid is not a PeriodicGrid.
     """
     _check_one_axis(grid)
     return Equation(Advection(grid, discretization=discretization),
@@ -303,14 +301,14 @@ def viscous_burgers(grid: PeriodicGrid, viscosity: float, *,
                     discretization: str = "spectral") -> Equation:
     r"""The viscous Burgers equation :math:`u_t = -u u_x + \nu u_{xx}`, periodic.
 
-    Shocks are :math:`4 \nu / \Delta u` wide, and the grid must resolve them. Good values: L = 1,
-    :math:`\nu = 8 \cdot 10^{-4}`, n = 1024. The mean of u is conserved, and its square never grows.
-    Initial states have Fourier coefficients of random phases and of the size :math:`|\hat u_k| =
-    \sqrt{2 E(k)}` with the energy spectrum :math:`E(k) = \frac{2 k^4}{3 \sqrt{\pi} k_0^5} e^{-(k /
-    k_0)^2}` of the wavenumbers :math:`k = 2 \pi m / L`, :math:`k_0 = 10` per length, as in San and
-    Maulik (2018), `"Neural network closures for nonlinear model order reduction"
-    <https://arxiv.org/abs/1705.08532>`_: for L = 1 their root mean square is 0.40, and shocks form
-    at a time of about 0.15.
+    The mean of u is conserved, and the mean of its square never grows. Shocks have a width of
+    :math:`4 \nu / \Delta u`, which the grid must resolve. Good values: L = 1, :math:`\nu = 8 \cdot
+    10^{-4}`, n = 1024. The initial states have Fourier coefficients of random phase and of
+    magnitude :math:`|\hat u_k| = \sqrt{2 E(k)}`, with the energy spectrum :math:`E(k) = \frac{2
+    k^4}{3 \sqrt{\pi} k_0^5} e^{-(k / k_0)^2}` at the wavenumbers :math:`k = 2 \pi m / L` and
+    :math:`k_0 = 10` per unit of length, as in San and Maulik (2018), `"Neural network closures for
+    nonlinear model order reduction" <https://arxiv.org/abs/1705.08532>`_. For L = 1 their root mean
+    square is 0.40, and shocks form at a time of about 0.15.
 
     Args:
         grid (PeriodicGrid): The grid, of one dimension.
@@ -319,8 +317,8 @@ def viscous_burgers(grid: PeriodicGrid, viscosity: float, *,
             (default: :obj:`"spectral"`)
 
     Raises:
-        ValueError: if the viscosity is not positive, or the grid does not serve.
-        TypeError: if it is no periodic grid.
+        ValueError: if the viscosity is not positive, or the grid has more than one dimension.
+        TypeError: if grid is not a PeriodicGrid.
     """
     _check_one_axis(grid)
     if not (math.isfinite(viscosity) and viscosity > 0):
@@ -331,12 +329,12 @@ def viscous_burgers(grid: PeriodicGrid, viscosity: float, *,
 
 
 def resample(u: Tensor, num_points: int) -> Tensor:
-    """The Fourier interpolation of states on a periodic grid to another number of points.
+    """Fourier interpolation of states u on a periodic grid to ``num_points`` points.
 
-    Fourier modes that one of the two grids cannot hold, a Nyquist mode among them, are left out.
+    Modes that one of the grids cannot represent, and Nyquist modes, are left out.
 
     Shapes:
-        - **u:** (\\*, n), and the output (\\*, num_points)
+        - **u, output:** (\\*, n) and (\\*, num_points)
     """
     n = u.size(-1)
     if num_points == n:
@@ -347,7 +345,7 @@ def resample(u: Tensor, num_points: int) -> Tensor:
 
 
 def _combined(grid: PeriodicGrid, factors: dict[int, float], discretization: str) -> Circulant:
-    """The sum of derivatives with factors, as one operator."""
+    """The linear combination of derivatives, ``factors[p]`` times that of order p."""
     _check_discretization(discretization)
     if discretization == "spectral":
         k = grid.wavenumbers()
@@ -361,7 +359,7 @@ def _combined(grid: PeriodicGrid, factors: dict[int, float], discretization: str
 
 
 def _few_waves(grid: PeriodicGrid, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Random sums of the first L / 5 modes, rounded up; the fastest to grow is 2 pi sqrt 2 long."""
+    """Random sums of the first ceil(L / 5) modes; the fastest-growing one is 2 pi sqrt(2) long."""
     modes = max(1, math.ceil(grid.length[0] / 5.0))
     amplitude = torch.full((modes,), 1.0, dtype=torch.float64)
     return _random_phases(grid, amplitude, count, generator)
@@ -377,7 +375,7 @@ def _turbulent(grid: PeriodicGrid, count: int, generator: torch.Generator | None
 
 def _random_phases(grid: PeriodicGrid, amplitude: Tensor, count: int,
                    generator: torch.Generator | None) -> Tensor:
-    """Sums of modes cos(2 pi m x / L + phase) of given amplitudes, m = 1, 2, ..."""
+    """Sums of modes cos(2 pi m x / L + phase) with given amplitudes and random phases, m >= 1."""
     n = grid.shape[0]
     amplitude = amplitude[: (n - 1) // 2]
     phase = 2 * math.pi * torch.rand(count, len(amplitude), dtype=torch.float64,

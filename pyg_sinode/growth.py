@@ -1,4 +1,4 @@
-"""Does the operator make the state grow, as a graph Laplacian of the wrong sign does?"""
+"""Does J make the state grow, as a graph Laplacian of the wrong sign does?"""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 from .operators import Graph, LinearOperator
 from .warn import warn_caller
 
-LARGE = 1e3  # a growth that few users of a graph intend
+LARGE = 1e3  # a growth factor that is unlikely to be intended
 
 
 @torch.no_grad()
 def warn_of_growth(operator: LinearOperator, u0: Tensor, u: Tensor, *, forwards: bool) -> None:
-    """Warns where a state has grown, and an operator on a graph, of unknown spectrum, has done it.
+    """Warns if the state has grown a lot and a graph operator J of unknown spectrum causes it.
 
     Args:
         operator (LinearOperator): The operator J.
-        u0 (Tensor): The state at the start.
-        u (Tensor): The state at the end.
-        forwards (bool): Whether the time increases from the start to the end.
+        u0 (Tensor): The initial state.
+        u (Tensor): The final state.
+        forwards (bool): Whether time increased.
     """
     if not _has_graph(operator) or operator.disc() is not None or not u.numel():
         return

@@ -1,4 +1,4 @@
-"""What may be asked of a layer, and what is refused?"""
+"""Which arguments of a layer are valid, and over which times does it integrate?"""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .schemes import Scheme
 
 
 class Span(NamedTuple):
-    """The times of an integration, and by what the equation is multiplied: nothing if None."""
+    """The output times of an integration, and the factor (rate) of the equation, None for 1."""
 
     times: Tensor
     rate: Tensor | None
 
     @property
     def end(self) -> float:
-        """The last of the times."""
+        """The last output time."""
         return float(self.times[-1])
 
 
 def span_of(time: Any, x: Tensor, t: Tensor | None, batch: Tensor | None,
             end_times: Tensor | None) -> Span:
-    """That of a call of a layer."""
+    """The times and the rate of a call of a layer, from its time, or from t, or from end_times."""
     if end_times is None:
         if batch is not None:
             raise ValueError("Expected batch only with end_times (got it alone): without, the "
@@ -45,13 +45,13 @@ def span_of(time: Any, x: Tensor, t: Tensor | None, batch: Tensor | None,
 
 
 def reach(scheme: Scheme, time: Any, step_size: Any) -> int | None:
-    """How many evaluations lie one in another from 0 to a time; None where steps are adaptive."""
+    """The largest number of nested evaluations of G up to a time; None for adaptive steps."""
     step_size, times = checked_step(step_size), span_to(time, None).times
     return None if step_size is None else scheme.chain(count_steps(times, step_size, scheme))
 
 
 def span_to(time: Any, x: Tensor | None) -> Span:
-    """From 0 to the time of a layer; a gradient reaches it through a rate of one, if x is given."""
+    """The times 0 and ``time``; if x is given, a rate of value 1 carries the gradient to time."""
     trained = "; train its logarithm, or clamp it" if is_trained(time) else ""
     number = checked_number("time", time, "the layer integrates from 0 to time", trained)
     times = torch.tensor([0.0, number], dtype=torch.float64, device="cpu")
@@ -61,10 +61,17 @@ def span_to(time: Any, x: Tensor | None) -> Span:
 
 
 def span_of_graphs(end_times: Any, batch: Tensor | None, x: Tensor) -> Span:
-    """From 0 to the latest of the end times; the graphs that end before are slower by so much.
+    """The times 0 and the latest end time, with a rate of end time / latest for each node.
+
+    All graphs then take the same steps, and each reaches its own end time.
+
+    Args:
+        end_times (Tensor): The terminal time of each graph.
+        batch (Tensor, optional): The graph of each node.
+        x (Tensor): The node features.
 
     Raises:
-        ValueError, TypeError: if the times or the batch do not fit.
+        ValueError, TypeError: if end_times or batch is invalid.
     """
     check_real(end_times, "end_times")
     if end_times.dim() != 1 or end_times.numel() == 0:
@@ -93,7 +100,7 @@ def span_of_graphs(end_times: Any, batch: Tensor | None, x: Tensor) -> Span:
 
 
 def check_times(t: Any) -> Tensor:
-    """The output times; refuses any that do not start where the features hold."""
+    """The output times t of a layer, checked: increasing from 0."""
     check_real(t, "t")
     if t.dim() != 1 or t.numel() == 0 or float(t.detach()[0]) != 0.0:
         got = tuple(t.shape) if t.dim() != 1 or t.numel() == 0 else float(t.detach()[0])
@@ -107,12 +114,12 @@ def check_times(t: Any) -> Tensor:
 
 
 def is_trained(time: Any) -> bool:
-    """Whether a time is one that a gradient is to reach."""
+    """Whether a time is a tensor that requires a gradient."""
     return isinstance(time, Tensor) and time.requires_grad
 
 
 def checked_time(time: Any) -> float | Parameter:
-    """A time as a number, or as the parameter that it is."""
+    """The argument ``time`` of a layer, checked, as a float or a parameter."""
     if is_trained(time) and not isinstance(time, Parameter):
         raise ValueError("Expected time as a number or a torch.nn.Parameter (got a tensor that "
                          "requires a gradient and would not be saved); wrap it, or assign "
@@ -122,7 +129,7 @@ def checked_time(time: Any) -> float | Parameter:
 
 
 def checked_number(name: str, value: Any, why: str, remedy: str = "") -> float:
-    """A positive, finite number; refuses what is none."""
+    """The value as a float; raises a TypeError or ValueError unless it is positive and finite."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.detach().item()
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -135,7 +142,7 @@ def checked_number(name: str, value: Any, why: str, remedy: str = "") -> float:
 
 
 def checked_step(step_size: Any) -> float | None:
-    """The step size as a number, or None."""
+    """The step size as a float, or None; raises an error if it is invalid."""
     if step_size is None:
         return None
     if is_trained(step_size):
@@ -145,7 +152,7 @@ def checked_step(step_size: Any) -> float | None:
 
 
 def check_channels(in_channels: Any, heads: Any) -> None:
-    """Refuses what is no number of channels or of heads."""
+    """Raises a TypeError if in_channels or heads is not an int."""
     if isinstance(in_channels, bool) or not isinstance(in_channels, Integral):
         raise TypeError(f"Expected in_channels as one int (got {in_channels!r}): a flow has one "
                         "set of nodes, bipartite graphs are not supported.")
@@ -155,7 +162,7 @@ def check_channels(in_channels: Any, heads: Any) -> None:
 
 
 def check_returned(return_attention_weights: Any) -> None:
-    """Refuses what is no bool: a tensor, say, that was meant for another argument."""
+    """Raises a TypeError unless it is a bool or None: a tensor was meant for another argument."""
     if not (return_attention_weights is None or isinstance(return_attention_weights, bool)):
         raise TypeError("Expected return_attention_weights as a bool (got "
                         f"{type(return_attention_weights).__name__}); edge_attr=, t= and "
@@ -163,7 +170,7 @@ def check_returned(return_attention_weights: Any) -> None:
 
 
 def check_unknown(name: str, kwargs: Iterable[str]) -> None:
-    """Refuses arguments that MessagePassing does not have, by the layer's own name."""
+    """Raises a TypeError for keyword arguments that MessagePassing does not have."""
     known = [p for p in inspect.signature(MessagePassing.__init__).parameters if p != "self"]
     unknown = [key for key in kwargs if key not in known]
     if unknown:
@@ -172,7 +179,8 @@ def check_unknown(name: str, kwargs: Iterable[str]) -> None:
 
 
 def check_gcn(normalize: bool, improved: bool, fill_value: float) -> float:
-    """The weight of self-loops; refuses settings of GCNConv that have no meaning here."""
+    """The weight of added self-loops; raises a ValueError for options of GCNConv without meaning.
+    """
     if not normalize:
         raise ValueError("Expected normalize=True (got False): attention coefficients always sum "
                          "to one; edge_weight multiplies them before that.")
@@ -186,14 +194,14 @@ def check_gcn(normalize: bool, improved: bool, fill_value: float) -> float:
 
 
 def check_probability(name: str, p: Any) -> None:
-    """Refuses what is no probability below one."""
+    """Raises a ValueError unless p is a number in [0, 1)."""
     if isinstance(p, bool) or not isinstance(p, Real) or not (
             0.0 <= float(p) < 1.0):
         raise ValueError(f"Expected {name} in [0, 1) (got {p}).")
 
 
 def check_features(x: Any, channels: int, parameter: Tensor) -> None:
-    """Refuses features that do not fit the channels, dtype and device of a layer."""
+    """Refuses node features that do not fit the channels, dtype and device of a layer."""
     check_full("the parameters of the layer", parameter.dtype)
     if isinstance(x, (tuple, list)):
         raise ValueError("Expected one tensor of node features (got a tuple): a flow has one set "

@@ -1,4 +1,4 @@
-"""The old place of multistep schemes, for one release: they are in :mod:`pyg_sinode.schemes`."""
+"""The former module of multistep schemes, kept for one release: now :mod:`pyg_sinode.schemes`."""
 
 import warnings
 from typing import Any

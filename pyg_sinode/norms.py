@@ -1,7 +1,8 @@
-r"""How are the errors of all components of a step summed up in one number?
+r"""How is the error of a step reduced to one number?
 
-A norm takes the quotients of error and scale, in the shape of the state, and gives a 0-dim tensor;
-a step is accepted where that is at most 1. Any function of that kind serves as ``norm=``.
+A norm maps the error of a step, divided componentwise by its tolerance (see
+:mod:`pyg_sinode.controllers`), to a 0-dim tensor. The step is accepted if that is at most 1. Any
+such function can be passed as ``norm=`` of :func:`pyg_sinode.imex_odeint`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from torch import Tensor
 
 
 def maximum(x: Tensor) -> Tensor:
-    r"""The largest magnitude, :math:`\max_i |x_i|`: no component's error exceeds its tolerance.
+    r"""The maximum norm :math:`\max_i |x_i|`: no component's error exceeds its tolerance.
+
+    Args:
+        x (Tensor): The quotients of error and tolerance.
 
     Shapes:
         - **x:** any, dimensionless
@@ -23,8 +27,11 @@ def maximum(x: Tensor) -> Tensor:
 def rms(x: Tensor) -> Tensor:
     r"""The root mean square, :math:`\sqrt{\frac{1}{N} \sum_i x_i^2}`.
 
-    One component among N may exceed its tolerance :math:`\sqrt{N}`-fold: among many quiet ones, a
-    stiff one can blow up.
+    The error of one component among N may be :math:`\sqrt{N}` times its tolerance, if the errors of
+    the others are small: a single stiff component can become unstable without a rejected step.
+
+    Args:
+        x (Tensor): The quotients of error and tolerance.
 
     Shapes:
         - **x:** any, dimensionless
@@ -33,16 +40,16 @@ def rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt() if x.numel() else x.new_zeros(())
 
 
-class per_graph:  # noqa: N801 (a function that remembers its batch)
-    r"""The largest root mean square of one graph's components.
+class per_graph:  # noqa: N801 (a function that holds its batch)
+    r"""The largest root mean square of the components of one graph.
 
     .. math::
         \max_b \sqrt{\mathrm{mean}_{i \in b} \, x_i^2}
 
-    However many graphs a batch has, each is integrated as exactly as it would be alone.
+    The accuracy of each graph then does not depend on how many graphs are in the batch.
 
     Args:
-        batch (Tensor): The graph of each node, as in :class:`torch_geometric.data.Batch`.
+        batch (Tensor): The index of each node's graph, as in :class:`torch_geometric.data.Batch`.
         node_dim (int): The dimension of the nodes, counted from the end. (default: :obj:`-2`)
 
     Shapes:
@@ -51,8 +58,9 @@ class per_graph:  # noqa: N801 (a function that remembers its batch)
         - **output:** :math:`()`
 
     Raises:
-        TypeError: if batch does not hold integers.
-        ValueError: if it is not one graph per node, or node_dim is not counted from the end.
+        TypeError: if batch is not a tensor of integers.
+        ValueError: if batch is not of shape (num_nodes,) or has a negative entry, or node_dim is
+            not negative.
     """
 
     def __init__(self, batch: Tensor, *, node_dim: int = -2) -> None:
@@ -70,7 +78,7 @@ class per_graph:  # noqa: N801 (a function that remembers its batch)
         self.count = torch.bincount(self.batch)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The norm of quotients x."""
+        """The norm of the quotients x of error and tolerance."""
         if x.dim() < -self.node_dim or x.size(self.node_dim) != self.batch.numel():
             raise ValueError(f"Expected a state with {self.batch.numel()} nodes along dimension "
                              f"{self.node_dim} in per_graph (got shape {tuple(x.shape)}).")

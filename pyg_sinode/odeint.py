@@ -1,4 +1,4 @@
-"""What may be asked of an integration?"""
+"""How does a user integrate a semi-implicit ordinary differential equation?"""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from .transforms import WITHOUT_IMPLICIT, refuse_tracing, refuse_transforms, unc
 
 
 class LinearSolver(Protocol):
-    """Turns an operator into the operator of its inverse."""
+    """A linear solver: maps an operator A to an operator whose product solves A x = b."""
 
     def invert(self, operator: LinearOperator) -> LinearOperator:
         """The inverse of an operator."""
@@ -90,7 +90,7 @@ def imex_odeint(
 @uncompiled
 def imex_odeint(
     explicit: Term | None, implicit: Implicit | None, u0: Tensor,
-    t: Tensor = None, *,  # type: ignore[assignment]  # missing only by mistake
+    t: Tensor = None, *,  # type: ignore[assignment]  # required; None to say so in the error
     method: Method | None = None, step_size: float | None = None,
     rtol: float | Tensor | None = None, atol: float | Tensor | None = None,
     norm: Norm | None = None, controller: Controller | None = None, first_step: float | None = None,
@@ -100,98 +100,111 @@ def imex_odeint(
     checkpoint_device: torch.device | str | None = None, callback: Callback | None = None,
     progress: bool = False, return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Stats]:
-    r"""Integrates a semi-implicit ordinary differential equation by an IMEX scheme.
+    r"""Integrates a semi-implicit ordinary differential equation with an IMEX scheme.
 
     .. math::
         \frac{du}{dt} = G(t, u) + H(t, u), \quad u(t_0) = u_0
 
     from the `"Semi-Implicit Neural Ordinary Differential Equations"
-    <https://arxiv.org/abs/2412.11301>`_ paper: G is evaluated explicitly, and each implicit stage
-    is one linear solve with :math:`I - h \tilde{A}_{ii} J` where H = J u, and solved by Newton's
-    method where it is a :class:`pyg_sinode.terms.Nonlinear`. Stiffness belongs in H, a stiff
-    forcing in :class:`pyg_sinode.terms.Affine`: left in G it destroys the accuracy of any scheme.
-    Equal steps damp an H that grows faster than they can follow, such as a fast decay backwards in
-    time.
+    <https://arxiv.org/abs/2412.11301>`_ paper. G is evaluated explicitly. If H = J u, each implicit
+    stage is one linear solve with :math:`I - h \tilde{A}_{ii} J`; if H is a
+    :class:`pyg_sinode.terms.Nonlinear`, each is solved by Newton's method.
 
-    With :obj:`step_size` the steps are equal. Without it they adapt to :obj:`rtol` and
-    :obj:`atol`, by the scheme's embedded pair; ssp222 and ars122 have one too, but are not for
-    adaptive steps of stiff problems: they are not stiffly accurate, and their estimate has to be
-    filtered by :math:`(I - h \gamma J)^{-1}`. Gradients are those of the steps that were made: the
-    step sizes count as constants.
+    Put the stiff terms into H, and a stiff forcing into :class:`pyg_sinode.terms.Affine`: a stiff
+    forcing in G destroys the accuracy of the scheme. If solutions of H grow by a large factor
+    within one step, as those of a fast decay integrated backwards in time do, then equal steps do
+    not resolve that growth but damp it.
+
+    With :obj:`step_size` the steps are equal. Without it they are adaptive: the scheme's embedded
+    pair estimates the error, which :obj:`rtol` and :obj:`atol` bound. Do not use ssp222 and ars122
+    with adaptive steps on stiff problems: they have an embedded pair but are not stiffly accurate,
+    and their error estimate has to be filtered by :math:`(I - h \gamma J)^{-1}`.
+
+    Gradients are those of the steps that were made, with the step sizes held constant.
 
     Args:
         explicit (callable or torch.nn.Module, optional): The term G, called as
-            ``explicit(t, u, *args)`` with t a 0-dim tensor of u's dtype; None for an equation that
-            is linear, or integrated implicitly as a whole.
-        implicit (LinearOperator, Affine or Nonlinear, optional): The operator J, or
-            :math:`a(t) J u + f(t)`, or any :math:`H(t, u)`; None for an explicit integration.
+            ``explicit(t, u, *args)``, where t is a 0-dim tensor of u's dtype. None if nothing is
+            integrated explicitly.
+        implicit (LinearOperator, Affine or Nonlinear, optional): The term H: an operator J (then
+            H = J u), an :class:`pyg_sinode.terms.Affine` (:math:`a(t) J u + f(t)`) or a
+            :class:`pyg_sinode.terms.Nonlinear` (any :math:`H(t, u)`). None if nothing is integrated
+            implicitly.
         u0 (Tensor): The initial state.
-        t (Tensor): The output times, strictly monotone; the first is where :obj:`u0` holds. They
-            receive a gradient where they require one and Runge-Kutta steps are equal: that of the
-            steps, whose number is constant.
-        method (str, IMEXTableau or IMEXMultistep, optional): A scheme's name, an alias, or a scheme
-            of your own; implicit_euler is imex_euler, and crank_nicolson takes G by Heun's method.
-            Multistep schemes (sbdf2, sbdf3, sbdf4, cnab2) evaluate G once in a step, and are less
-            stable, see :class:`pyg_sinode.schemes.IMEXMultistep`. If None, ark324l2sa for equal
-            steps, ark436l2sa for adaptive ones. (default: :obj:`None`)
-        step_size (float, optional): The largest step; steps are equal between output times and land
-            on them. If None, steps are adaptive. (default: :obj:`None`)
-        rtol, atol (float or Tensor, optional): Tolerances of a step's error, relative to the state
-            and absolute; tensors broadcast against the state. (default: 1e-3 and 1e-6)
-        norm (callable, optional): The norm of a step's error, ``norm(e / scale)`` with the scale
-            above, gives a 0-dim tensor that is at most 1 where the step is good enough; see
-            :mod:`pyg_sinode.norms`. If None, :func:`pyg_sinode.norms.maximum`, by which no
-            component exceeds its tolerance. (default: :obj:`None`)
-        controller (Controller, optional): Chooses the step sizes, see
-            :mod:`pyg_sinode.controllers`; ``I()`` if None. (default: :obj:`None`)
-        first_step (float, optional): The first step tried; chosen if None. (default: :obj:`None`)
-        min_step (float, optional): The size below which a step is an error; if None, what rounding
-            of time allows. (default: :obj:`None`)
-        max_steps (int, optional): The number of adaptive steps, rejected ones included, after which
-            to give up. (default: 100000)
-        solver (optional): A linear solver such as :class:`pyg_sinode.solvers.CG`. If None, the
-            closed form where J has one, CG where it is known to be symmetric and I - cJ positive
-            definite, else GMRES, with block Jacobi where J has a BlockDiagonal. A Nonlinear has
-            its own, in Newton. (default: :obj:`None`)
-        args (tuple): Further arguments of G; tensors and operators among them receive gradients,
-            tensors inside of other objects do not. The backward
-            pass evaluates G again with the random state of PyTorch's own generators, with its
-            buffers and modes as they were: G is to draw from no generator of its own, and to keep
-            in buffers what changes.
-        gradient (str): :obj:`"discrete"`, the adjoint of the scheme, exact to rounding and to the
-            solver's tolerance, at the memory of the stages; or :obj:`"backprop"`, autograd through
-            the steps, which allows second derivatives. (default: :obj:`"discrete"`)
-        dense (bool): Whether steps pass over the output times, which are then interpolated with the
-            scheme's own polynomial, of an order that may be lower. (default: :obj:`False`)
-        graph_memory (int): The bytes that autograd graphs of G may hold until the backward pass of
-            this call, counted without the stages, parameters and args: each that is kept saves an
-            evaluation of G there. 0 keeps none. Ten calls in one model may hold ten times as much.
-            (default: 1 GiB)
-        checkpoints (int or str, optional): How many states to keep for the backward pass, the
-            initial one included, instead of all stages; the others are computed again, in the
-            fewest steps, each with its graphs before it is reversed. :obj:`"auto"` keeps about the
-            square root of the number of steps. The gradient is the same to the last bit.
+        t (Tensor): The output times, strictly increasing or strictly decreasing; the first is the
+            time of :obj:`u0`. Times that require a gradient receive one with equal Runge-Kutta
+            steps; it holds the number of steps fixed.
+        method (str, IMEXTableau or IMEXMultistep, optional): The name or alias of a scheme, or a
+            scheme. implicit_euler is an alias of imex_euler; crank_nicolson treats G by Heun's
+            method. The multistep schemes (sbdf2, sbdf3, sbdf4, cnab2) evaluate G once per step and
+            are less stable, see :class:`pyg_sinode.schemes.IMEXMultistep`. If None, ark324l2sa for
+            equal steps and ark436l2sa for adaptive steps. (default: :obj:`None`)
+        step_size (float, optional): The largest step size. The steps between two output times are
+            equal, and a step ends at each output time. If None, steps are adaptive.
             (default: :obj:`None`)
-        checkpoint_device (torch.device or str, optional): Where to keep them, the host's memory
-            say. (default: :obj:`None`)
-        callback (callable, optional): Called as ``callback(t, u)`` after every accepted step. A
-            true value ends the integration: the result then holds the outputs before that time and
-            the state at it, :obj:`stats.stopped_at`. (default: :obj:`None`)
-        progress (bool): Whether to show a bar. (default: :obj:`False`)
-        return_stats (bool): Whether to return the statistics too. (default: :obj:`False`)
+        rtol (float or Tensor, optional): Relative tolerance of the error of an adaptive step, see
+            :mod:`pyg_sinode.controllers`; a tensor broadcasts against the state. (default: 1e-3)
+        atol (float or Tensor, optional): Absolute tolerance of that error, in the unit of the
+            state; a tensor broadcasts against the state. (default: 1e-6)
+        norm (callable, optional): Maps the error of an adaptive step, divided componentwise by its
+            tolerance, to a 0-dim tensor; the step is accepted if that is at most 1. See
+            :mod:`pyg_sinode.norms`. If None, :func:`pyg_sinode.norms.maximum`: no component exceeds
+            its tolerance. (default: :obj:`None`)
+        controller (Controller, optional): Chooses the adaptive step sizes, see
+            :mod:`pyg_sinode.controllers`; ``I()`` if None. (default: :obj:`None`)
+        first_step (float, optional): The size of the first adaptive step tried; if None, it is
+            estimated from the initial state. (default: :obj:`None`)
+        min_step (float, optional): The smallest adaptive step size; a smaller one is an error. If
+            None, the smallest that the rounding of the times permits. (default: :obj:`None`)
+        max_steps (int, optional): The largest number of adaptive steps, rejected ones included;
+            more are an error. (default: 100000)
+        solver (optional): A linear solver such as :class:`pyg_sinode.solvers.CG`. If None,
+            :func:`pyg_sinode.solvers.default` chooses: the closed form if J has one; Chebyshev if a
+            disc that holds the eigenvalues is known; CG if J is known to be symmetric and I - cJ
+            positive definite; else GMRES; the last two with block Jacobi if J has a BlockDiagonal
+            term. The solver of a Nonlinear is set in :class:`pyg_sinode.solvers.Newton`.
+            (default: :obj:`None`)
+        args (tuple): Further arguments of G. Tensors and operators among them receive gradients;
+            tensors inside other objects do not. The backward pass may evaluate G again; it restores
+            the random state of PyTorch's default generators and the buffers and modes of the
+            module. So G must not draw from other generators, and must keep any changing state in
+            buffers. (default: :obj:`()`)
+        gradient (str): :obj:`"discrete"`, the adjoint of the discrete scheme: exact to rounding and
+            to the tolerance of the solver; it needs the memory of the stages, and up to
+            :obj:`graph_memory`. Or :obj:`"backprop"`, autograd through all steps, which allows
+            second derivatives. (default: :obj:`"discrete"`)
+        dense (bool): Whether steps need not end at the output times: outputs are then interpolated
+            by the scheme's own polynomial, whose order may be lower. (default: :obj:`False`)
+        graph_memory (int): The most bytes of autograd graphs of G that this call keeps until its
+            backward pass, not counting stages, parameters and args. Each graph kept saves one
+            evaluation of G in the backward pass; 0 keeps none. The limit is per call: ten calls in
+            one model may hold ten times as much. (default: 1 GiB)
+        checkpoints (int or str, optional): How many states to keep for the backward pass, the
+            initial one included, instead of all stages. The backward pass computes the other states
+            again, with the least number of steps. :obj:`"auto"` keeps about the square root of the
+            number of steps. The gradient is the same to the last bit. (default: :obj:`None`)
+        checkpoint_device (torch.device or str, optional): The device to keep these states on, such
+            as :obj:`"cpu"`; if None, that of the state. (default: :obj:`None`)
+        callback (callable, optional): Called as ``callback(t, u)`` after each accepted step, t a
+            float. If it returns True, the integration ends at t: the result holds the outputs
+            before t and the state at t, and :obj:`stats.stopped_at` is t. (default: :obj:`None`)
+        progress (bool): Whether to show a progress bar. (default: :obj:`False`)
+        return_stats (bool): Whether to also return the :class:`pyg_sinode.Stats`.
+            (default: :obj:`False`)
 
     Shapes:
         - **u0:** any shape :math:`(*)`, real floating
         - **t:** :math:`(T)`, in units of time, as are step_size, first_step and min_step
-        - **output:** :math:`(T, *)`, and :class:`Stats` if :obj:`return_stats`
+        - **output:** the states at the output times, :math:`(T, *)`; a tuple of them and
+          :class:`pyg_sinode.Stats` if :obj:`return_stats`
 
     Raises:
-        ValueError, TypeError: before any work, if an argument does not fit.
-        ExplicitTermError: if a value of G is no rate of change of the state, with the time.
-        NonFiniteStateError: if the state stops being finite, with the time and the step.
-        LinearSolveError: if a linear solve fails, with time, step, iterations and residual.
-        NewtonError: the same of a nonlinear stage, where steps are equal.
-        StepSizeError: if adaptive steps fall below min_step, or are more than max_steps.
+        ValueError, TypeError: before the first step, if an argument is invalid.
+        ExplicitTermError: if G does not return a tensor like the state.
+        NonFiniteStateError: if the state becomes infinite or NaN.
+        LinearSolveError: if a linear solve does not reach its tolerance.
+        NewtonError: if Newton's method does not solve an implicit stage of an equal step.
+        StepSizeError: if the adaptive step size falls below min_step, or max_steps is exceeded.
     """
     refuse_tracing("imex_odeint")
     if t is None:
@@ -214,7 +227,7 @@ def imex_odeint(
 
 def _moving_times(explicit: Term | None, implicit: Implicit | None, u0: Tensor, t: Tensor,
                   args: tuple[Any, ...], stats: Stats, options: dict[str, Any]) -> Tensor:
-    """The outputs as functions of the times too: each interval is integrated by itself."""
+    """The outputs, differentiable in the times: each interval is a separate integration."""
     scheme = get_scheme(options["method"] or "ark324l2sa")
     refuse_moving(adaptive=options["step_size"] is None, dense=options["dense"],
                   multistep=scheme.equal_steps, implicit=implicit, callback=options["callback"])

@@ -1,8 +1,8 @@
-"""In which precision does the package compute under autocast, and which precisions has it?
+"""In which precision does the package compute, with and without autocast?
 
-As PyTorch's own operations that are "autocast to float32": in that of its parameters or of the
-state, and in float32 where autocast made those shorter. The sparse kernels have no 16-bit types,
-and a step of a scheme would lose the accuracy that it is there for.
+In float32 or float64, that of the parameters or of the state. Under autocast it behaves like
+PyTorch's operations that autocast to float32: 16-bit inputs are converted to float32. The sparse
+kernels have no 16-bit types, and steps in 16 bits would be inaccurate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def is_autocast(device: torch.device) -> bool:
-    """Whether autocast is on for a device."""
+    """Whether autocast is enabled for a device."""
     return _has_autocast(device.type) and torch.is_autocast_enabled(device.type)
 
 
@@ -31,12 +31,12 @@ def _has_autocast(kind: str) -> bool:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """A region without autocast."""
+    """A context with autocast disabled."""
     return torch.autocast(device.type, enabled=False) if is_autocast(device) else nullcontext()
 
 
 def without_autocast(method: F) -> F:
-    """Makes a function or method run without autocast on the device of its first tensor."""
+    """Decorator: disables autocast, for the device of the first tensor argument, during a call."""
     @functools.wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         device = next((x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
@@ -49,14 +49,14 @@ def without_autocast(method: F) -> F:
 
 
 def widened(x: Any) -> Any:
-    """A tensor that autocast may have made short in float32, anything else as it is."""
+    """A 16-bit tensor under autocast as float32; anything else unchanged."""
     if isinstance(x, Tensor) and x.dtype in SHORT and is_autocast(x.device):
         return x.float()
     return x
 
 
 def check_full(what: str, dtype: torch.dtype) -> None:
-    """Refuses 16-bit numbers."""
+    """Raises a TypeError unless the dtype is float32 or float64."""
     if dtype not in FULL:
         raise TypeError(f"Expected {what} in float32 or float64 (got {dtype}): sparse kernels and "
                         "the accuracy of a step need as much; use .float(), and torch.autocast "

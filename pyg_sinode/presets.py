@@ -1,10 +1,10 @@
-"""Which settings did GRAND publish for which data set?
+"""Which hyperparameters did GRAND publish for which data set?
 
-Source: the settings that the repository of `"GRAND: Graph Neural Diffusion"
-<https://arxiv.org/abs/2106.10934>`_ names as its best, in the terms of :class:`pyg_sinode.SINODE`.
-Its step sizes are those of its own solvers; here the steps are of 1 or less unless told otherwise.
-Left out: CiteSeer, PubMed and Computers, which it tuned with other features or rewired graphs, and
-its sampling of edges (``hard_attention``) on Photo and ogbn-arxiv.
+Source: the best parameters in the repository of `"GRAND: Graph Neural Diffusion"
+<https://arxiv.org/abs/2106.10934>`_, as arguments of :class:`pyg_sinode.SINODE`. Its step sizes
+belong to its own solvers and are left out: the default step size of :class:`pyg_sinode.SINODEConv`
+is used. Also left out are CiteSeer, PubMed and Computers, which it tuned with other features or
+rewired graphs, and its sampling of edges (``hard_attention``) on Photo and ogbn-arxiv.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of a network and of its training.
+    """Hyperparameters of a :class:`pyg_sinode.SINODE` and of its training.
 
     Attributes:
-        channels: Width of the diffused features.
-        heads, attention_channels, attention, normalizer, stochastic: Of the attention.
-        fill_value: Weight of the self-loops.
-        source: Whether to add a source.
-        batch_norm: Whether to normalise the encoded features.
-        input_dropout, dropout: Probabilities.
-        time: The terminal time.
-        optimizer: Its name in ``torch.optim``.
-        lr, weight_decay: Of the optimizer.
-        epochs: Of the training.
+        channels (int): Width of the diffused features: :obj:`hidden_channels`.
+        heads, attention_channels, attention, normalizer, stochastic: Arguments of the attention,
+            see :class:`pyg_sinode.SINODEConv`.
+        fill_value (float): Weight of the added self-loops.
+        source (bool): Whether to add the source term.
+        batch_norm (bool): Whether to apply batch normalisation to the encoded features.
+        input_dropout, dropout (float): Dropout probabilities of the input and before the decoder.
+        time (float): The terminal time.
+        optimizer (str): Name of the optimizer's class in ``torch.optim``.
+        lr, weight_decay (float): Learning rate and weight decay of the optimizer.
+        epochs (int): Number of training epochs.
     """
 
     channels: int = 64
@@ -48,7 +49,7 @@ class Preset:
     epochs: int = 100
 
     def network(self) -> dict[str, Any]:
-        """The keyword arguments of :class:`pyg_sinode.SINODE`, without the numbers of channels."""
+        """The keyword arguments of :class:`pyg_sinode.SINODE`, other than numbers of channels."""
         names = ("heads", "attention_channels", "attention", "normalizer", "stochastic",
                  "fill_value", "source", "batch_norm", "input_dropout", "dropout", "time")
         return {name: getattr(self, name) for name in names}
@@ -67,7 +68,7 @@ GRAND: dict[str, Preset] = {
         channels=64, heads=4, attention_channels=64, attention="pearson", fill_value=0.058,
         batch_norm=True, input_dropout=0.4290, dropout=0.4650, time=3.5824,
         lr=0.005561, weight_decay=0.004708, epochs=100),
-    # With 2 heads of 16, and with 4 heads of 4 and a source.
+    # The first with 2 heads of width 16, the second with 4 heads of width 4 and a source term.
     "ogbn-arxiv": Preset(
         channels=162, heads=2, attention_channels=32, batch_norm=True, input_dropout=0.0,
         dropout=0.116, time=3.676, optimizer="RMSprop", lr=0.00545, weight_decay=0.0, epochs=100),
@@ -76,4 +77,4 @@ GRAND: dict[str, Preset] = {
         input_dropout=0.0, dropout=0.0, time=5.08, optimizer="Adam", lr=0.005, weight_decay=0.0,
         epochs=100),
 }
-"""GRAND's settings by the name of the data set, for :meth:`pyg_sinode.SINODE.grand`."""
+"""GRAND's hyperparameters by the name of the data set, for :meth:`pyg_sinode.SINODE.grand`."""

@@ -1,4 +1,4 @@
-"""Which reactions may be added to a diffusion, so that it does not only smooth?"""
+"""Which reaction terms can be added to a diffusion?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .terms import Nonlinear
 
 
 class Rate(NamedTuple):
-    """A rate of change of each feature by itself, and its derivative."""
+    """A function that acts on each feature separately, and its derivative."""
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
@@ -34,7 +34,7 @@ REACTIONS = (*POINTWISE, "source", "blurring_sharpening")
 
 
 class Reaction(torch.nn.Module):
-    r"""A reaction :math:`\gamma \odot r(X)` with a learned strength in (0, 1) for each channel.
+    r"""A reaction term :math:`\gamma \odot r(X)`, with a learned strength in (0, 1) per channel.
 
     ============================  ================================================
     :obj:`"fisher"`               :math:`r = X \odot (1 - X)`
@@ -42,17 +42,18 @@ class Reaction(torch.nn.Module):
     :obj:`"zeldovich"`            :math:`r = X \odot X \odot (1 - X)`
     :obj:`"source"`               :math:`r = X_0`
     :obj:`"blurring_sharpening"`  :math:`r = A (X - A X)`, with the attention A
-    :obj:`"acmp"`                 Allen-Cahn's, with a repulsion between neighbours
+    :obj:`"acmp"`                 as allen_cahn, and neighbours repel each other
     ============================  ================================================
 
-    From the `"GREAD: Graph Neural Reaction-Diffusion Networks" <https://arxiv.org/abs/2211.14208>`_
-    paper; the last from `"ACMP: Allen-Cahn Message Passing with Attractive and Repulsive Forces for
-    Graph Neural Networks" <https://arxiv.org/abs/2206.05437>`_. Fisher's makes features below zero
-    grow without bound.
+    The reactions are from the `"GREAD: Graph Neural Reaction-Diffusion Networks"
+    <https://arxiv.org/abs/2211.14208>`_ paper, the last one from `"ACMP: Allen-Cahn Message Passing
+    with Attractive and Repulsive Forces for Graph Neural Networks"
+    <https://arxiv.org/abs/2206.05437>`_. With :obj:`"fisher"`, negative features decrease without
+    bound.
 
     Args:
-        kind (str): One of these.
-        channels (int): Size of the features.
+        kind (str): A name in the first column of the table.
+        channels (int): Number of channels of the features.
     """
 
     def __init__(self, kind: str, channels: int) -> None:
@@ -62,19 +63,25 @@ class Reaction(torch.nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Resets the strengths to 0.12."""
+        """Resets all strengths to 0.12."""
         torch.nn.init.constant_(self.weight, -2.0)
 
     def strength(self) -> Tensor:
-        """The strength of each channel, per unit of time."""
+        """The strength of each channel, of shape (channels,), per unit of time."""
         return torch.sigmoid(self.weight)
 
     def forward(self, t: Tensor, u: Tensor, x0: Tensor) -> Tensor:
-        """The reaction of features u, where it needs no edges."""
+        """The reaction term of a :obj:`kind` that needs no edges.
+
+        Args:
+            t (Tensor): The time, which has no influence.
+            u (Tensor): The features, of shape (num_nodes, channels).
+            x0 (Tensor): The features at time 0, for :obj:`"source"`.
+        """
         return self.strength() * (x0 if self.kind == "source" else POINTWISE[self.kind].value(u))
 
     def slope(self, u: Tensor) -> Tensor:
-        """The derivative of the reaction of each feature by that feature."""
+        """The derivative of the reaction term with respect to each feature, in the shape of u."""
         return self.strength() * POINTWISE[self.kind].slope(u)
 
     def __repr__(self) -> str:
@@ -82,7 +89,7 @@ class Reaction(torch.nn.Module):
 
 
 def as_reaction(reaction: Any, channels: int, *, implicit: bool) -> torch.nn.Module | None:
-    """The module of a reaction, or None; refuses what is none."""
+    """The module of a layer's argument :obj:`reaction`, or None; raises a ValueError if invalid."""
     if isinstance(reaction, str) and reaction in REACTIONS:
         reaction = Reaction(reaction, channels)
     elif not (reaction is None or isinstance(reaction, torch.nn.Module)):
@@ -97,7 +104,7 @@ def as_reaction(reaction: Any, channels: int, *, implicit: bool) -> torch.nn.Mod
 
 
 class ImplicitReaction(torch.nn.Module):
-    """The implicit part J u + R(t, u) of a diffusion with a stiff reaction.
+    """The implicit term J u + R(t, u) of a diffusion with a stiff reaction.
 
     Args:
         reaction (torch.nn.Module): The reaction R.
@@ -109,17 +116,20 @@ class ImplicitReaction(torch.nn.Module):
 
     def forward(self, t: Tensor, u: Tensor, x0: Tensor, rate: Tensor | None,
                 J: LinearOperator) -> Tensor:
-        """The rate of change at features u."""
+        """The implicit term at time t and features u, times the rate if there is one."""
         value: Tensor = self.reaction(t if rate is None else rate * t, u, x0)
         return J.mv(u) + (value if rate is None else rate * value)
 
 
 def implicit_part(reaction: torch.nn.Module, J: LinearOperator, x0: Tensor, rate: Tensor | None,
                   solver: Any) -> Nonlinear:
-    """The nonlinear implicit part, entry by entry or node by node where J is a decay.
+    """The nonlinear implicit term J u + R(t, u).
+
+    If J is a decay it is separate equations: one for each feature with a :class:`Reaction`, one for
+    each node with a module of the user.
 
     Raises:
-        ValueError: for a reaction of the user's beside a J that acts along the nodes.
+        ValueError: if a module of the user is combined with a J that acts along the nodes.
     """
     newton = None if solver is None else Newton(solver=solver)
     H, args = ImplicitReaction(reaction), (x0, rate, J)

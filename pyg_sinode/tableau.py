@@ -1,4 +1,4 @@
-"""The old place of IMEXTableau, for one release: it is in :mod:`pyg_sinode.schemes`."""
+"""The former module of IMEXTableau, kept for one release: now :mod:`pyg_sinode.schemes`."""
 
 import warnings
 from typing import Any

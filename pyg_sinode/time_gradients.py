@@ -1,7 +1,8 @@
-"""How does a gradient reach the output times?
+"""How do the output times receive a gradient?
 
-Between two of them the equation is multiplied by a rate of one, (t1 - t0) over its own value, and
-its time is moved as the two are: of this equation the steps are functions of t0 and t1.
+On each interval between two output times t0 and t1, the equation is multiplied by the rate
+(t1 - t0) / (t1 - t0).detach(), which is 1, and its time is shifted by zeros that depend on t0 and
+t1. The steps are then differentiable functions of t0 and t1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .terms import Affine, Nonlinear
 
 
 class Interval(NamedTuple):
-    """The terms between two output times, and their further argument of G."""
+    """The terms of the equation between two output times, and the further arguments of G."""
 
     explicit: torch.nn.Module | None
     implicit: LinearOperator | Affine | None
@@ -27,7 +28,13 @@ class Interval(NamedTuple):
 
 def between(explicit: Callable[..., Tensor] | None, implicit: LinearOperator | Affine | None,
             args: tuple[Any, ...], ends: Tensor, u: Tensor) -> Interval:
-    """The terms between two times, a tensor of both, for a state like u."""
+    """The terms of the equation between two output times.
+
+    Args:
+        explicit, implicit, args: As in :func:`pyg_sinode.imex_odeint`.
+        ends (Tensor): The two times.
+        u (Tensor): A tensor with the dtype and device of the state.
+    """
     start = float(ends[0].detach())
     G = None if explicit is None else OnClock(explicit, start)
     J = implicit
@@ -40,7 +47,7 @@ def between(explicit: Callable[..., Tensor] | None, implicit: LinearOperator | A
 
 def refuse_moving(*, adaptive: bool, dense: bool, multistep: bool, implicit: Any,
                   callback: Any) -> None:
-    """Refuses a gradient at the times where steps are not functions of the times around them."""
+    """Refuses a gradient of the times where the steps are not functions of two output times."""
     why = ("steps are adaptive" if adaptive else "outputs are interpolated by dense=True" if dense
            else "a multistep scheme takes one step size throughout" if multistep
            else "a Nonlinear is integrated" if isinstance(implicit, Nonlinear)
@@ -52,11 +59,11 @@ def refuse_moving(*, adaptive: bool, dense: bool, multistep: bool, implicit: Any
 
 
 class OnClock(torch.nn.Module):
-    """A function of time, times the rate of a clock that runs between two times.
+    """A function of time as it enters the equation between two output times: with rate and shift.
 
     Args:
-        fn (callable or torch.nn.Module): The function, called with the time first.
-        start (float): The time at which the clock starts.
+        fn (callable or torch.nn.Module): The function, whose first argument is the time.
+        start (float): The first of the two times.
     """
 
     def __init__(self, fn: Callable[..., Any], start: float) -> None:
@@ -64,16 +71,16 @@ class OnClock(torch.nn.Module):
         self.fn, self.start = fn, start
 
     def forward(self, t: Tensor, *inputs: Any) -> Any:
-        """The function's value with its inputs, of which the last are the two times."""
+        """The value of the function times the rate; the last input is the tensor of both times."""
         *others, ends = inputs
         rate = rate_of(ends)
-        # Numbers that are zero, and move as the times do.
+        # Zero, with the derivative of the shifted time with respect to the two times.
         moved = ends[0] - ends[0].detach() + (rate - 1.0) * (t.to(ends.dtype) - self.start)
         value = self.fn(t + moved.to(t), *others)
         return rate.to(t) * value
 
 
 def rate_of(ends: Tensor) -> Tensor:
-    """The number one, as a function of two times."""
+    """The number 1 as a differentiable function of two times."""
     length = ends[1] - ends[0]
     return length / length.detach()

@@ -1,4 +1,4 @@
-"""Which of PyTorch's transformations of a function can this package not go through?"""
+"""Which of PyTorch's function transformations are not supported, and how are they refused?"""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def refuse_transforms(what: str, tensors: Iterable[Any], *, differentiable: bool
     """Refuses ``torch.func`` and forward-mode differentiation where they would fail or be wrong.
 
     Args:
-        what (str): What was called.
-        tensors (iterable): What may carry a tangent; what is no tensor is passed over.
-        differentiable (bool): Whether every operation has rules for both, as those of an explicit
-            integration by plain backpropagation do. (default: :obj:`False`)
-        remedy (str): What to do instead. (default: :obj:`REMEDY`)
+        what (str): The name of the called object, for the message.
+        tensors (iterable): The inputs that may carry a tangent; objects other than tensors are
+            ignored.
+        differentiable (bool): Whether every operation supports both transformations, as in an
+            explicit integration with ``gradient="backprop"``. (default: :obj:`False`)
+        remedy (str): What to do instead, for the message. (default: :obj:`REMEDY`)
 
     Raises:
-        RuntimeError: naming the way out.
+        RuntimeError: if a transformation is active that is not supported.
     """
     kinds = [each.key() for each in torch._C._functorch.get_interpreter_stack() or ()]
     if torch._C._functorch.TransformType.Vmap in kinds:
@@ -43,17 +44,17 @@ def refuse_transforms(what: str, tensors: Iterable[Any], *, differentiable: bool
 
 
 def refuse_scripting(what: str) -> None:
-    """Refuses ``torch.jit.script``, by the method ``__prepare_scriptable__`` that it calls."""
+    """Raises the error for ``torch.jit.script``, which calls ``__prepare_scriptable__``."""
     raise RuntimeError(f"Expected {what} outside torch.jit.script (got a call of it): its steps "
                        "and solves are Python; use torch.compile around the model, which leaves "
                        "them as they are.")
 
 
 def refuse_tracing(what: str) -> None:
-    """Refuses ``torch.jit.trace`` and ``torch.export``, which would freeze the steps of one graph.
+    """Refuses ``torch.jit.trace`` and ``torch.export``: both record the steps for one input only.
 
     Raises:
-        RuntimeError: naming the way out.
+        RuntimeError: if one of them is active.
     """
     exporting = getattr(torch.compiler, "is_exporting", bool)  # from torch 2.7 on
     tracing = torch._C._get_tracing_state() is not None
@@ -65,7 +66,7 @@ def refuse_tracing(what: str) -> None:
 
 
 def uncompiled(fn: F) -> F:
-    """Makes ``torch.compile`` leave a function as it is: a graph break before and after it."""
+    """Excludes a function from ``torch.compile``, with a graph break before and after it."""
     reason = "the steps and solves of pyg_sinode are Python; compile what lies around them"
     known = "reason" in inspect.signature(torch.compiler.disable).parameters  # from torch 2.7 on
     result: F = torch.compiler.disable(fn, **({"reason": reason} if known else {}))
@@ -73,9 +74,9 @@ def uncompiled(fn: F) -> F:
 
 
 def of_batch(error: RuntimeError) -> RuntimeError:
-    """What to raise in the place of PyTorch's error where it has no rule for a batch of gradients.
+    """A clearer error for PyTorch's error about a missing batching rule; any other error as it is.
 
-    ``jacobian(vectorize=True)`` and ``is_grads_batched=True`` ask for several at once.
+    ``jacobian(vectorize=True)`` and ``is_grads_batched=True`` compute a batch of gradients.
     """
     if "Batching rule" not in str(error) and "is_contiguous" not in str(error):
         return error
@@ -91,7 +92,7 @@ def has_tangent(x: Tensor) -> bool:
 
 
 def seeing_tangents() -> AbstractContextManager[Any]:
-    """A region in which values carry tangents, inside an ``autograd.Function`` too."""
+    """A context in which forward-mode tangents propagate, also in an ``autograd.Function``."""
     enabled = getattr(forward_ad, "_set_fwd_grad_enabled", None)
     active = getattr(forward_ad, "_current_level", -1) >= 0
     return enabled(True) if active and enabled is not None else nullcontext()
@@ -99,17 +100,17 @@ def seeing_tangents() -> AbstractContextManager[Any]:
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """A region in which graphs are recorded, inside of inference mode too."""
+    """A context in which autograd records graphs, also within inference mode."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def forward_mode_error(what: str, remedy: str = WITHOUT_IMPLICIT) -> RuntimeError:
-    """The error of forward-mode differentiation where there is no rule for it."""
+    """The error for forward-mode differentiation where it is not supported."""
     return RuntimeError(f"Expected {what} without forward-mode differentiation (got a tensor with "
                         f"a tangent, which would be lost); {remedy}.")
 
 
 def is_wrapped(x: Tensor) -> bool:
-    """Whether a tensor is one of ``torch.func``, which has no memory of its own to look at."""
+    """Whether a tensor is a ``torch.func`` wrapper, which has no accessible storage."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -1,4 +1,4 @@
-"""Whose line does a warning name: that of the user who called?"""
+"""Which line of code does a warning refer to?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OWN = (__name__.partition(".")[0], "torch", "torch_geometric")
 
 
 def warn_caller(message: str) -> None:
-    """Warns with the line of the first caller outside of the package and of PyTorch."""
+    """Issues a warning at the line of the first caller outside this package, PyTorch and PyG."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and _module(frame) in OWN:
         frame, level = frame.f_back, level + 1

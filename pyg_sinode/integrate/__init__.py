@@ -1,1 +1,1 @@
-"""How is an initial value problem integrated? Internal: ask :func:`pyg_sinode.imex_odeint`."""
+"""How is an initial value problem integrated? Internal: use :func:`pyg_sinode.imex_odeint`."""

@@ -1,4 +1,4 @@
-"""How do gradients flow through an integration by the discrete adjoint?"""
+"""How is an integration differentiated by the discrete adjoint?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .sums import Scaled
 
 
 def integrate(run: Integration, u0: Tensor) -> Tensor:
-    """The states at all output times without a gradient; looks for one that would be lost."""
+    """The states at all output times, without a gradient; refuses one that would be lost."""
     explicit, term = None if run.term is None else run.term.plain, run.implicit
     if torch.is_grad_enabled():
         explicit = None if run.term is None else FirstCallCheck(run.term)
@@ -32,7 +32,7 @@ def integrate(run: Integration, u0: Tensor) -> Tensor:
 
 
 def discrete_adjoint(run: Integration, u0: Tensor) -> Tensor:
-    """The states at all output times; the gradient is that of the scheme, step by step back."""
+    """The states at all output times, differentiable by the transposes of the steps."""
     tensors = [] if run.term is None else run.term.tensors
     linear = () if run.implicit is None else run.implicit.tensors
     result: Tensor = _Discrete.apply(run, u0, *tensors, *linear)
@@ -69,18 +69,20 @@ class _Discrete(torch.autograd.Function):
 
 
 def _modes(run: Integration) -> Modes:
-    """Training or evaluation of the modules, for the backward pass."""
+    """The training or evaluation modes of the modules, to be restored in the backward pass."""
     terms = (run.term, run.implicit if isinstance(run.implicit, Nonlinear) else None)
     return Modes(*(term.function.fn for term in terms if term is not None))
 
 
 def _buffers(run: Integration) -> dict[str, Tensor]:
-    """The buffers of a nonlinear implicit term; G's are in the records of its evaluations."""
+    """The buffers of a nonlinear implicit term; those of G are in the records of evaluations."""
     return run.implicit.buffers() if isinstance(run.implicit, Nonlinear) else {}
 
 
 def _check_unchanged(tensors: Sequence[Tensor], before: list[int]) -> None:
-    """Refuses tensors that changed in place on the way: their gradient would be of the new values.
+    """Refuses tensors that were changed in place during the integration.
+
+    The gradient would be computed with the new values.
     """
     counting = [x for x in tensors if not x.is_inference()]
     for x, version in zip(counting, before, strict=True):
@@ -93,7 +95,8 @@ def _check_unchanged(tensors: Sequence[Tensor], before: list[int]) -> None:
 
 
 class _Once(torch.autograd.Function):
-    """Lets a first derivative through, and refuses a second instead of giving a wrong one."""
+    """Passes first derivatives through and raises an error for second ones, which would be wrong.
+    """
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *anchors: Tensor) -> Tensor:
@@ -106,15 +109,15 @@ class _Once(torch.autograd.Function):
 
 
 class _Kept:
-    """What a forward pass keeps: all tapes; or the last one, some states and all records.
+    """What a forward pass keeps: all tapes; with checkpoints the last tape, states and records.
 
-    The number of steps of an adaptive integration is known only at its end: with checkpoints it
-    keeps no state but the initial one, and the backward pass makes one sweep more.
+    The number of steps of an adaptive integration is known only at its end. With checkpoints it
+    therefore keeps no state but the initial one, and the backward pass makes one more sweep.
 
     Attributes:
-        tapes: One for each step at the end, without their tensors.
-        records: Those of each step's evaluations, with checkpoints.
-        states: The number of a step and the state before it, without the initial one.
+        tapes: The tapes of the last step or of all steps, without their tensors.
+        records: With checkpoints, the records of the evaluations of each step.
+        states: Pairs of the number of a step and the state before it, without the initial one.
     """
 
     def __init__(self, run: Integration) -> None:
@@ -129,7 +132,7 @@ class _Kept:
             self.numbers = set(first_sweep(len(run.steps), self.slots())[1:])
 
     def note(self, accepted: AcceptedStep) -> None:
-        """Keeps what is wanted of an accepted step."""
+        """Stores the data of an accepted step."""
         tape = accepted.result.tape
         if self.all:
             self.tapes.append(tape)
@@ -144,14 +147,14 @@ class _Kept:
             self.states.append((accepted.number, self.pack(accepted.before)))
 
     def take_tensors(self) -> list[Tensor]:
-        """The tensors of the tapes, which from now on hold none."""
+        """Removes the tensors from the tapes and returns them."""
         found = [x for tape in self.tapes for x in tape.stages]
         self.present = [x is not None for x in found]
         self.tapes = [tape.on([None] * len(tape.stages)) for tape in self.tapes]
         return [x for x in found if x is not None]
 
     def with_tensors(self, saved: Sequence[Tensor]) -> Iterator[Any]:
-        """The tapes with their tensors, the last one first."""
+        """The tapes with their tensors put back, the last one first."""
         rest = iter(saved)
         tensors = [next(rest) if there else None for there in self.present]
         end = len(tensors)
@@ -161,19 +164,19 @@ class _Kept:
             end = start
 
     def slots(self) -> int:
-        """How many states may be kept at any time."""
+        """The largest number of states that are kept at any time."""
         chosen = self.run.checkpoints
         return math.isqrt(max(len(self.run.steps) - 1, 0)) + 1 if chosen == "auto" else (
             0 if chosen is None else chosen)
 
     def pack(self, state: Any) -> Any:
-        """A state as it is kept."""
+        """A state in the form in which it is kept: on the device of the checkpoints."""
         device = self.run.checkpoint_device
         return state if device is None else moved(state, device)
 
 
 class _Backward:
-    """The integration backwards: gradients of a loss on every output."""
+    """The backward pass of an integration, from the gradients at the outputs."""
 
     def __init__(self, run: Integration, u0: Tensor, tensors: list[Tensor],
                  wanted: Sequence[bool], buffers: dict[str, Tensor]) -> None:
@@ -184,10 +187,10 @@ class _Backward:
         self.wanted_implicit = wanted[self.split:]
         self.replay = None if run.term is None else Replay(
             run.term, tensors[:self.split], GraphMemory(run.graph_memory), run.stats)
-        # The tensors of the forward pass, whatever the modules hold by now.
+        # The tensors of the forward pass, even if the modules have other ones by now.
         linear, term = tensors[self.split:], run.implicit
         if isinstance(term, Nonlinear):
-            # Hooks on saved tensors may give others, whose graphs lead to the first.
+            # Hooks on saved tensors may return other tensors, which are no leaves.
             linear = [x if x is own else x.detach().requires_grad_(want) for x, own, want in
                       zip(linear, term.tensors, self.wanted_implicit, strict=True)]
             term = term.as_it_was(linear, buffers)
@@ -201,7 +204,7 @@ class _Backward:
         yield from kept.with_tensors(saved)
         if kept.all:
             return
-        # A second backward pass over one graph finds the states gone, and starts from u0.
+        # A second backward pass over the same graph has no states left and starts from u0.
         states = [(0, self.method.initial(u0)), *kept.states]
         kept.states = []
 
@@ -219,7 +222,7 @@ class _Backward:
             kept.pack, lambda state: moved(state, u0.device))
 
     def through(self, grad: Tensor, tapes: Iterator[Any]) -> Tensor:
-        """The gradient at the initial state from those at all outputs."""
+        """The gradient at the initial state, from the gradients at all outputs."""
         steps = self.run.steps
         lam = self.method.initial_gradient()
         output = grad.size(0)
@@ -249,14 +252,14 @@ class _Backward:
         self._add(range(self.split, self.split + len(found)), found, w.factor)
 
     def _add(self, places: Sequence[int], found: Sequence[Tensor | None], factor: float) -> None:
-        """Adds a multiple of gradients to the sums so far, all in one call."""
+        """Adds gradients times a factor to the accumulated ones, in one call."""
         sums, more = [], []
         for place, gradient in zip(places, found, strict=True):
             if gradient is None:
                 continue
             present = self.gradients[place]
             if present is None:
-                # Autograd may hand out one tensor as several gradients: only a copy is ours.
+                # A copy: autograd may return the same tensor as several gradients.
                 self.gradients[place] = gradient * factor
             else:
                 sums.append(present)
@@ -266,7 +269,7 @@ class _Backward:
 
 
 def moved(state: Any, device: torch.device) -> Any:
-    """A state, with every tensor in it on a device."""
+    """A state with all its tensors moved to a device."""
     if isinstance(state, Tensor):
         return state.to(device)
     if state is None or not isinstance(state, (tuple, list)):

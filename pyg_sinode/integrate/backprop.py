@@ -1,4 +1,4 @@
-"""How do gradients of any order flow through an integration by plain backpropagation?"""
+"""How is an integration differentiated to any order by plain backpropagation?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def backpropagate(run: Integration, u0: Tensor) -> Tensor:
 
 
 def _differentiable(run: Integration, u0: Tensor) -> ImplicitPart:
-    """The implicit part, whose solves carry gradients."""
+    """The implicit part with differentiable solves."""
     if isinstance(run.implicit, Nonlinear):
         tensors = [u0, *(() if run.term is None else run.term.tensors), *run.implicit.tensors]
         followed = any(x.requires_grad for x in tensors)
@@ -55,7 +55,7 @@ def solve(inverse: LinearOperator, operator: LinearOperator, b: Tensor,
 
 
 class _DifferentiableInverse(Inverse):
-    """An inverse whose solutions carry gradients."""
+    """An inverse whose solves are differentiable."""
 
     def __init__(self, inverse: LinearOperator, operator: LinearOperator) -> None:
         super().__init__(operator)
@@ -88,14 +88,14 @@ class _Solve(torch.autograd.Function):
 
 
 def _aliases(tensors: Sequence[Tensor], *, graph: bool) -> list[Tensor]:
-    """The tensors apart from the path that leads to them through the node at hand."""
+    """Aliases of the tensors, so that gradients at them exclude other paths of the graph."""
     return [p.view_as(p) if graph else p.detach().requires_grad_(p.requires_grad)
             for p in tensors]
 
 
 def _gradients(make: Callable[[], Tensor], own: Sequence[Tensor], w: Tensor
                ) -> list[Tensor | None]:
-    """The gradients of <w, value> at tensors, with a graph where one is asked for."""
+    """The gradients of <w, value> with respect to tensors, differentiable under create_graph."""
     graph, wanted = torch.is_grad_enabled(), [p for p in own if p.requires_grad]
     found: Iterator[Tensor | None] = iter(())
     if wanted:
@@ -108,7 +108,7 @@ def _gradients(make: Callable[[], Tensor], own: Sequence[Tensor], w: Tensor
 
 
 class _DifferentiablePart(NewtonPart):
-    """A nonlinear part whose values and solutions carry gradients."""
+    """A nonlinear part with differentiable values and solves."""
 
     def __init__(self, term: Nonlinear, allowed: Scale | None, u0: Tensor, stats: Stats) -> None:
         super().__init__(term, allowed, u0, stats)
@@ -123,16 +123,16 @@ class _DifferentiablePart(NewtonPart):
         return found
 
     def solve_plain(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
-        """The solution without a gradient, which :meth:`solve` gives one."""
+        """The solution without a gradient, for :meth:`solve`."""
         return super().solve(t, c, r, guess)
 
     def then(self, tensors: Sequence[Tensor]) -> Nonlinear:
-        """The term on other tensors, as it was in the forward pass."""
+        """The term with other tensors and with the buffers of the forward pass."""
         return self.term.as_it_was(tensors, self.buffers)
 
     def transposed(self, t: float, c: float, U: Tensor, tensors: Sequence[Tensor], b: Tensor
                    ) -> Tensor:
-        """The solution with the transposed derivative, differentiable in all of its arguments."""
+        """The solution with the transposed Jacobian, differentiable in all tensor arguments."""
         if b.numel() == 0:
             return b
         self.local = self.then([x.detach().requires_grad_(x.requires_grad) for x in tensors])
@@ -142,7 +142,7 @@ class _DifferentiablePart(NewtonPart):
 
 
 class _SolveStage(torch.autograd.Function):
-    r"""The U with :math:`U = r + c H(t, U)`.
+    r"""The solution U of :math:`U = r + c H(t, U)`, differentiable.
 
     With :math:`(I - c H_u)^T \lambda = g` for the gradient g at U, the gradients are
     :math:`\lambda` at r and :math:`c\, \partial \langle \lambda, H(t, U; p) \rangle / \partial p`.
@@ -171,7 +171,8 @@ class _SolveStage(torch.autograd.Function):
 
 
 class _StateDerivative(LinearOperator):
-    """The derivative of H by the state, differentiable in the state and in H's tensors."""
+    """The Jacobian of H with respect to the state, differentiable in the state and in H's tensors.
+    """
 
     def __init__(self, part: _DifferentiablePart, t: float, U: Tensor, tensors: Sequence[Tensor],
                  transposed: bool = False) -> None:

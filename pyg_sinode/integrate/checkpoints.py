@@ -1,7 +1,7 @@
-"""Which states are kept, and which steps made again, to go backwards in little memory?
+"""Which states are kept and which steps recomputed in a backward pass with checkpoints?
 
 The schedule is the binomial one of Griewank and Walther, "Algorithm 799: Revolve" (2000),
-doi:10.1145/347837.347846: with k states it reverses l steps in the fewest advances.
+doi:10.1145/347837.347846: with k stored states it reverses l steps with the fewest recomputations.
 """
 
 from __future__ import annotations
@@ -19,26 +19,31 @@ def split(steps: int, slots: int) -> int:
 
     Args:
         steps (int): The steps to reverse, at least two.
-        slots (int): The states that may be kept, the one at the start included, at least two.
+        slots (int): The number of states that may be kept, including the one at the start, at
+            least two.
     """
     r = _repetitions(steps, slots)
     return min(math.comb(slots + r - 1, r - 1), steps - math.comb(slots + r - 2, r - 1))
 
 
 def advances(steps: int, slots: int) -> int:
-    r"""The least number of step advances that reverse some steps with that many states.
+    r"""The least number of forward steps needed to reverse l steps with k stored states.
 
     .. math::
         r l - \binom{k + r}{r - 1}, \qquad r = \min \{ r : \binom{k + r}{r} \ge l \}
 
-    counts the first sweep, but not the one repetition of each step that yields its own stages.
+    It includes the first forward sweep, but not the repetition of each step that gives its stages.
+
+    Args:
+        steps (int): The number of steps l.
+        slots (int): The number of states k.
     """
     r = _repetitions(steps, slots)
     return r * steps - math.comb(slots + r, r - 1) if r else 0
 
 
 def first_sweep(steps: int, slots: int) -> list[int]:
-    """The numbers of the steps before which the first sweep keeps the state."""
+    """The numbers of the steps before which the first forward sweep keeps the state."""
     kept = [0]
     while len(kept) < slots and steps - kept[-1] > 1:
         kept.append(kept[-1] + split(steps - kept[-1], slots - len(kept) + 1))
@@ -48,16 +53,16 @@ def first_sweep(steps: int, slots: int) -> list[int]:
 def backwards(steps: int, slots: int, kept: list[tuple[int, S]],
               advance: Callable[[int, S], S], record: Callable[[int, S], T],
               pack: Callable[[S], S], unpack: Callable[[S], S]) -> Iterator[T]:
-    """Yields what ``record`` gives for each step, the last one first.
+    """Yields the result of ``record`` for each step, the last one first.
 
     Args:
-        steps (int): The steps to reverse.
-        slots (int): The states that may be kept at any time.
-        kept (list): The number of a step and the state before it, for those kept so far, the
-            initial one first; states are taken from the list when they are no longer needed.
-        advance (callable): From a step's number and the state before it to the state after it.
-        record (callable): From the same to what the reversal of the step needs.
-        pack, unpack (callable): Turn a state into what is kept, and back.
+        steps (int): The number of steps to reverse.
+        slots (int): The number of states that may be kept at any time.
+        kept (list): Pairs of the number of a step and the state before it, for the states kept so
+            far, the initial one first. States that are no longer needed are removed from the list.
+        advance (callable): Maps a step's number and the state before it to the state after it.
+        record (callable): Maps the same to the data that the reversal of the step needs.
+        pack, unpack (callable): Convert a state to the form in which it is kept, and back.
     """
     end = steps
     while end > 0:
@@ -80,7 +85,7 @@ def backwards(steps: int, slots: int, kept: list[tuple[int, S]],
 
 
 def _repetitions(steps: int, slots: int) -> int:
-    """The least r with C(slots + r, r) >= steps: how often a step is advanced over, at most."""
+    """The least r with C(slots + r, r) >= steps: the largest number of repetitions of a step."""
     r = 0
     while math.comb(slots + r, r) < steps:
         r += 1

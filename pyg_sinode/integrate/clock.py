@@ -1,7 +1,8 @@
-"""Which times are a grid, and how many equal steps lie between them?
+"""Which output times are equally spaced, and how many equal steps lie between them?
 
-A time is the number it is: every interval between two outputs is integrated exactly. Times that
-equal t0 + k D to the rounding of their own dtype are that grid.
+Times are taken as exact numbers, and each interval between two outputs is integrated over its exact
+length. But times that equal t0 + k D to the rounding of their dtype are treated as that grid, so
+that all steps have the same size.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ from typing import NamedTuple
 
 from .steps import EPS, EXCESS, Step, Steps, take_outputs
 
-ROUNDINGS = (1, 2, 4)  # how often a time of a grid may be rounded; torch.linspace rounds thrice
+ROUNDINGS = (1, 2, 4)  # rounding errors allowed per time of a grid; torch.linspace makes three
 
 
 class Clock(NamedTuple):
-    """To what a clock's times are rounded.
+    """The rounding units of the output times.
 
     Attributes:
-        grid: The rounding unit to which the times may be multiples of one step.
-        counts: The rounding unit of the times for the number of steps between two of them, if that
-            is a larger one.
-        converted: Whether the first is the unit of a dtype that they were converted from: then what
-            is no small part of a step is no rounding.
+        grid: The rounding unit within which the times may be a grid.
+        counts: The rounding unit used for the number of steps between two times, if it is larger.
+        converted: Whether ``grid`` is the unit of a dtype that the times were converted from. Then
+            differences that are not small compared with a step do not count as rounding.
     """
 
     grid: float
@@ -34,7 +34,7 @@ class Clock(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """Equal steps between two times."""
+    """A start time, a step size and a number of equal steps."""
 
     start: float
     h: float
@@ -42,11 +42,11 @@ class Interval(NamedTuple):
 
 
 def on_grid(times: Sequence[float], clock: Clock) -> list[float]:
-    """The times t0 + k D, if that is what all of them are to rounding; else the times.
+    """The times t0 + k D if all times equal them to rounding; else the times themselves.
 
     Args:
         times (sequence of float): The output times.
-        clock (Clock): To what they are rounded.
+        clock (Clock): Their rounding units.
     """
     numbers = range(len(times))
     spacing = _spacing(times, numbers, clock)
@@ -54,19 +54,20 @@ def on_grid(times: Sequence[float], clock: Clock) -> list[float]:
 
 
 def plan(times: Sequence[float], step_size: float, clock: Clock) -> list[Interval]:
-    """Equal steps that land on every time, with as few different step sizes as there can be.
+    """Equal steps between successive output times, with as few different step sizes as possible.
 
-    Times that are multiples of one step to rounding have steps of one size. A step size used before
-    serves another interval where no output is moved by more than four roundings.
+    If the times are multiples of one step to rounding, all steps have that size. Otherwise a step
+    size of an earlier interval is used again if it moves no output by more than four rounding
+    errors.
 
     Args:
         times (sequence of float): The output times.
-        step_size (float): The largest step, in magnitude; steps may exceed it by what the rounding
-            of the times amounts to.
-        clock (Clock): To what they are rounded.
+        step_size (float): The largest step size, in magnitude; steps may exceed it by the rounding
+            of the times.
+        clock (Clock): Their rounding units.
 
     Returns:
-        The intervals; on a grid they start where it lies, not where rounding put the times.
+        The intervals. On a grid they start at the exact grid points, not at the rounded times.
     """
     if len(times) == 2:
         start, interval = times[0], times[1] - times[0]
@@ -88,7 +89,7 @@ def plan(times: Sequence[float], step_size: float, clock: Clock) -> list[Interva
 
 
 def steps_to_outputs(times: Sequence[float], step_size: float, clock: Clock) -> Steps:
-    """The steps of :func:`plan`, which end at every output."""
+    """The steps of :func:`plan`: a step ends at each output time."""
     steps = Steps(times[-1])
     for end, (start, h, count) in zip(times[1:], plan(times, step_size, clock), strict=True):
         for k in range(count):
@@ -98,7 +99,7 @@ def steps_to_outputs(times: Sequence[float], step_size: float, clock: Clock) -> 
 
 
 def steps_across_outputs(times: Sequence[float], step_size: float, clock: Clock) -> Steps:
-    """Equal steps from the first to the last output, which the others fall into."""
+    """Equal steps from the first to the last output time; the others lie within steps."""
     exact = on_grid(times, clock)
     steps, rest = Steps(times[-1]), exact[1:]
     for start, h, count in plan([exact[0], exact[-1]] if rest else exact, step_size, clock):
@@ -109,13 +110,13 @@ def steps_across_outputs(times: Sequence[float], step_size: float, clock: Clock)
 
 
 def whole_steps(interval: float, h: float, rounding: float = 0.0) -> int:
-    """The least number of equal steps in an interval, of which none is larger than h.
+    """The least number of equal steps over an interval that are not larger than h.
 
     Args:
-        interval (float): The interval.
-        h (float): The largest step.
-        rounding (float): What the rounding of its ends amounts to; steps may exceed h by as much as
-            that in all, and by a hundredth of h each at most. (default: :obj:`0.0`)
+        interval (float): The length of the interval.
+        h (float): The largest step size.
+        rounding (float): The rounding error of the length; the steps together may exceed h by that,
+            each by at most a hundredth of h. (default: :obj:`0.0`)
     """
     interval = abs(interval)
     exact = interval / h * (1.0 - 4 * EPS)
@@ -123,14 +124,14 @@ def whole_steps(interval: float, h: float, rounding: float = 0.0) -> int:
 
 
 class _Sizes:
-    """The step sizes used so far, and by how much the integration is ahead of its outputs."""
+    """The step sizes used so far, and the accumulated difference to the output times."""
 
     def __init__(self) -> None:
         self.used: list[float] = []
         self.ahead = Fraction(0)
 
     def step(self, start: float, end: float, count: int) -> float:
-        """A size for equal steps between two times: one used before, if that is exact enough."""
+        """The size of equal steps between two times: an earlier size if that is exact enough."""
         interval = Fraction(end) - Fraction(start) - self.ahead
         h = float(interval / count)
         near = [k for k in self.used[-8:] if abs(k - h) <= 64 * EPS * max(abs(h), abs(end) / count)]
@@ -145,17 +146,18 @@ class _Sizes:
 
 
 def _spacing(times: Sequence[float], numbers: Sequence[int], clock: Clock) -> float | None:
-    """A D for which the times are t0 + k D for these k, to as few roundings as there can be."""
+    """The D for which the times are t0 + k D, to the fewest rounding errors; None if there is none.
+    """
     return next((D for D in (_fitting(times, numbers, n, clock) for n in ROUNDINGS)
                  if D is not None), None) if len(times) > 1 else None
 
 
 def _fitting(times: Sequence[float], numbers: Sequence[int], roundings: int, clock: Clock
              ) -> float | None:
-    """The D nearest to the mean with which each t0 + k D is its time to that many roundings.
+    """The D nearest to the mean for which each t0 + k D is its time to that many rounding errors.
 
-    The products and sums of which a clock is made are rounded too, so that where more than one
-    rounding is needed, or the dtype is not the times' own, they have to be small beside D.
+    If more than one rounding error is needed, or the rounding unit is that of another dtype, these
+    errors must be small compared with D: otherwise the times are not a grid.
     """
     first, D = times[0], (times[-1] - times[0]) / numbers[-1]
     low, high = -math.inf, math.inf
@@ -164,11 +166,11 @@ def _fitting(times: Sequence[float], numbers: Sequence[int], roundings: int, clo
         slack = roundings * _rounding(largest, clock.grid)
         if (roundings > 1 or clock.converted) and slack > EXCESS * abs(D):
             return None
-        slack += 2 * _rounding(largest, EPS)  # of this arithmetic
+        slack += 2 * _rounding(largest, EPS)  # the rounding of this arithmetic
         low, high = max(low, (time - first - slack) / k), min(high, (time - first + slack) / k)
     return min(max(D, low), high) if low <= high else None
 
 
 def _rounding(x: float, eps: float) -> float:
-    """The largest error of a number that is rounded to x: half the distance to the next one."""
+    """The largest error of a number rounded to x: half the distance to the next number."""
     return math.ldexp(eps, math.frexp(x)[1] - 2)

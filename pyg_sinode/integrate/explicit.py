@@ -1,7 +1,7 @@
-"""How is the explicit term G evaluated, and how is its vector-Jacobian product had later?
+"""How is the explicit term G evaluated, and its vector-Jacobian product computed later?
 
-An evaluation gives its value and an object that has the product: from the autograd graph that was
-kept, or by evaluating again with the random state and the buffers of the first time.
+An evaluation returns the value and an object from which the product is computed later: with the
+autograd graph if it was kept, or by evaluating G again with the same random state and buffers.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from .graph_memory import GraphMemory, KeptGraph
 from .records import Record, ValueMemory, random_states
 from .report import ExplicitTermError, Stats
 
-# Of a kept graph: a buffer was changed since, or a part was freed with a graph that shares it.
+# Errors after which G is evaluated again: a buffer was changed since, or a part of the graph was
+# freed with another graph that shares it.
 REPEATED = ("modified by an inplace operation", "backward through the graph a second time")
-ENGINE: Any = getattr(torch.autograd.Variable, "_execution_engine", None)  # of autograd
+ENGINE: Any = getattr(torch.autograd.Variable, "_execution_engine", None)  # that of autograd
 
 
 class Evaluation:
-    """One evaluation of G, that can be reversed: its record, and its graph while that is kept.
+    """The data of one evaluation of G from which its vector-Jacobian product is computed.
 
     Args:
-        record (Record): What makes it again.
-        constant (bool): Whether its value depends on nothing that is differentiated by.
-        graph (KeptGraph, optional): Its graph.
+        record (Record): The data for repeating the evaluation.
+        constant (bool): Whether the value requires no gradient.
+        graph (KeptGraph, optional): The autograd graph, if it is kept. (default: :obj:`None`)
     """
 
     __slots__ = ("constant", "graph", "record")
@@ -40,20 +41,20 @@ class Evaluation:
         self.record, self.constant, self.graph = record, constant, graph
 
     def take_graph(self) -> KeptGraph | None:
-        """The graph, which is no longer kept."""
+        """Removes the graph from this object and returns it."""
         graph, self.graph = self.graph, None
         return graph
 
 
 class Evaluated(NamedTuple):
-    """A value of G, and what its vector-Jacobian product needs; None where nobody asks for one."""
+    """A value of G and its evaluation, None if no vector-Jacobian product will be needed."""
 
     value: Tensor
     evaluation: Evaluation | None
 
 
 class Explicit(Protocol):
-    """Evaluates G at a time, a Python float, and a state."""
+    """A function that evaluates G at a time (a Python float) and a state."""
 
     def __call__(self, t: float, u: Tensor) -> Evaluated:
         """G(t, u)."""
@@ -61,14 +62,15 @@ class Explicit(Protocol):
 
 
 class ExplicitTerm:
-    """The explicit term G with the arguments, parameters and buffers in force at the call.
+    """The explicit term G with its arguments and the current parameters and buffers.
 
     Args:
-        fn (callable): G(t, u, *args), a function or a module.
+        fn (callable): The function or module, called as ``fn(t, u, *args)``.
         args (tuple): Further arguments; the tensors among them receive gradients.
-        live (int): How many of its values an integration uses at one time, at most.
+            (default: :obj:`()`)
+        live (int): The largest number of values of G that are in use at the same time.
             (default: :obj:`1`)
-        tangents (bool): Whether forward-mode differentiation goes through. (default: :obj:`False`)
+        tangents (bool): Whether forward-mode differentiation is supported. (default: :obj:`False`)
     """
 
     def __init__(self, fn: Callable[..., Tensor], args: tuple[Any, ...] = (), live: int = 1, *,
@@ -76,28 +78,28 @@ class ExplicitTerm:
         self.function, self.memory = Function(fn, args), ValueMemory(live)
         self.tangents = tangents
         self.tensors = list(self.function.tensors)
-        self.derives = False  # whether G takes derivatives by the state itself
-        self.shares = False  # whether its graphs have a part in common
+        self.derives = False  # whether G itself differentiates with respect to the state
+        self.shares = False  # whether the graphs of its evaluations have common parts
         module = self.function.module
         named = [] if module is None else list(module.named_modules())
-        # Where the buffers are looked up; a module may put another tensor in a buffer's place.
+        # Names, not tensors: a module may assign another tensor to a buffer.
         self.buffer_places = [(f"{prefix}.{name}" if prefix else name, m, name)
                               for prefix, m in named for name in m._buffers]
 
     def buffers(self) -> dict[str, Tensor]:
-        """The buffers of the module, by name."""
+        """The current buffers of the module, by name."""
         found = ((full, m._buffers.get(name)) for full, m, name in self.buffer_places)
         return {full: b for full, b in found if b is not None}
 
     def stand_ins(self, tensors: Sequence[Tensor], present: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors used in place of the given ones, in which graphs of evaluations end.
+        """The leaves used in evaluations in place of the given tensors: detached copies.
 
-        A parameter that is a leaf, still the module's own and without hooks (which are for the
-        whole gradient) is used as it is.
+        The parameters of the module are used themselves if they are all leaves, still belong to the
+        module and have no hooks (which must see the whole gradient).
 
         Args:
-            tensors (sequence of Tensor): The tensors in force.
-            present (sequence of Tensor): The function's own by now.
+            tensors (sequence of Tensor): The tensors of the integration.
+            present (sequence of Tensor): The current tensors of the function.
         """
         count = len(self.function.given)
         present = present[count:]
@@ -109,14 +111,15 @@ class ExplicitTerm:
             tensors[len(copied):])
 
     def plain(self, t: float, u: Tensor) -> Evaluated:
-        """G as it is, for a forward pass without a gradient or for plain backpropagation."""
-        u = u if torch.is_grad_enabled() else u.detach()  # whose flags G may set
+        """Evaluates G for a forward pass without a gradient, or for plain backpropagation."""
+        u = u if torch.is_grad_enabled() else u.detach()  # G may set its requires_grad
         return Evaluated(self.memory.own(self.with_state(t, u)[0]), None)
 
     def with_state(self, t: float, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The value of G, and the state that it was given: one that requires a gradient if need be.
+        """The value of G, and the state with which it was called.
 
-        A G that takes derivatives by the state needs one, whether or not anybody else does.
+        If G itself differentiates with respect to the state, that is a copy that requires a
+        gradient.
         """
         if not self.derives:
             try:
@@ -132,18 +135,18 @@ class ExplicitTerm:
         return (value if wanted else value.detach()), copy
 
     def with_graph(self, function: Function, t: float, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The value of G with its graph, and the copy of u in which that ends.
+        """The value of G with its autograd graph, and the copy of u that is a leaf of the graph.
 
-        Gradients are enabled though the value alone is wanted: kernels round differently without,
-        and G may take derivatives itself.
+        Gradients are enabled even if only the value is needed: kernels round differently without
+        them, and G itself may use derivatives.
         """
         u = u.detach().requires_grad_()
         with torch.enable_grad(), seeing_tangents():
             return self.evaluate(function, t, u), u
 
     def evaluate(self, function: Function, t: float, u: Tensor) -> Tensor:
-        """The value of G by a function in force, checked."""
-        # Inference tensors count no changes: the first evaluations are compared instead.
+        """The value of G, computed by ``function`` and checked."""
+        # Inference tensors have no version counter: the first evaluations compare contents.
         counts = not u.is_inference()
         version = u._version if counts else 0
         given = u.clone() if self.memory.watched and not counts else None
@@ -159,7 +162,7 @@ class ExplicitTerm:
         if not isinstance(value, Tensor):
             raise ExplicitTermError(f"Expected the explicit term to return a tensor (got "
                                     f"{type(value).__name__} at time {t:.6g}).")
-        if value.dtype in SHORT:  # G may have autocast inside
+        if value.dtype in SHORT:  # G may use autocast
             value = value.to(u.dtype)
         if value.shape != u.shape or value.dtype != u.dtype or value.device != u.device:
             raise ExplicitTermError(
@@ -171,7 +174,11 @@ class ExplicitTerm:
 
 
 class FirstCallCheck:
-    """Evaluates G where no named tensor needs a gradient; refuses one that another needs."""
+    """Evaluates G without a gradient; refuses values that depend on an unlisted trainable tensor.
+
+    Args:
+        term (ExplicitTerm): The term.
+    """
 
     def __init__(self, term: ExplicitTerm) -> None:
         self.term = term
@@ -186,12 +193,12 @@ class FirstCallCheck:
 
 
 class Capture:
-    """Evaluates G in the forward pass, and keeps what its vector-Jacobian product will need.
+    """Evaluates G in the forward pass and keeps the data for its vector-Jacobian product.
 
     Args:
         term (ExplicitTerm): The term.
-        tensors (sequence of Tensor): The tensors in force, in its order.
-        memory (GraphMemory): The graphs that may be kept.
+        tensors (sequence of Tensor): The tensors of the integration, in the order of the term.
+        memory (GraphMemory): The memory limit of kept graphs.
     """
 
     def __init__(self, term: ExplicitTerm, tensors: Sequence[Tensor], memory: GraphMemory) -> None:
@@ -200,15 +207,15 @@ class Capture:
         self.function = term.function.on(self.stand, present=term.tensors)
         self.last: Record | None = None
         self.buffers: dict[str, Tensor] | None = None
-        self.nodes: set[Any] | None = None  # of the first graph, until the second is there
-        self.first: list[Evaluation] = []  # while it is not known whether G reuses its memory
+        self.nodes: set[Any] | None = None  # the first graph's, to compare with the second's
+        self.first: list[Evaluation] = []  # until it is known whether G reuses its memory
 
     def __call__(self, t: float, u: Tensor) -> Evaluated:
         """G(t, u)."""
         before = random_states(u.device)
         self._note_buffers()
         value, copy = self.term.with_graph(self.function, t, u)
-        if self.last is None:  # later evaluations are checked where they are reversed
+        if self.last is None:  # later evaluations are checked in the backward pass
             check_ends(value, [copy, *self.stand], t)
             self.nodes = nodes(value)
         elif self.nodes is not None:
@@ -223,12 +230,12 @@ class Capture:
             evaluation.graph = self.memory.keep(value, copy, self.stand)
         elif self.first:
             for each in self.first:
-                each.graph = None  # what was saved in it may have been overwritten
+                each.graph = None  # its saved tensors may have been overwritten
         self.first = [*self.first, evaluation] if watched else []
         return Evaluated(own, evaluation)
 
     def _record(self, states: tuple[Tensor, ...] | None) -> Record:
-        """A record; most equal the one before, and one object serves them all."""
+        """The record of an evaluation; equal successive records are one object."""
         last = self.last
         if states is not None or last is None or last.states is not None or (
                 last.buffers is not self.buffers):
@@ -237,7 +244,7 @@ class Capture:
         return self.last
 
     def _note_buffers(self) -> None:
-        """A copy of the buffers in force; evaluations that find them unchanged share one."""
+        """Copies the current buffers if they changed since the last evaluation."""
         if not self.term.buffer_places:
             self.buffers = {} if self.buffers is None else self.buffers
             return
@@ -248,13 +255,13 @@ class Capture:
 
 
 class Replay:
-    """Makes evaluations of a forward pass again, as their records have it.
+    """Repeats evaluations of a forward pass in the backward pass, and computes their products.
 
     Args:
         term (ExplicitTerm): The term.
         tensors (sequence of Tensor): The tensors of the forward pass.
-        memory (GraphMemory): The graphs that may be kept of evaluations made by :meth:`__call__`.
-        stats (Stats): Filled on the way.
+        memory (GraphMemory): The memory limit of graphs kept of evaluations by :meth:`__call__`.
+        stats (Stats): The statistics, updated.
     """
 
     def __init__(self, term: ExplicitTerm, tensors: Sequence[Tensor], memory: GraphMemory,
@@ -266,11 +273,11 @@ class Replay:
         self.plain = term.function.on(self.stand, present=present)
 
     def start(self, records: Iterable[Record], *, keeps: bool) -> None:
-        """Takes the records of the next step; its graphs are kept if it is reversed next."""
+        """Sets the records of the next step, and whether to keep the graphs of its evaluations."""
         self.records, self.keeps = iter(records), keeps
 
     def __call__(self, t: float, u: Tensor) -> Evaluated:
-        """The next evaluation."""
+        """Repeats the next evaluation of the step."""
         record = next(self.records)
         value, copy = self.again(record, t, u)
         kept = self.keeps and not self.term.memory.copies
@@ -279,7 +286,7 @@ class Replay:
         return Evaluated(self.term.memory.own(value.detach()), evaluation)
 
     def again(self, record: Record, t: float, u: Tensor) -> tuple[Tensor, Tensor]:
-        """An evaluation with its graph, as :meth:`ExplicitTerm.with_graph` gives it."""
+        """Repeats an evaluation; returns the same as :meth:`ExplicitTerm.with_graph`."""
         function = self.plain
         if record.buffers:
             function = self.term.function.on(self.stand, record.buffers)
@@ -288,12 +295,13 @@ class Replay:
 
     def vjp(self, evaluation: Evaluation, t: float, u: Tensor, v: Tensor, wanted: Sequence[int]
             ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-        """The gradients of <v, G(t, u)> at u and at the wanted ones of the tensors."""
+        """The gradients of <v, G(t, u)> with respect to u and to the tensors numbered ``wanted``.
+        """
         self.stats.explicit_vjps += 1
         if evaluation.constant:
             return None, [None] * len(wanted)
         graph = evaluation.take_graph()
-        # A hook on a parameter is for the whole gradient: graphs that end in copies are made then.
+        # A hook must see the whole gradient of a parameter: then G is evaluated with copies.
         if graph is not None and not any(x._backward_hooks for x in graph.stand):
             try:
                 return self._pull(graph.value, graph.u, graph.stand, v, wanted, t)
@@ -312,8 +320,8 @@ class Replay:
         if not value.requires_grad:
             return None, [None] * len(wanted)
         check_ends(value, [u, *stand], t)
-        trained = [i for i in wanted if stand[i].requires_grad]  # some may be frozen by now
-        # Graphs that share a part (a parametrization that is cached) are freed when dropped.
+        trained = [i for i in wanted if stand[i].requires_grad]  # some may be frozen since
+        # Graphs with common parts (a cached parametrization) are retained until deleted.
         to_u, *found = _gradients(value, [u, *(stand[i] for i in trained)], v, self.term.shares)
         if len(trained) == len(wanted):
             return to_u, found
@@ -323,10 +331,10 @@ class Replay:
 
 def _gradients(value: Tensor, ends: Sequence[Tensor], v: Tensor, retain: bool
                ) -> Sequence[Tensor | None]:
-    """What ``torch.autograd.grad`` gives, by the engine itself where it is to be had.
+    """As ``torch.autograd.grad``, but by a direct call of autograd's engine if it is accessible.
 
-    That function looks at every argument again, which takes a fifth of the time of a small network;
-    here shapes and dtypes are known to agree.
+    The checks of ``torch.autograd.grad`` take a fifth of the time of a small network, and shapes
+    and dtypes are known to agree here.
     """
     if ENGINE is None:
         return torch.autograd.grad(value, ends, v, retain_graph=retain, allow_unused=True)
@@ -336,10 +344,10 @@ def _gradients(value: Tensor, ends: Sequence[Tensor], v: Tensor, retain: bool
 
 
 def check_ends(value: Tensor, named: Sequence[Tensor], t: float) -> None:
-    """Refuses a graph that ends in a tensor nobody named: its gradient would be lost.
+    """Refuses a value of G whose graph has a leaf outside ``named``: its gradient would be lost.
 
     Raises:
-        ValueError: naming the remedy, to pass it in ``args=``.
+        ValueError: if there is such a leaf; it has to be passed in ``args=``.
     """
     lost = foreign_leaf(value, named)
     if lost is not None:

@@ -1,8 +1,9 @@
-"""Which autograd graphs of G are kept for the backward pass, and what do they hold?
+"""Which autograd graphs of G are kept for the backward pass, and how large are they?
 
-Each one saves an evaluation. What a graph holds is read off its nodes: hooks on saved tensors would
-hide in-place changes from PyTorch, and take the place of a user's own. Tensors that a custom
-``autograd.Function`` keeps as attributes of its context are not seen.
+Each kept graph saves one evaluation of G. The size of a graph is determined from the saved tensors
+of its nodes, not by hooks on saved tensors, which would hide in-place changes from PyTorch and
+replace the user's hooks. Tensors that a custom ``autograd.Function`` stores as attributes of its
+context are not counted.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MEASURED = frozenset([0, *(4**k + 1 for k in range(1, 16))])  # the evaluations whose graph is sized
-_SAVED: dict[type, tuple[str, ...]] = {}  # the attributes with saved tensors of each kind of node
+MEASURED = frozenset([0, *(4**k + 1 for k in range(1, 16))])  # evaluations whose graph is measured
+_SAVED: dict[type, tuple[str, ...]] = {}  # attributes with saved tensors, by type of node
 
 
 class KeptGraph:
-    """A graph: the value at its root, and the tensors in which it ends.
+    """A kept autograd graph of G, which counts towards the memory limit until it is released.
 
     Args:
-        value (Tensor): The value of G.
-        u (Tensor): The copy of the state.
-        stand (sequence of Tensor): The tensors used in place of the others.
-        memory (GraphMemory): Where its size is taken from, and given back to.
+        value (Tensor): The value of G, the root.
+        u (Tensor): The copy of the state, a leaf.
+        stand (sequence of Tensor): The other leaves: the tensors that G was evaluated with.
+        memory (GraphMemory): The memory limit.
     """
 
     __slots__ = ("memory", "size", "stand", "u", "value")
@@ -37,7 +38,7 @@ class KeptGraph:
         memory.used += self.size
 
     def release(self) -> None:
-        """Gives its memory back to the budget."""
+        """Subtracts the size of the graph from the used memory."""
         if self.memory is not None:
             self.memory.used -= self.size
             self.memory = None
@@ -47,11 +48,11 @@ class KeptGraph:
 
 
 class GraphMemory:
-    """The budget of kept graphs.
+    """The memory limit of kept graphs.
 
     Args:
-        limit (int): The bytes that they may hold; 0 keeps none. Under a user's hooks on saved
-            tensors (those of ``torch.utils.checkpoint`` too) none is kept.
+        limit (int): The most bytes of kept graphs; 0 keeps none. Under hooks on saved tensors (of
+            the user, or of ``torch.utils.checkpoint``) none are kept.
     """
 
     def __init__(self, limit: int) -> None:
@@ -59,10 +60,10 @@ class GraphMemory:
         self.used = self.size = self.count = 0
 
     def keep(self, value: Tensor, u: Tensor, stand: Sequence[Tensor]) -> KeptGraph | None:
-        """The graph of a value, if the budget allows it."""
+        """The graph of a value, if the limit permits to keep it; else None."""
         if self.limit == 0 or not value.requires_grad:
             return None
-        if self.count in MEASURED:  # most are alike
+        if self.count in MEASURED:  # few are measured, since most have the same size
             held = held_bytes(value, [u, *stand])
             self.size = max(self.size, held, value.numel() * value.element_size())
         self.count += 1
@@ -70,7 +71,7 @@ class GraphMemory:
 
 
 def held_bytes(value: Tensor, ends: Sequence[Tensor]) -> int:
-    """The bytes of the tensors saved in a graph, each storage once, without those of its ends."""
+    """The bytes saved in a graph, each storage counted once, without the storages of its leaves."""
     known = {x.untyped_storage().data_ptr() for x in ends}
     total = 0
     for tensor in _saved(value):
@@ -94,7 +95,7 @@ def _saved(value: Tensor) -> Iterator[Tensor]:
         for name in _names(node):
             found = getattr(node, name, None)
             for x in found if isinstance(found, (tuple, list)) else (found,):
-                # What G's own hooks packed is looked at as it is: unpacking may run G again.
+                # Packed by hooks inside G: not unpacked, since that may run G again.
                 x = getattr(x, "data", None)
                 if isinstance(x, Tensor):
                     yield from _dense(x)
@@ -117,6 +118,6 @@ def _dense(x: Tensor) -> Iterator[Tensor]:
 
 
 def _has_hooks() -> bool:
-    """Whether hooks on saved tensors are in force here."""
+    """Whether hooks on saved tensors are active."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return top is not None and top(False) is not None

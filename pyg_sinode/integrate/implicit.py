@@ -1,7 +1,7 @@
 """How is an implicit stage solved, transposed and differentiated?
 
-A step knows nothing of what stands on the implicit side: it asks a part for values, solves and
-their transposes. A linear part ignores the states at which a nonlinear one is linearized.
+Steps use the implicit term through the interface :class:`ImplicitPart`: values, solves and their
+transposes. A linear part ignores the state U, at which a nonlinear part is linearized.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ..terms import Affine
 from ..terms.affine import check_finite
 from .report import Stats
 
-KEPT = 8  # factorizations kept of an operator, so that changing steps do not pile them up
+KEPT = 8  # the largest number of factorizations kept per operator
 Invert = Callable[[Shifted], LinearOperator]
 InverseOf = Callable[[float, Tensor | float], LinearOperator]
 
 
 class ImplicitPart(Protocol):
-    """What a step asks of H: times are Python floats, c a number."""
+    """The interface of the implicit term H for a step; the time t and the number c are floats."""
 
     is_zero: bool
-    remembers: bool  # whether H at the end of a step is worth keeping for the next
+    remembers: bool  # whether H at the end of a step is kept for the next step
 
     def start_step(self, u: Tensor) -> None:
-        """Says that a step begins from a state: what is kept within one is of no more use."""
+        """Marks the start of a step from a state u; discards what was kept for one step."""
         ...
 
     def value(self, t: float, U: Tensor) -> Tensor:
@@ -44,38 +44,38 @@ class ImplicitPart(Protocol):
         ...
 
     def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
-        """The U with U = r + c H(t, U), from a guess of it."""
+        """The solution U of U = r + c H(t, U), with an initial guess."""
         ...
 
     def linear_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
-        """The y with (I - c H_u(t, U)) y = b: filters an estimate of the error."""
+        """The solution y of (I - c H_u(t, U)) y = b, which filters an error estimate."""
         ...
 
     def transposed_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
-        """The y with (I - c H_u(t, U))^T y = b."""
+        """The solution y of (I - c H_u(t, U))^T y = b."""
         ...
 
     def transposed_value(self, t: float, U: Tensor, w: Tensor) -> Tensor:
-        """H_u(t, U)^T w."""
+        """The product H_u(t, U)^T w."""
         ...
 
     def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
             ) -> Sequence[Tensor | None]:
-        """The gradients of <w, H(t, U)> at the tensors of H; none where no tensor is wanted."""
+        """The gradients of <w, H(t, U)> with respect to the ``wanted`` tensors of H."""
         ...
 
     def wants_guess(self) -> bool:
-        """Whether a guess is of use."""
+        """Whether solves use an initial guess."""
         ...
 
 
 class NoPart:
-    """No implicit side: H = 0."""
+    """The implicit part H = 0."""
 
     is_zero, remembers = True, False
 
     def start_step(self, u: Tensor) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
     def value(self, t: float, U: Tensor) -> Tensor:
         """Zero."""
@@ -99,21 +99,21 @@ class NoPart:
 
     def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
             ) -> Sequence[Tensor | None]:
-        """There are no tensors."""
+        """An empty list: there are no tensors."""
         return []
 
     def wants_guess(self) -> bool:
-        """A guess is of no use."""
+        """False: a guess is not used."""
         return False
 
 
 class LinearPart:
-    """The part H = a(t) J u + f(t), with the inverses of I - c a(t) J at hand.
+    """The implicit part H = a(t) J u + f(t).
 
     Args:
-        term (Affine): J, a and f.
-        inverse (callable): From c and a(t) to the inverse of I - c a(t) J.
-        stats (Stats): Filled on the way.
+        term (Affine): The term, with J, a and f.
+        inverse (callable): Maps c and a(t) to the inverse of I - c a(t) J.
+        stats (Stats): The statistics, updated.
     """
 
     is_zero, remembers = False, False
@@ -121,12 +121,12 @@ class LinearPart:
     def __init__(self, term: Affine, inverse: InverseOf, stats: Stats) -> None:
         self.term, self.inverse, self.stats = term, inverse, stats
         self.constant = term.is_constant()
-        self.iterative = False  # whether the last inverse could use a guess
-        self.last: tuple[LinearOperator, LinearOperator] | None = None  # one and its transpose
-        self.correction: tuple[float, Tensor] | None = None  # c and y - b of the last transpose
+        self.iterative = False  # whether the last inverse was iterative
+        self.last: tuple[LinearOperator, LinearOperator] | None = None  # an inverse, its transpose
+        self.correction: tuple[float, Tensor] | None = None  # c and y - b of the last such solve
 
     def start_step(self, u: Tensor) -> None:
-        """What is kept serves all steps."""
+        """Does nothing: factorizations serve all steps."""
 
     def value(self, t: float, U: Tensor) -> Tensor:
         """The value a(t) J u + f(t)."""
@@ -134,12 +134,12 @@ class LinearPart:
         return self.term.product(t, U)
 
     def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
-        """The U with U = r + c (a(t) J U + f(t))."""
+        """The solution U of U = r + c (a(t) J U + f(t))."""
         if self.constant:
             return self._solve(self.inverse(c, 1.0), r, guess)
         scale, forcing = self.term.scale(t, r), self.term.forcing(t, r)
         b = r if forcing is None else r + c * forcing
-        # Autograd has to see a scale of zero: its derivative need not vanish.
+        # A scale of zero is not skipped if it is differentiated: its derivative may be nonzero.
         followed = isinstance(scale, Tensor) and scale.requires_grad and torch.is_grad_enabled()
         check_finite(as_float(scale), t)
         if as_float(scale) == 0.0 and not followed:
@@ -147,19 +147,19 @@ class LinearPart:
         return self._solve(self.inverse(c, scale), b, guess)
 
     def linear_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
-        """The solution of (I - c a(t) J) y = b, without a forcing."""
+        """The solution y of (I - c a(t) J) y = b."""
         scale = self.term.scale(t, b)
         return b if as_float(scale) == 0.0 else self._solve(self.inverse(c, scale), b, None)
 
     def transposed_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
-        """The y with (I - c a(t) J)^T y = b."""
+        """The solution y of (I - c a(t) J)^T y = b."""
         scale = 1.0 if self.constant else self.term.scale(t, b)
         if as_float(scale) == 0.0:
             return b
         inverse = self.inverse(c, scale)
         if self.last is None or self.last[0] is not inverse:
             self.last = inverse, inverse.T
-        # Gradients of neighbouring stages differ little, and so do their y - b = c J^T y.
+        # The y - b = c J^T y of the last solve is a good guess, since gradients change slowly.
         guess = None
         if self.correction is not None and self.correction[1].shape == b.shape:
             before, difference = self.correction
@@ -175,7 +175,7 @@ class LinearPart:
 
     def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
             ) -> Sequence[Tensor | None]:
-        """The gradients of <w, a(t) J u + f(t)> at the tensors of J, f and a that are wanted."""
+        """The gradients of <w, H(t, U)> with respect to the ``wanted`` tensors of J, f and a."""
         if not self.constant:
             self.term.check_ends(t, U)
         if not any(wanted):
@@ -184,7 +184,7 @@ class LinearPart:
         return self.term.vjp(t, U, w, wanted)
 
     def wants_guess(self) -> bool:
-        """Whether the solves iterate."""
+        """Whether the last solve was iterative."""
         return self.iterative
 
     def _solve(self, inverse: LinearOperator, b: Tensor, guess: Tensor | None) -> Tensor:
@@ -194,7 +194,7 @@ class LinearPart:
             x, iterations, residual = solution(inverse, b, b if guess is None else guess)
         except LinearSolveError as error:
             if not bool(b.detach().isfinite().all()):
-                error.state = b.detach()  # the fault is not the solver's: see `loop.located`
+                error.state = b.detach()  # the cause is not the solver: see `report.located`
             raise
         if iterations is not None and residual is not None and iterations.numel():
             self.stats.linear_iterations += int(iterations.max())
@@ -205,37 +205,37 @@ class LinearPart:
 
 
 def solution(inverse: LinearOperator, b: Tensor, guess: Tensor | None) -> Solution:
-    """What an inverse gives: of a user's own solver it may have no more than a product."""
+    """The solution by an inverse; that of a user's solver may have ``mv`` only, not ``solve``."""
     solve = getattr(inverse, "solve", None)
     found: Solution = Solution(inverse.mv(b)) if solve is None else solve(b, guess)
     return found
 
 
 class Factorizations:
-    """The inverses of I - cJ, each made once and found again by its c while it is among the last.
+    """A cache of the inverses of I - cJ, by c; the most recently used ones are kept.
 
-    Where no tensor of J requires a gradient they are also kept between calls, as long as the
-    operator lives, for what it was then: versions and addresses of tensors do not tell of every
-    change (``.data`` writes and inference tensors have none), contents do.
+    If no tensor of J requires a gradient, they are also kept between calls while the operator
+    object exists and its content is unchanged. Contents are compared, since version counters and
+    addresses of tensors do not reveal every change (of ``.data`` or of inference tensors).
 
     Args:
         operator (LinearOperator): The operator J.
         solver (optional): The linear solver; that of :func:`pyg_sinode.solvers.default` if None.
-        stats (Stats): Filled on the way.
+        stats (Stats): The statistics, updated.
     """
 
     def __init__(self, operator: LinearOperator, solver: Any, stats: Stats) -> None:
         self.operator, self.solver, self.stats = operator, solver, stats
         self.made: dict[float, LinearOperator] = {}
         self.last_c = math.nan
-        # An iteration has no factors, and follows whatever is changed in the operator itself.
+        # An iterative inverse has no factors and uses the operator itself, as it is.
         self.iterates = isinstance(solver, Krylov) or (
             solver is None and not operator.has_closed_inverse())
-        # Where it is trained it changes, and where it is a division there are no factors.
+        # Not kept between calls: a trained operator changes, and a division has no factors.
         for_once = any(t.requires_grad for t in operator.tensors) or (
             operator.as_diagonal() is not None) or not _is_hashable(solver)
         kept = None if for_once else _kept_of(operator)
-        # A subclass that inherits with_tensors has copies that may be of another mind.
+        # with_tensors of a subclass may return another class, which may behave differently.
         self.kept = kept if kept is not None and type(kept.operator) is type(operator) else None
 
     def inverse(self, c: float, scale: Tensor | float = 1.0) -> LinearOperator:
@@ -247,7 +247,7 @@ class Factorizations:
         if found is None:
             found = self._new(self.operator, c) if self.kept is None else self._found(self.kept, c)
             if len(self.made) >= KEPT:
-                self.made.pop(next(iter(self.made)))  # the one not used for longest
+                self.made.pop(next(iter(self.made)))  # the least recently used one
         self.made[c] = found
         self.last_c = c
         return found
@@ -275,7 +275,7 @@ class Factorizations:
 
 
 class _Kept:
-    """The inverses of an operator as it was: on a copy of it, so that they do not refer to it."""
+    """The inverses kept between calls, on a copy of the operator so that it can be deleted."""
 
     def __init__(self, operator: LinearOperator) -> None:
         self.numbers = _numbers(operator)
@@ -284,7 +284,7 @@ class _Kept:
         self.inverses: dict[Any, LinearOperator | None] = {}
 
     def is_of(self, operator: LinearOperator) -> bool:
-        """Whether the operator is still what it was."""
+        """Whether the operator is unchanged since the copy was made."""
         copies, tensors = self.operator.tensors, operator.tensors
         return (self.inference == torch.is_inference_mode_enabled()
                 and self.numbers == _numbers(operator)
@@ -302,7 +302,7 @@ def _kept_of(operator: LinearOperator) -> _Kept:
 
 
 def _numbers(operator: LinearOperator) -> list[Any]:
-    """What an operator depends on besides its tensors: its numbers, and those of its parts."""
+    """The numbers, strings and arrays that an operator and its parts depend on, without tensors."""
     found: list[Any] = [type(operator), operator.generation]
     for name, value in vars(operator).items():
         if isinstance(value, (bool, int, float, str)):

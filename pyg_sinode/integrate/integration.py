@@ -1,4 +1,4 @@
-"""What is one integration, and how is it run?"""
+"""Which data define an integration, and how is it run?"""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from .runge_kutta import RungeKutta
 from .step_sizes import AdaptiveSteps, EqualSteps, StepSizes
 from .steps import Steps
 
-STAGE_TOLERANCE = 1e-2  # of the tolerance of a step, for the error of a stage
+STAGE_TOLERANCE = 1e-2  # the tolerance of a stage, relative to the tolerance of a step
 
 
 @dataclass
 class Integration:
-    """Everything that an integration needs besides the tensors it is differentiated by.
+    """The data of an integration, without the tensors with respect to which it is differentiated.
 
     Attributes:
         scheme: The scheme.
         term: The explicit term, or None.
         implicit: The implicit term, or None.
-        factorizations: The inverses of I - cJ; None where there is no J.
+        factorizations: The inverses of I - cJ; None if there is no J.
         times: The output times.
-        clock: To what they are rounded.
-        steps: The steps, for an adaptive integration filled on the way.
-        control: The tolerances of an adaptive integration, else None.
+        clock: The rounding units of the output times.
+        steps: The steps; those of an adaptive integration are appended when accepted.
+        control: The tolerances and limits of an adaptive integration; None for equal steps.
         dense: Whether outputs are interpolated.
-        graph_memory: The bytes that kept graphs of G may hold.
-        checkpoints: How many states to keep, None for all stages.
-        checkpoint_device: Where to keep them, None for where they are.
+        graph_memory: The most bytes of kept autograd graphs of G.
+        checkpoints: The number of states to keep; None to keep all stages.
+        checkpoint_device: The device on which to keep them; None for that of the state.
         callback, progress: See :class:`pyg_sinode.integrate.loop.Watch`.
-        stats: Filled on the way.
+        stats: The statistics, updated.
     """
 
     scheme: Scheme
@@ -64,7 +64,7 @@ class Integration:
     stats: Stats
 
     def part(self, term: Affine | Nonlinear | None, u0: Tensor) -> ImplicitPart:
-        """The implicit part of a term with this J, whatever holds its tensors."""
+        """The implicit part of a term, which is :attr:`implicit`, perhaps with other tensors."""
         if isinstance(term, Nonlinear):
             return NewtonPart(term, self.allowed, u0, self.stats)
         if term is None or self.factorizations is None:
@@ -73,14 +73,14 @@ class Integration:
 
     @property
     def allowed(self) -> Callable[[Tensor], Tensor] | None:
-        """From a state to the error that Newton's method may leave; None with equal steps."""
+        """A function from a state to the error allowed in a stage; None with equal steps."""
         control = self.control
         if control is None:
             return None
         return lambda u: STAGE_TOLERANCE * (control.atol + control.rtol * u.abs())
 
     def method(self, explicit: Explicit | None, part: ImplicitPart) -> Method:
-        """The method of this scheme, with its own way to evaluate G and to solve."""
+        """The Runge-Kutta or multistep method for a way to evaluate G and an implicit part."""
         if isinstance(self.scheme, IMEXTableau):
             return RungeKutta(self.scheme, explicit, part, self.stats,
                               embedded=self.control is not None, dense=self.dense)
@@ -91,11 +91,11 @@ class Integration:
         """The states at all output times.
 
         Args:
-            method (Method): That of :meth:`method`.
+            method (Method): The method, as returned by :meth:`method`.
             u0 (Tensor): The initial state.
-            keep (callable, optional): Called with every accepted step.
+            keep (callable, optional): Called with each accepted step. (default: :obj:`None`)
         """
-        outputs = [u0.clone()]  # a callback may know u0 itself
+        outputs = [u0.clone()]  # a copy, since a callback may change u0
         watch = Watch(self.callback, self.progress, self.times, self.stats)
         try:
             for accepted in loop(method, self._sizes(method, u0), u0, watch):
@@ -117,7 +117,7 @@ class Integration:
 
 
 def _outputs(method: Method, accepted: AcceptedStep) -> list[Tensor]:
-    """The outputs in a step."""
+    """The states at the output times within a step."""
     end, found = accepted.result.state.u, []
     for theta in accepted.step.outputs:
         if theta == 1.0:

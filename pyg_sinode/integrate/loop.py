@@ -1,4 +1,4 @@
-"""How does time advance, step by step, and what stops it?"""
+"""How does an integration advance in time, and what ends it?"""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Callback = Callable[[float, Tensor], object]
 
 
 class Method(Protocol):
-    """A method that advances a state step by step, and the transposes of its steps."""
+    """A time-stepping method: its steps and their transposes."""
 
     stats: Stats
 
     def initial(self, u: Tensor) -> Any:
-        """The state from which the first step starts."""
+        """The state of the method before the first step."""
         ...
 
     def initial_gradient(self) -> Any:
-        """No gradient at the end of the last step."""
+        """The gradient at the end of the last step, before any is added: zero."""
         ...
 
     def step(self, t: float, h: float, state: Any) -> StepResult:
@@ -36,12 +36,12 @@ class Method(Protocol):
 
     def transposed(self, t: float, h: float, tape: Any, lam: Any,
                    outputs: Sequence[tuple[float, Tensor]], reverse: Reverse) -> Any:
-        """The gradients at the start of a step from those at its end and at outputs in it."""
+        """The gradients at the start of a step, from those at its end and at outputs within it."""
         ...
 
 
 class AcceptedStep(NamedTuple):
-    """One step that counts: its number, the step, the state before it, and what it gave."""
+    """An accepted step: its number, time and size, the state before it, and its result."""
 
     number: int
     step: Step
@@ -50,14 +50,14 @@ class AcceptedStep(NamedTuple):
 
 
 class Watch:
-    """Shows progress, and lets a callback stop the integration.
+    """Shows progress and calls the user's callback.
 
     Args:
-        callback (callable, optional): Called as ``callback(t, u)`` after every accepted step; a
-            true value ends the integration.
-        progress (bool): Whether to show a bar.
+        callback (callable, optional): Called as ``callback(t, u)`` after each accepted step; the
+            integration ends if it returns True.
+        progress (bool): Whether to show a progress bar.
         times (sequence of float): The output times.
-        stats (Stats): Filled on the way.
+        stats (Stats): The statistics, updated.
     """
 
     def __init__(self, callback: Callback | None, progress: bool, times: Sequence[float],
@@ -70,7 +70,7 @@ class Watch:
                 "{l_bar}{bar}| time {n:.4g} of {total:.4g} [{elapsed}<{remaining}{postfix}]"))
 
     def stops(self, t: float, u: Tensor) -> bool:
-        """Notes the state after an accepted step; returns whether it is to be the last one."""
+        """Reports an accepted step that ends at t in state u; returns whether it is the last."""
         if self.bar is not None:
             self.bar.update(abs(t - self.start) - self.bar.n)
             self.bar.set_postfix(steps=self.stats.steps_accepted, refresh=False)
@@ -80,20 +80,21 @@ class Watch:
         return True
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Closes the progress bar."""
         if self.bar is not None:
             self.bar.close()
 
 
 def loop(method: Method, sizes: StepSizes, u: Tensor, watch: Watch | None = None
          ) -> Iterator[AcceptedStep]:
-    """Makes one step after another, and gives those that count.
+    """Makes one step after another and yields the accepted ones.
 
     Args:
-        method (Method): Makes the steps.
-        sizes (StepSizes): Chooses their sizes, and judges them.
+        method (Method): The method that makes the steps.
+        sizes (StepSizes): Chooses their sizes, and accepts or rejects them.
         u (Tensor): The initial state.
-        watch (Watch, optional): Shows progress, and may stop the integration.
+        watch (Watch, optional): Shows progress and may end the integration.
+            (default: :obj:`None`)
     """
     state = method.initial(u)
     while (trial := sizes.next(state.u)) is not None:
@@ -103,13 +104,13 @@ def loop(method: Method, sizes: StepSizes, u: Tensor, watch: Watch | None = None
         except SolveError as error:
             failure, result = error, None
         except ExplicitTermError as error:
-            sizes.finish()  # the first fault of all, not what came of it
+            sizes.finish()  # raises if an earlier state was not finite, the cause of this error
             raise located(error, trial.t, trial.number, state.u) from error.__cause__
         if failure is not None:
             try:
                 sizes.failed(trial, state.u, failure)
             finally:
-                failure = None  # its traceback has this frame: no cycle
+                failure = None  # avoids a reference cycle through its traceback
         if result is None:
             continue
         method.stats.steps_accepted += 1
@@ -124,7 +125,7 @@ def loop(method: Method, sizes: StepSizes, u: Tensor, watch: Watch | None = None
 
 
 def _ended(steps: Steps, number: int) -> Step:
-    """The step of that number as the last one: its end is an output."""
+    """Makes a step the last one, with an output at its end, and returns it."""
     outputs = steps[number].outputs
     if not outputs or outputs[-1] != 1.0:
         outputs = (*outputs, 1.0)

@@ -1,4 +1,4 @@
-r"""What is one implicit-explicit multistep step, and what is its transpose?
+r"""How is an implicit-explicit multistep step made, and how is its transpose?
 
 .. math::
     \sum_{j=0}^{s} a_j u_{n+1-j} = h \sum_{j=1}^{s} b_j G(t_{n+1-j}, u_{n+1-j})
@@ -23,12 +23,12 @@ from .sums import Scaled, total
 
 
 class History(NamedTuple):
-    """What a multistep scheme remembers, or the gradients at it; the newest first.
+    """The data that a multistep scheme uses, or the gradients with respect to them; newest first.
 
     Attributes:
-        states: The state, then the earlier ones.
-        values: The values of G at the earlier ones.
-        h: The value of H at the state, where the scheme uses it.
+        states: The current state, then the earlier states.
+        values: The values of G at the earlier states.
+        h: The value of H at the current state, if the scheme uses it.
     """
 
     states: Sequence[Tensor | None]
@@ -37,23 +37,24 @@ class History(NamedTuple):
 
     @property
     def u(self) -> Tensor | None:
-        """The state itself."""
+        """The current state."""
         return self.states[0] if self.states else None
 
     def plus(self, grads: Iterable[Tensor]) -> History:
-        """Gradients with further ones at the state."""
+        """The gradients with further ones added at the current state."""
         u = total([(1.0, self.u), *((1.0, x) for x in grads)])
         return self._replace(states=[u, *self.states[1:]])
 
 
 class MultistepTape(NamedTuple):
-    """What the transpose of a step needs.
+    """The data that the transpose of a step needs.
 
     Attributes:
-        stages: The states before and after the step; of a starting step its stages and its end.
-        evaluations: The evaluations of G at the first of these.
-        start: Whether the start made the step.
-        earlier: The number of earlier states before the step.
+        stages: The states before and after the step; for a step of the starting scheme, its stages
+            and the state after it.
+        evaluations: The evaluations of G at the state before the step, or at the stages.
+        start: Whether the step was made by the starting scheme.
+        earlier: The number of earlier states that were known before the step.
     """
 
     stages: Sequence[Tensor | None]
@@ -62,37 +63,37 @@ class MultistepTape(NamedTuple):
     earlier: int
 
     def on(self, stages: Sequence[Tensor | None]) -> MultistepTape:
-        """The same with other tensors."""
+        """The same tape with other tensors."""
         return self._replace(stages=stages)
 
 
 class Multistep:
-    """One step of a multistep scheme and its transpose.
+    """The steps of a multistep scheme and their transposes.
 
     Args:
         scheme (IMEXMultistep): The scheme.
-        explicit (callable, optional): Evaluates G(t, u).
+        explicit (callable, optional): Evaluates G(t, u); None for G = 0.
         part (ImplicitPart): The implicit part.
-        stats (Stats): Filled on the way.
+        stats (Stats): The statistics, updated.
     """
 
     def __init__(self, scheme: IMEXMultistep, explicit: Explicit | None, part: ImplicitPart,
                  stats: Stats) -> None:
         self.scheme, self.explicit, self.part, self.stats = scheme, explicit, part, stats
         self.start = RungeKutta(scheme.start, explicit, part, stats)
-        self.earlier = scheme.steps - 1  # earlier states that a step uses
+        self.earlier = scheme.steps - 1  # the number of earlier states that a step uses
         self.remembers_h = not part.is_zero and scheme.c[1] != 0.0
 
     def initial(self, u: Tensor) -> History:
-        """The state from which the first step starts."""
+        """The history before the first step."""
         return History((u,))
 
     def initial_gradient(self) -> History:
-        """No gradient at the end of the last step."""
+        """The gradient at the end of the last step, before any is added: zero."""
         return History(())
 
     def step(self, t: float, h: float, state: History) -> StepResult:
-        """Makes one step, by the start while there are too few earlier states."""
+        """Makes one step, by the starting scheme while there are too few earlier states."""
         earlier = len(state.states) - 1
         if earlier < self.earlier:
             return self._start(t, h, state, earlier)
@@ -118,10 +119,10 @@ class Multistep:
 
     def transposed(self, t: float, h: float, tape: MultistepTape, lam: History,
                    outputs: Sequence[tuple[float, Tensor]], reverse: Reverse) -> History:
-        """The gradients at the start of a step from those at its end.
+        """The gradients at the start of a step, from the gradients lam at its end.
 
-        With c = h c_0 and mu = (I - c H_u)^-T (lam_u + lam_h / c), the gradient at the right-hand
-        side is mu - lam_h / c.
+        With c = h c_0 and mu = (I - c H_u)^-T (lam_u + lam_h / c), the gradient with respect to the
+        right-hand side of the implicit solve is mu - lam_h / c.
         """
         if tape.start:
             return self._transposed_start(t, h, tape, lam, reverse)
@@ -179,7 +180,7 @@ class Multistep:
 
 
 def _padded(parts: Sequence[Tensor | None], length: int) -> list[Tensor | None]:
-    """The gradients, with None where the last step has none."""
+    """The gradients, padded with None to a length."""
     return [*parts, *[None] * (length - len(parts))]
 
 

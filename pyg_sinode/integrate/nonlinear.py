@@ -1,7 +1,7 @@
 """How is an implicit stage with a nonlinear H solved, transposed and differentiated?
 
-The stages are solved by Newton's method; everything else is linear algebra with the derivative of
-H at a stage, from the autograd graph of one evaluation there.
+The stages are solved by Newton's method. All else uses the Jacobian of H at a stage, given by the
+autograd graph of one evaluation of H.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from ..transforms import recording
 from .implicit import solution
 from .report import Stats
 
-DENSE = 64  # rows of a derivative up to which it is made as dense blocks
+DENSE = 64  # up to so many rows, a Jacobian is computed as dense blocks
 Scale = Callable[[Tensor], Tensor]
 
 
 class NewtonPart:
-    """The part H(t, u), not linear in u.
+    """A nonlinear implicit part H(t, u), solved by Newton's method.
 
     Args:
-        term (Nonlinear): H, its derivative if the user gave one, and how stages are solved.
-        allowed (callable, optional): From a state to 1e-2 of the integration's tolerance at each
-            entry; None with equal steps.
+        term (Nonlinear): The term: H, its Jacobian if given, and the options of Newton's method.
+        allowed (callable, optional): Maps a state to 1e-2 of the tolerance of the integration for
+            each entry; None with equal steps.
         u0 (Tensor): The initial state of the integration.
-        stats (Stats): Filled on the way.
+        stats (Stats): The statistics, updated.
     """
 
     is_zero, remembers = False, True
@@ -46,25 +46,25 @@ class NewtonPart:
     def __init__(self, term: Nonlinear, allowed: Scale | None, u0: Tensor, stats: Stats) -> None:
         self.term, self.newton, self.allowed, self.stats = term, term.newton, allowed, stats
         self.local, self.at_first, self.before = term.local(), u0.detach().abs(), u0
-        self.factors: tuple[float, LinearOperator] | None = None  # of this step, for one c
-        self.checked = False  # whether products with the derivative were
-        self.derives = False  # whether H takes derivatives by the state itself
-        self.held: Derivative | None = None  # of the last state asked for
-        self.exact: tuple[Derivative, float, LinearOperator] | None = None  # an inverse of it
+        self.factors: tuple[float, LinearOperator] | None = None  # c and an inverse, of this step
+        self.checked = False  # whether products with the Jacobian were checked
+        self.derives = False  # whether H itself differentiates with respect to the state
+        self.held: Derivative | None = None  # the Jacobian at the last state
+        self.exact: tuple[Derivative, float, LinearOperator] | None = None  # its inverse, for a c
 
     def start_step(self, u: Tensor) -> None:
-        """Forgets the factors: a step gives the same result wherever it is made again from."""
+        """Discards the factorization, so that a recomputed step gives the same result."""
         self.factors, self.before = None, u.detach()
 
     def value(self, t: float, U: Tensor) -> Tensor:
         """H(t, U)."""
-        return self.plain(t, U).clone()  # the next one may be written over it
+        return self.plain(t, U).clone()  # the next value may overwrite it
 
     def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
-        """The U with U = r + c H(t, U), by Newton's method.
+        """The solution U of U = r + c H(t, U), by Newton's method.
 
-        It starts from a guess, or from r; if that fails from r, then from the state before the
-        step, which is where H has a value though it may have none at the others.
+        It starts from the guess if there is one; if that fails, from r; and if that fails, from the
+        state before the step, where H is known to be defined.
         """
         r = r.detach()
         if r.numel() == 0:
@@ -89,7 +89,8 @@ class NewtonPart:
         return self.newton.solve(_Stage(self, t, c, r), start, self._scale(r))
 
     def linear_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
-        """The y with (I - c H_u(t, U)) y = b; by the factors of the step's stages if there are."""
+        """The solution y of (I - c H_u) y = b, with the factorization of this step if there is one.
+        """
         known = self.factors
         if b.numel() == 0:
             return b
@@ -98,7 +99,7 @@ class NewtonPart:
         return self._finite(known[1], b)
 
     def transposed_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
-        """The y with (I - c H_u(t, U))^T y = b, by the exact derivative."""
+        """The solution y of (I - c H_u(t, U))^T y = b, with the exact Jacobian."""
         if b.numel() == 0:
             return b
         derivative = self.at(t, U)
@@ -112,18 +113,18 @@ class NewtonPart:
 
     def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
             ) -> Sequence[Tensor | None]:
-        """The gradients of <w, H(t, U)> at the tensors of H that are wanted."""
+        """The gradients of <w, H(t, U)> with respect to the ``wanted`` tensors of H."""
         if not any(wanted):
             return ()
         chosen = [p if want else None for p, want in zip(self.local.tensors, wanted, strict=True)]
         return self.at(t, U).vjp_at(w, chosen)
 
     def wants_guess(self) -> bool:
-        """Newton's method starts from one."""
+        """True: Newton's method uses an initial guess."""
         return True
 
     def at(self, t: float, U: Tensor) -> Derivative:
-        """The derivative at a state; that of the last one is kept."""
+        """The Jacobian at a state; the last one is kept and reused."""
         if self.held is None or not self.held.is_at(t, U):
             self.exact = None
             self.held = self.evaluate(t, U)
@@ -131,7 +132,7 @@ class NewtonPart:
         return self.held
 
     def plain(self, t: float, U: Tensor) -> Tensor:
-        """One evaluation of H without a graph, unless H takes derivatives by the state itself."""
+        """One evaluation of H without a graph, unless H itself differentiates by the state."""
         if not self.derives:
             self.stats.implicit_evaluations += 1
             try:
@@ -143,7 +144,7 @@ class NewtonPart:
         return self.evaluate(t, U).value.detach()
 
     def evaluate(self, t: float, U: Tensor) -> Derivative:
-        """One evaluation of H with its graph."""
+        """One evaluation of H with its autograd graph."""
         self.stats.implicit_evaluations += 1
         found = Derivative(self.local, t, U, self.stats)
         if self.term.refuses_lost:
@@ -168,7 +169,7 @@ class NewtonPart:
 
     def exact_inverse(self, derivative: Derivative, c: float, rtol: float | None = None
                       ) -> LinearOperator:
-        """The inverse of I - c H_u for the exact derivative."""
+        """The inverse of I - c H_u with the exact Jacobian."""
         dims, solver = derivative.dims, self.newton.solver
         size = math.prod(derivative.u.size(d) for d in dims)
         own = self.term.jacobian is None
@@ -179,7 +180,7 @@ class NewtonPart:
                 return Reciprocal(1.0 - c * slopes)
             return BlockInverse.of(derivative.shifted_blocks(c), dims, checked=False)
         krylov = solver if own and solver is not None else GMRES()
-        if rtol is None:  # of a gradient
+        if rtol is None:  # for a gradient
             rtol = max(self.newton.rtol or 0.0, default_rtol(derivative.u.dtype))
         inner = None if own else self.inverse(derivative, c)
         if isinstance(inner, KrylovInverse):
@@ -192,7 +193,7 @@ class NewtonPart:
         return found
 
     def _scale(self, r: Tensor) -> Scale:
-        """From a state to the error of a stage that is allowed in each entry."""
+        """A function from a state to the error of a stage allowed in each entry."""
         newton, dims = self.newton, self.term.dims(r)
         info = torch.finfo(r.dtype)
         if newton.rtol is None and self.allowed is not None:
@@ -215,7 +216,7 @@ class NewtonPart:
         return x
 
     def linear(self, inverse: LinearOperator, b: Tensor) -> Tensor:
-        """The solution of a linear system, counted."""
+        """The solution of a linear system, counted in the statistics."""
         start = time.perf_counter()
         x, iterations, residual = solution(inverse, b, None)
         self.stats.linear_seconds += time.perf_counter() - start
@@ -227,13 +228,13 @@ class NewtonPart:
 
 
 class Derivative(LinearOperator):
-    """The derivative H_u at a state as an operator, by the graph of one evaluation.
+    """The Jacobian H_u at a state as an operator, by the autograd graph of one evaluation.
 
     Args:
-        term (Nonlinear): H, with the tensors in which its graph is to end.
+        term (Nonlinear): H, with leaf tensors.
         t (float): The time.
         U (Tensor): The state.
-        stats (Stats): Filled on the way.
+        stats (Stats): The statistics, updated.
     """
 
     def __init__(self, term: Nonlinear, t: float, U: Tensor, stats: Stats) -> None:
@@ -241,15 +242,15 @@ class Derivative(LinearOperator):
         with recording():
             self.u = (U.clone() if U.is_inference() else U.detach()).requires_grad_()
             self.value = term.value(t, self.u)
-        self.state = U  # held, so that its memory is not reused
+        self.state = U  # kept, so that its address identifies it
         self._tangent: tuple[Tensor, Tensor] | None = None
 
     def is_at(self, t: float, U: Tensor) -> bool:
-        """Whether it is that of a state, by where that lies."""
+        """Whether this is the Jacobian at time t and state U, identified by its address."""
         return t == self.t and U.shape == self.u.shape and U.data_ptr() == self.state.data_ptr()
 
     def mv(self, u: Tensor) -> Tensor:
-        """The product H_u u: that of a vector-Jacobian product, linear in its vector."""
+        """The product H_u u, as the derivative of the vector-Jacobian product by its vector."""
         self.stats.implicit_jvps += 1
         if not self.value.requires_grad:
             return torch.zeros_like(u)
@@ -263,7 +264,7 @@ class Derivative(LinearOperator):
         return found
 
     def check_products(self) -> None:
-        """Refuses an H whose second derivatives autograd does not have, or gives as zero."""
+        """Refuses an H that autograd cannot differentiate twice, or differentiates to zero."""
         generator = torch.Generator().manual_seed(0)
         v, w = torch.randn(2, *self.u.shape, dtype=self.u.dtype, generator=generator).to(self.u)
         reason = "products that are not those of the transpose"
@@ -283,7 +284,7 @@ class Derivative(LinearOperator):
                 "whose derivative is made by single derivatives.")
 
     def _record_tangent(self) -> tuple[Tensor, Tensor]:
-        """A vector, and the vector-Jacobian product with it as a graph."""
+        """A vector w, and the vector-Jacobian product with it as a function of w."""
         with recording():
             w = torch.zeros_like(self.value, requires_grad=True)
             (back,) = torch.autograd.grad(self.value, self.u, w, create_graph=True,
@@ -304,7 +305,7 @@ class Derivative(LinearOperator):
         return found
 
     def vjp_at(self, w: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients of <w, H> at tensors in which the graph ends; None where none is given."""
+        """The gradients of <w, H> with respect to leaf tensors; None where None is given."""
         self.stats.implicit_vjps += 1
         chosen = [p for p in tensors if p is not None and p.requires_grad]
         if not chosen or not self.value.requires_grad:
@@ -321,7 +322,7 @@ class Derivative(LinearOperator):
 
 
 class _Transpose(LinearOperator):
-    """The transpose of a derivative."""
+    """The transpose of a Jacobian."""
 
     def __init__(self, derivative: Derivative) -> None:
         self.derivative, self.dims = derivative, derivative.dims
@@ -334,7 +335,7 @@ class _Transpose(LinearOperator):
 
 
 class _Point(NamedTuple):
-    """A state, the residual of a stage's system there, and the derivative of H if it was made."""
+    """A state, the residual of the stage equation there, and the Jacobian if it was evaluated."""
 
     U: Tensor
     residual: Tensor
@@ -351,7 +352,7 @@ class _Stage:
         self.inverse = None if known is None or known[0] != c else known[1]
 
     def at(self, U: Tensor) -> _Point:
-        # Factors serve several states; without them the derivative is needed at each.
+        # A factorization serves several states; without one, each state needs its Jacobian.
         derivative = None if self.part.factors is not None else self.part.evaluate(self.t, U)
         value = self.part.plain(self.t, U) if derivative is None else derivative.value.detach()
         return _Point(U, torch.sub(U - self.r, value, alpha=self.c), derivative)
@@ -370,7 +371,7 @@ class _Stage:
         return torch.maximum(U.abs(), self.r.abs())
 
     def rounded(self, U: Tensor) -> Tensor:
-        # H may be made of numbers of the size of the first state though this one be small.
+        # H may cancel numbers of the magnitude of the initial state, even if U is small.
         return torch.maximum(self.magnitude(U), self.part.at_first)
 
     def count(self) -> None:
@@ -378,7 +379,7 @@ class _Stage:
 
 
 def _with_rtol(solver: Solver, rtol: float | None) -> Solver:
-    """A Krylov solver with a tolerance, unless it has one of its own."""
+    """A Krylov solver with relative tolerance rtol, unless its own is set."""
     if rtol is None or not isinstance(solver, Krylov) or solver.rtol is not None:
         return solver
     own: Any = solver

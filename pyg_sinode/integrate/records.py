@@ -1,4 +1,4 @@
-"""What is remembered of an evaluation of G, so that its value stays and it can be made again?"""
+"""What is stored of an evaluation of G, so that it can be repeated exactly?"""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..transforms import is_wrapped
 
 
 class Record(NamedTuple):
-    """What an evaluation of G found: its random state, if it drew from it, and its buffers."""
+    """The random state (if random numbers were drawn) and the buffers of an evaluation of G."""
 
     states: tuple[Tensor, ...] | None
     buffers: dict[str, Tensor] | None
 
     @contextmanager
     def random_state(self, device: torch.device) -> Iterator[None]:
-        """The random state of the evaluation, for its repetition; the present one after it."""
+        """A context with the random state of the evaluation; the current one is restored."""
         if self.states is None:
             yield
             return
@@ -34,10 +34,10 @@ class Record(NamedTuple):
 
 
 class Modes:
-    """Whether modules are in training or evaluation, as it was at a call.
+    """The training or evaluation modes of modules at the time of construction.
 
     Args:
-        *functions (callable): Functions and modules; only modules have modes.
+        *functions (callable): Functions and modules; functions are ignored.
     """
 
     def __init__(self, *functions: object) -> None:
@@ -46,7 +46,7 @@ class Modes:
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """A region in which the modules are in those modes again."""
+        """A context in which the modules have those modes."""
         changed = [(m, mode, m.training) for m, mode in self.modes if m.training != mode]
         for module, mode, _ in changed:
             module.training = mode
@@ -58,13 +58,13 @@ class Modes:
 
 
 class ValueMemory:
-    """Copies values of G that lie in memory of its own, which the next evaluation may overwrite.
+    """Copies values of G if G reuses their memory, so that a later evaluation would overwrite them.
 
-    The first values are copied, and compared by where they lie; if none lies where another did, the
-    later ones are taken as they are.
+    The first values are always copied, and their storages compared. If no two share one, later
+    values are not copied.
 
     Args:
-        live (int): How many values are used at one time, at most.
+        live (int): The largest number of values that are in use at the same time.
     """
 
     def __init__(self, live: int) -> None:
@@ -73,7 +73,7 @@ class ValueMemory:
 
     @property
     def watched(self) -> bool:
-        """Whether the next value is one of the first."""
+        """Whether the next value is one of the first, whose storages are compared."""
         return self.left > 0
 
     def own(self, value: Tensor) -> Tensor:
@@ -90,12 +90,12 @@ class ValueMemory:
         return value.clone() if self.copies else value
 
     def release(self) -> None:
-        """Lets go of the first values, at the end of a forward pass."""
+        """Deletes the first values, at the end of a forward pass."""
         self.seen = []
 
 
 def random_states(device: torch.device) -> tuple[Tensor, ...]:
-    """The states of the generators of the host and of a device."""
+    """The states of PyTorch's default generators of the host and of a device."""
     host = torch.get_rng_state()
     if device.type == host.device.type:
         return (host,)

@@ -13,15 +13,20 @@ from ..operators.results import SolveError
 
 
 class NonFiniteStateError(RuntimeError):
-    """A state that stopped being finite.
+    """The state became infinite or NaN.
+
+    Args:
+        message (str): The message.
+        time, step, state: As the attributes.
 
     Attributes:
         time (float): Time at the start of the step that failed.
         step (int): Number of that step, from 0.
-        state (Tensor or None): The last state known to be finite; on the CPU the one at that time.
+        state (Tensor or None): The last state known to be finite. On the CPU it is the state at
+            :attr:`time`; on other devices, where states are checked less often, it may be earlier.
     """
 
-    # Defaults, since an exception is unpickled from its message alone and then given the rest.
+    # Defaults: an exception is unpickled from its message alone, then its attributes are set.
     def __init__(self, message: str, *, time: float = math.nan, step: int = 0,
                  state: Tensor | None = None) -> None:
         super().__init__(message)
@@ -29,13 +34,17 @@ class NonFiniteStateError(RuntimeError):
 
 
 class StepSizeError(RuntimeError):
-    """An adaptive integration that cannot go on: its steps became too small, or too many.
+    """An adaptive integration needs a step below min_step, or more than max_steps steps.
+
+    Args:
+        message (str): The message.
+        time, step, state, step_size: As the attributes.
 
     Attributes:
         time (float): Time that was reached.
-        step (int): Number of steps accepted.
-        state (Tensor or None): The state at that time.
-        step_size (float): The last step size tried.
+        step (int): Number of accepted steps.
+        state (Tensor or None): The state at :attr:`time`.
+        step_size (float): The size of the step that was to follow.
     """
 
     def __init__(self, message: str, *, time: float = math.nan, step: int = 0,
@@ -45,10 +54,10 @@ class StepSizeError(RuntimeError):
 
 
 class ExplicitTermError(ValueError):
-    """A value of the explicit term that cannot be a rate of change of the state.
+    """The explicit term did not return a tensor like the state, or changed the state in place.
 
     Attributes:
-        time (float or None): Time at the start of the step in which it came, set by the loop.
+        time (float or None): Time at the start of the step in which it did.
         step (int or None): Number of that step, from 0.
     """
 
@@ -58,31 +67,34 @@ class ExplicitTermError(ValueError):
 
 @dataclass
 class Stats:
-    """What an integration did; the backward pass goes on filling it.
+    """Counts of the work of an integration, which its backward pass continues to update.
 
-    The numbers are of both passes together; those of the backward pass alone are in
-    :attr:`backward`, those of the forward pass in :attr:`forward`.
+    The counts are totals of the forward and the backward pass; :attr:`forward` and :attr:`backward`
+    are those of one pass.
 
     Attributes:
-        explicit_evaluations: Evaluations of G in the forward pass, and in steps made again.
-        explicit_vjps: Vector-Jacobian products of G in the backward pass.
-        explicit_repeated: Those of them that had to evaluate G again, for want of its graph.
-        implicit_evaluations: Evaluations of a nonlinear H, but for the three or four that check it
-            before the first step.
-        implicit_jvps, implicit_vjps: Products with its derivative and with the transpose.
-        newton_iterations: Newton's iterations, those of the slowest system of each stage.
-        operator_products: Products with J or its transpose outside the linear solver.
-        factorizations: Factorizations of I - cJ, and what iterative solvers prepare in their place.
-        factorizations_reused: Accepted steps whose size stayed although the error allowed a larger
-            one, so that the factorization is reused.
-        linear_solves: Linear systems solved, forward and transposed; all columns count as one.
-        linear_iterations: Krylov iterations, those of the slowest column of each solve.
-        linear_seconds: Time spent in linear solves, in seconds.
-        worst_residual: Largest true residual norm of a Krylov solve.
-        steps_accepted: Steps made.
-        steps_rejected: Steps made and not used.
-        steps_recomputed: Steps that the backward pass made again for want of their stages.
-        stopped_at: Time at which a callback ended the integration, else None.
+        explicit_evaluations (int): Evaluations of G in the forward pass and in recomputed steps.
+        explicit_vjps (int): Vector-Jacobian products of G in the backward pass.
+        explicit_repeated (int): Those of these products for which G was evaluated again, since its
+            autograd graph had not been kept.
+        implicit_evaluations (int): Evaluations of a nonlinear H, without the three or four that
+            check it before the first step.
+        implicit_jvps, implicit_vjps (int): Products with the Jacobian of a nonlinear H, and with
+            its transpose.
+        newton_iterations (int): Newton iterations, those of the slowest system of each stage.
+        operator_products (int): Products with J or its transpose outside the linear solver.
+        factorizations (int): Factorizations of I - cJ, or preparations of an iterative solver.
+        factorizations_reused (int): Accepted steps after which the step size was not increased,
+            although the error permitted it, so that the factorization is reused.
+        linear_solves (int): Linear solves, forward and transposed; all columns count as one.
+        linear_iterations (int): Iterations of linear solvers, those of the slowest column of each
+            solve.
+        linear_seconds (float): Time spent in linear solves, in seconds.
+        worst_residual (float): Largest norm of a true residual of the iterative linear solves.
+        steps_accepted (int): Accepted steps.
+        steps_rejected (int): Rejected steps, whose results were discarded.
+        steps_recomputed (int): Steps recomputed in the backward pass, with checkpoints.
+        stopped_at (float or None): Time at which a callback ended the integration, else None.
     """
 
     explicit_evaluations: int = 0
@@ -105,21 +117,21 @@ class Stats:
     stopped_at: float | None = None
 
     def __post_init__(self) -> None:
-        """Has no forward pass to tell apart yet."""
+        """Starts without counts of a finished forward pass."""
         self._forward: Stats | None = None
 
     def end_forward(self) -> None:
-        """Notes that all further work is that of the backward pass."""
+        """Marks the end of the forward pass: later counts are those of the backward pass."""
         self._forward = dataclasses.replace(self)
 
     @property
     def forward(self) -> Stats:
-        """The numbers of the forward pass alone."""
+        """The counts of the forward pass alone."""
         return dataclasses.replace(self if self._forward is None else self._forward)
 
     @property
     def backward(self) -> Stats:
-        """The numbers of the backward passes so far; the largest residual is that of both."""
+        """The counts of the backward passes so far; ``worst_residual`` is that of all passes."""
         before, found = self.forward, Stats(worst_residual=self.worst_residual)
         for each in dataclasses.fields(Stats):
             value = getattr(self, each.name)
@@ -129,18 +141,19 @@ class Stats:
 
     @property
     def setups(self) -> int:
-        """The old name of factorizations, for one release."""
+        """The former name of :attr:`factorizations`, deprecated."""
         return _renamed(self, "setups", "factorizations")
 
     @property
     def setups_saved(self) -> int:
-        """The old name of factorizations_reused, for one release."""
+        """The former name of :attr:`factorizations_reused`, deprecated."""
         return _renamed(self, "setups_saved", "factorizations_reused")
 
 
 def located(error: SolveError | ExplicitTermError, t: float, number: int,
             u: Tensor) -> Exception:
-    """The error with its time and step, or the true cause where the state was not finite."""
+    """The error with its time and step added, or a NonFiniteStateError if the state is the cause.
+    """
     state = None if isinstance(error, ExplicitTermError) else error.state
     if state is not None and not bool(state.isfinite().all()):
         return not_finite(t, number, u)
@@ -150,7 +163,7 @@ def located(error: SolveError | ExplicitTermError, t: float, number: int,
 
 
 def not_finite(t: float, number: int, state: Tensor) -> NonFiniteStateError:
-    """The error of a step whose result is not finite."""
+    """The error for a step whose result is not finite."""
     return NonFiniteStateError(
         f"The state stopped being finite in step {number}, which starts at time {t:.6g}. Take a "
         "smaller step_size, move the stiff part of the explicit term into the implicit operator, "

@@ -1,9 +1,9 @@
-"""What is one implicit-explicit Runge-Kutta step, and what is its transpose?
+"""How is an implicit-explicit Runge-Kutta step made, and how is its transpose?
 
-Both directions follow the scheme's tableau (Zhang, Liu, Maulik 2025, arXiv:2412.11301; Kennedy and
-Carpenter 2003). The H of an implicit stage is read off its own system, U_i = R_i + c H_i with
-c = h At[i,i]: that saves a product, and rounding is not amplified by the size of J. The difference
-U_i - R_i is kept as it is, and the division by c is left to the weights of the sums.
+Both follow the scheme's tableau (Zhang, Liu, Maulik 2025, arXiv:2412.11301; Kennedy and Carpenter
+2003). The H_i of an implicit stage is computed from the stage equation U_i = R_i + c H_i, c = h
+At[i,i], not by a product with J, which would amplify rounding errors by the size of J. The
+difference U_i - R_i is stored, and the weights of the sums contain the division by c.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from .sums import Scaled, Weighted, combine, total, weighted
 
 
 class OneStepState(NamedTuple):
-    """A state and the values of G and of H there if they are known, or the gradients at them."""
+    """A state u, with the values g of G and k of H there if known; or the gradients of these."""
 
     u: Tensor | None
     g: Evaluated | None = None
     k: Scaled = Scaled(None)
 
     def plus(self, grads: Iterable[Tensor]) -> OneStepState:
-        """A gradient with further ones at the state."""
+        """The gradients with further ones added at the state."""
         return self._replace(u=total([(1.0, self.u), *((1.0, x) for x in grads)]))
 
 
 class Tape(NamedTuple):
-    """What the transpose of a step needs: its stages, and the evaluations of G at them.
+    """The data that the transpose of a step needs.
 
     Attributes:
         stages: The states at the stages.
-        evaluations: Those of G.
-        continues: Whether the first H is the last one of the step before.
+        evaluations: The evaluations of G at the stages.
+        continues: Whether the H of the first stage is that of the last stage of the step before.
     """
 
     stages: Sequence[Tensor | None]
@@ -50,18 +50,18 @@ class Tape(NamedTuple):
     continues: bool = False
 
     def on(self, stages: Sequence[Tensor | None]) -> Tape:
-        """The same with other tensors."""
+        """The same tape with other tensors."""
         return self._replace(stages=stages)
 
 
 class StepResult(NamedTuple):
-    """One step: the state at its end, its tape, and the terms of its sums.
+    """The result of a step.
 
     Attributes:
         state: The state at the end.
-        tape: What the transpose needs.
-        g: The values of G at the stages, None where there is none.
-        k: H at the stages.
+        tape: The data for the transpose.
+        g: The values of G at the stages; None where G is not evaluated.
+        k: The values of H at the stages.
     """
 
     state: Any
@@ -71,27 +71,27 @@ class StepResult(NamedTuple):
 
 
 class Reverse(Protocol):
-    """What the transpose of a step asks for: products with the transposed Jacobians."""
+    """The products with transposed Jacobians that the transpose of a step needs."""
 
     def explicit(self, evaluation: Evaluation | None, t: float, u: Tensor, v: Scaled) -> Scaled:
-        """G_u^T v for an evaluation; takes the gradient of G's tensors."""
+        """Returns G_u^T v of an evaluation, and accumulates the gradients of G's tensors."""
         ...
 
     def implicit(self, t: float, u: Tensor, w: Scaled) -> None:
-        """Takes the gradient of <w, H(t, u)> with respect to the implicit tensors."""
+        """Accumulates the gradients of <w, H(t, u)> with respect to the tensors of H."""
         ...
 
 
 class RungeKutta:
-    """One step of a scheme and its transpose, for a given G and implicit part.
+    """The steps of a Runge-Kutta scheme and their transposes, for a given G and implicit part.
 
     Args:
         scheme (IMEXTableau): The scheme.
-        explicit (callable, optional): Evaluates G(t, u).
+        explicit (callable, optional): Evaluates G(t, u); None for G = 0.
         part (ImplicitPart): The implicit part.
-        stats (Stats): Filled on the way.
-        embedded, dense (bool): Whether the embedded weights, or an interpolant, will be used, so
-            that what they need is evaluated too.
+        stats (Stats): The statistics, updated.
+        embedded, dense (bool): Whether the embedded weights, or the interpolant, will be used, so
+            that the values they need are computed. (default: :obj:`False`)
     """
 
     def __init__(self, scheme: IMEXTableau, explicit: Explicit | None, part: ImplicitPart,
@@ -104,24 +104,24 @@ class RungeKutta:
         none = [False] * scheme.stages
         self.uses_g = none if explicit is None else numbers.uses_g
         self.uses_h = none if part.is_zero else numbers.uses_h
-        # Whether the last stage is the state at the end, and its H the first of the next step.
+        # Whether the last stage is the state at the end, so that its H is the next step's first.
         self.continues = part.remembers and scheme.continues(alone=explicit is None)
 
     @property
     def has_second(self) -> bool:
-        """Whether there is a second estimate of the error."""
+        """Whether there is a second error estimate."""
         return bool(self.d_second)
 
     def initial(self, u: Tensor) -> OneStepState:
-        """The state from which the first step starts."""
+        """The state of the method before the first step."""
         return OneStepState(u)
 
     def initial_gradient(self) -> OneStepState:
-        """No gradient at the end of the last step."""
+        """The gradient at the end of the last step, before any is added: zero."""
         return OneStepState(None)
 
     def rate(self, t: float, u: Tensor) -> Tensor:
-        """The rate of change G(t, u) + H(t, u)."""
+        """The right-hand side G(t, u) + H(t, u)."""
         value = self.part.value(t, u)
         if self.explicit is None:
             return value
@@ -165,30 +165,30 @@ class RungeKutta:
         return self.explicit(t, u)
 
     def _guess(self, r: Tensor, c: float, k: Sequence[Scaled]) -> Tensor | None:
-        """A guess of the stage: the H of the stage before is the best at hand of this one."""
+        """An initial guess of a stage, r + c H with the H of the last stage that has one."""
         last = next((x for x in reversed(k) if x.x is not None), None)
         if last is None or last.x is None or not self.part.wants_guess():
             return None
         return r.detach() + (c * last.factor) * last.x.detach()
 
     def with_end(self, t: float, result: StepResult) -> StepResult:
-        """The step with the value of G at its end, time t: the next step's first."""
+        """The result with the value of G at the end of the step (time t), the next step's first."""
         state = result.state
         return result._replace(state=state._replace(g=self._evaluate(t, state.u)))
 
     def interpolate(self, h: float, theta: float, state: OneStepState, result: StepResult
                     ) -> Tensor:
-        """The state at t + theta h in a step that started from a state."""
+        """The state at t + theta h within a step of size h from ``state``, by the interpolant."""
         assert state.u is not None
         weights = self._weights_at(theta)
         return combine(state.u, h, weights[0], result.g, weights[1], result.k)
 
     def error(self, t: float, h: float, result: StepResult) -> Tensor:
-        r"""The estimate of a step's error, :math:`h \sum_i (b_i - \hat b_i) (G_i + H_i)`.
+        r"""The error estimate of a step, :math:`h \sum_i (b_i - \hat b_i) (G_i + H_i)`.
 
-        Where the scheme is not stiffly accurate the estimate does not fall off for stiff
-        components; :math:`(I - h \gamma H_u)^{-1}` filters them (Hairer and Wanner, Solving
-        Ordinary Differential Equations II, section IV.8).
+        If the scheme is not stiffly accurate, the estimate is too large for stiff components and is
+        multiplied by :math:`(I - h \gamma H_u)^{-1}` (Hairer and Wanner, Solving Ordinary
+        Differential Equations II, section IV.8).
         """
         u = result.state.u
         estimate = combine(torch.zeros_like(u), h, self.d, result.g, self.dt, result.k)
@@ -198,10 +198,10 @@ class RungeKutta:
         return self.part.linear_solve(t + h, h * gamma, u, estimate)
 
     def second_error(self, h: float, result: StepResult) -> Tensor:
-        r"""The estimate :math:`h \sum_i d_i G_i`, with that of :meth:`with_end` as the last.
+        r"""The second error estimate :math:`h \sum_i d_i G_i`, for a result of :meth:`with_end`.
 
-        Where G alone is stiff, :meth:`error` vanishes at some rates of it (at
-        :math:`h \lambda = -6.24` for ark436l2sa) though the step is unstable; this one does not.
+        If G is stiff, the first estimate vanishes at some eigenvalues :math:`\lambda` of G (at
+        :math:`h \lambda = -6.24` for ark436l2sa) although the step is unstable; this one does not.
         """
         zero = torch.zeros_like(result.state.u)
         return combine(zero, h, self.d_second, [*result.g, result.state.g.value], (), ())
@@ -218,13 +218,14 @@ class RungeKutta:
             \lambda \leftarrow \lambda + \sum_i \lambda_i
 
         Args:
-            t, h (float): Start and size of the step, units of time.
-            tape (Tape): That of :meth:`step`.
-            lam (OneStepState): The gradient at the end.
-            outputs (sequence): For each output inside the step its theta and its gradient, which
-                count like results with the weights of the interpolant.
-            reverse (Reverse): Products with the transposed Jacobians.
-            first (Tensor, optional): A further gradient at the first evaluation of G.
+            t, h (float): Start and size of the step, in units of time.
+            tape (Tape): The tape of the step, from :meth:`step`.
+            lam (OneStepState): The gradient at the end of the step.
+            outputs (sequence): A pair of theta and gradient for each output inside the step; these
+                gradients enter with the weights of the interpolant.
+            reverse (Reverse): Computes the products with transposed Jacobians.
+            first (Tensor, optional): A further gradient at the first value of G.
+                (default: :obj:`None`)
         """
         results = [(self.b, self.bt, lam.u)]
         results += [(*self._weights_at(theta), grad) for theta, grad in outputs]
@@ -266,10 +267,11 @@ class RungeKutta:
 
     def _transposed_stage(self, t: float, c: float, u: Tensor, back: Scaled, w: Scaled,
                           reverse: Reverse) -> Scaled:
-        """Solves for lambda_i, and gives y = w_i + c lambda_i, the weight of H_i, to H's tensors.
+        """Solves for lambda_i, and accumulates the gradients of H's tensors with y.
 
-        The y alone is solved for, (I - c H_u)^T y = w + c G_u^T v, and lambda_i = (y - w) / c:
-        again without a product with J. Factors go through the solve.
+        With y = w_i + c lambda_i, the weight of H_i, it solves (I - c H_u)^T y = w + c G_u^T v;
+        then lambda_i = (y - w) / c, without a product with J. Scalar factors pass through the
+        solve.
         """
         if (back.x is None and w.x is None) or self.part.is_zero:
             return back
@@ -291,7 +293,7 @@ class RungeKutta:
         return Scaled(y - w.x, w.factor / c)
 
     def _weights_at(self, theta: float) -> tuple[list[float], list[float]]:
-        """The weights of the interpolant in the G_j and in the H_j."""
+        """The weights of the interpolant at theta, for the G_j and for the H_j."""
         assert self.scheme.interpolant is not None
         explicit, implicit = self.scheme.interpolant
         powers = [theta ** (k + 1) for k in range(explicit.shape[1])]
@@ -299,9 +301,9 @@ class RungeKutta:
 
 
 class _Numbers(NamedTuple):
-    """The coefficients of a scheme as Python floats, and which stages are used.
+    """The coefficients of a scheme as Python floats, and for each stage whether it is used.
 
-    Indexing an array of numpy in the loop over stages costs more than adding.
+    Indexing numpy arrays in the loop over stages would take longer than the additions.
     """
 
     a: list[list[float]]
@@ -340,7 +342,7 @@ def _numbers(scheme: IMEXTableau, embedded: bool, dense: bool) -> _Numbers:
 
 
 def _used(matrix: Array, rows: Sequence[Array]) -> list[bool]:
-    """Whether a later stage or one of the rows of weights uses each stage."""
+    """For each stage, whether a later stage or one of the rows of weights uses it."""
     used = (np.tril(matrix, -1) != 0).any(axis=0)
     for row in rows:
         used = used | (row != 0)

@@ -1,4 +1,4 @@
-"""Which step comes next, equal or adaptive, and does it count?"""
+"""What is the size of the next step, equal or adaptive, and is the step accepted?"""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .report import StepSizeError, located, not_finite
 from .runge_kutta import OneStepState, RungeKutta, StepResult
 from .steps import EPS, Step, Steps, take_outputs
 
-LOOK_EVERY = 64  # steps between two looks at the flags of an accelerator
+LOOK_EVERY = 64  # steps between two checks of the flags on an accelerator
 
 
 class Next(NamedTuple):
-    """The next step: its number, its start and its size."""
+    """A step to try: its number, start time and size."""
 
     number: int
     t: float
@@ -30,51 +30,55 @@ class Next(NamedTuple):
 
 
 class StepSizes(Protocol):
-    """Chooses the steps, and judges them."""
+    """Chooses the steps, and accepts or rejects their results."""
 
     steps: Steps
 
     def next(self, u: Tensor) -> Next | None:
-        """The next step, from a state; None where there is none."""
+        """The next step to try from a state u; None at the end."""
         ...
 
     def judge(self, step: Next, state: OneStepState, result: StepResult) -> StepResult | None:
-        """The result, with what else was found about it, if the step counts."""
+        """The result, completed if necessary, if the step is accepted; None if it is rejected."""
         ...
 
     def failed(self, step: Next, u: Tensor, error: SolveError) -> None:
-        """Takes a smaller step after a failed solve, or raises."""
+        """Reduces the step size after a failed solve, or raises an error."""
         ...
 
     def accept(self) -> tuple[Step, float]:
-        """Goes on; gives the step with the outputs in it, and the time at its end."""
+        """Advances; returns the accepted step with its outputs, and the time at its end."""
         ...
 
     def finish(self) -> None:
-        """Says what was not said yet, after the last step."""
+        """Raises an error that is still pending after the last step."""
         ...
 
 
 class EqualSteps:
-    """Steps that are planned; they count unless a state is not finite.
+    """Equal steps, planned beforehand; each is accepted unless the state is not finite.
 
-    On the CPU each state is looked at at once; elsewhere the flags stay on the device for a while.
+    On the CPU each state is checked immediately. On other devices the results of the checks stay on
+    the device and are read every 64 steps.
+
+    Args:
+        steps (Steps): The planned steps.
     """
 
     def __init__(self, steps: Steps) -> None:
         self.steps, self.number = steps, 0
         self.good: Tensor | None = None
         self.flags: list[Tensor] = []
-        self.first = 0  # the number of the step that the first flag belongs to
+        self.first = 0  # the number of the step of the first flag
 
     def next(self, u: Tensor) -> Next | None:
-        """The next step of the plan."""
+        """The next planned step."""
         if self.number >= len(self.steps):
             return None
         return Next(self.number, self.steps.t[self.number], self.steps.h[self.number])
 
     def judge(self, step: Next, state: OneStepState, result: StepResult) -> StepResult:
-        """Raises if the state after the step is known not to be finite."""
+        """The result; raises a NonFiniteStateError if a state is known not to be finite."""
         u, before = result.state.u.detach(), state.u
         assert before is not None
         if u.is_cpu:
@@ -89,21 +93,21 @@ class EqualSteps:
         return result
 
     def failed(self, step: Next, u: Tensor, error: SolveError) -> None:
-        """A step that fails is an error."""
-        self.finish()  # the first fault of all, not what came of it
+        """Raises the error of the failed solve, with time and step."""
+        self.finish()  # raises if an earlier state was not finite, the cause of this error
         try:
             raise located(error, step.t, step.number, u) from error.__cause__
         finally:
-            del error  # its traceback has this frame: no cycle
+            del error  # avoids a reference cycle through its traceback
 
     def accept(self) -> tuple[Step, float]:
-        """Goes on to the next step of the plan."""
+        """Advances to the next planned step."""
         number = self.number
         self.number += 1
         return self.steps[number], self.steps.end(number)
 
     def finish(self) -> None:
-        """Raises for the first of the steps made so far whose state was not finite."""
+        """Raises a NonFiniteStateError for the first step so far whose state was not finite."""
         if self.flags and not bool(torch.stack(self.flags).all()):
             number = self.first + int(torch.stack(self.flags).logical_not().nonzero()[0])
             assert self.good is not None
@@ -111,32 +115,33 @@ class EqualSteps:
 
 
 class AdaptiveSteps:
-    """Steps of the size that the error allows, equal ones up to the next output if possible.
+    """Adaptive steps: as large as the error permits, and equal up to the next output if possible.
 
-    The sum of the steps is kept exactly, so that rounding moves no time, however many there are.
+    The current time is an exact rational sum of the step sizes, so that rounding errors do not
+    accumulate.
 
     Args:
-        method (RungeKutta): The scheme, with its embedded weights.
+        method (RungeKutta): The method, with embedded weights.
         control (Adaptive): Tolerances and limits.
         times (sequence of float): The output times.
-        clock (Clock): To what they are rounded.
+        clock (Clock): Their rounding units.
         u (Tensor): The initial state.
-        dense (bool): Whether outputs fall into steps, or end them.
-        steps (Steps): The accepted steps, filled on the way.
+        dense (bool): Whether outputs may lie within steps; if False, a step ends at each.
+        steps (Steps): The list to which accepted steps are appended.
     """
 
     def __init__(self, method: RungeKutta, control: Adaptive, times: Sequence[float], clock: Clock,
                  u: Tensor, *, dense: bool, steps: Steps) -> None:
         self.method, self.control, self.dense, self.steps = method, control, dense, steps
         self.stats, self.order = method.stats, method.scheme.embedded_order
-        self.rest = list(times[1:])  # the outputs to come
-        self.targets = list(times[-1:] if dense else times[1:])  # the times to end a step at
-        self.ends = self.targets if dense else on_grid(times, clock)[1:]  # where exactly they lie
+        self.rest = list(times[1:])  # the remaining output times
+        self.targets = list(times[-1:] if dense else times[1:])  # times at which a step must end
+        self.ends = self.targets if dense else on_grid(times, clock)[1:]  # the same, unrounded
         self.t, self.h, self.wanted = times[0], 0.0, 0.0
         self.exact, self.left = Fraction(self.t), 0
         self.after_rejection, self.tried = False, 0
         self.errors: list[float] = []
-        # What rounding of time leaves of a step must be a small part of it.
+        # The rounding error of the time must be small compared with a step.
         self.least = max(control.min_step, 16 * EPS * max(abs(times[0]), abs(times[-1])))
         if len(times) > 1:
             sign = math.copysign(1.0, times[-1] - times[0])
@@ -147,7 +152,7 @@ class AdaptiveSteps:
             self._fit()
 
     def next(self, u: Tensor) -> Next | None:
-        """The next step to try; raises once as many were tried as there may be."""
+        """The next step to try; raises a StepSizeError if max_steps steps were tried."""
         number = len(self.steps)
         if not self.targets:
             return None
@@ -161,8 +166,7 @@ class AdaptiveSteps:
         return Next(number, self.t, self.h)
 
     def judge(self, step: Next, state: OneStepState, result: StepResult) -> StepResult | None:
-        """The result if its error is small enough, with the value of G at its end if that was had.
-        """
+        """The result if its error is small enough, with G at its end if that was evaluated."""
         u = state.u
         assert u is not None
         with torch.no_grad():
@@ -180,14 +184,14 @@ class AdaptiveSteps:
         return None
 
     def failed(self, step: Next, u: Tensor, error: SolveError) -> None:
-        """Takes a smaller step after a failed solve."""
-        # Without its frames, which would hold the trial, and it them.
+        """Reduces the step size after a failed solve."""
+        # Without the traceback, which would keep the tensors of the failed step.
         cause = located(error, step.t, step.number, u).with_traceback(None)
         self._note(math.inf)
         self._shrink(step, u, math.inf, cause)
 
     def accept(self) -> tuple[Step, float]:
-        """Goes on to the end of the step, and chooses the next size."""
+        """Advances to the end of the step and chooses the next step size."""
         t, h = self.t, self.h
         self.left -= 1
         self.exact += Fraction(h)
@@ -203,14 +207,14 @@ class AdaptiveSteps:
         return step, end
 
     def finish(self) -> None:
-        """Nothing is left to say."""
+        """Does nothing: no error is pending."""
 
     def _note(self, error: float) -> None:
         self.tried += 1
         self.errors = [*self.errors[-2:], error]
 
     def _shrink(self, step: Next, u: Tensor, error: float, cause: Exception | None) -> None:
-        """Makes the step smaller after a rejection."""
+        """Reduces the step size after a rejected step."""
         self.stats.steps_rejected += 1
         factor = self.control.controller.factor(self.errors, self.order)
         self.errors.pop()
@@ -220,7 +224,7 @@ class AdaptiveSteps:
         self._fit()
 
     def _choose(self, ends: bool) -> None:
-        """Chooses the next size from the errors."""
+        """Chooses the step size after an accepted step."""
         controller = self.control.controller
         factor = controller.factor(self.errors, self.order)
         if self.after_rejection:
@@ -234,11 +238,12 @@ class AdaptiveSteps:
             self._fit()
 
     def _fit(self) -> None:
-        """Equal steps, none larger than wanted, to the next time to end at."""
+        """Sets equal steps, at most of the wanted size, up to the next target time."""
         target = self.ends[len(self.ends) - len(self.targets)]
         interval = Fraction(target) - self.exact
         self.left = whole_steps(float(interval), self.wanted)
-        # The size before, and its factors, where that moves no output by more than four roundings.
+        # Keep the step size, and its factorization, if that moves no output by more than four
+        # rounding errors.
         ahead = self.left * Fraction(self.h) - interval
         if self.h == 0.0 or abs(ahead) > 2 * EPS * abs(target):
             self.h = float(interval / self.left)
@@ -261,7 +266,7 @@ class AdaptiveSteps:
 
 
 def _finite(u: Tensor) -> bool:
-    # One pass decides the usual case: a sum that is finite has finite terms.
+    # One pass in the usual case: a finite sum has finite terms.
     return math.isfinite(float(u.sum())) or bool(u.isfinite().all())
 
 

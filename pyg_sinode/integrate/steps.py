@@ -1,16 +1,16 @@
-"""Which steps were made, and which outputs fall into each?"""
+"""How are the steps stored, with the outputs within each?"""
 
 from __future__ import annotations
 
 from array import array
 from typing import NamedTuple
 
-EPS = 2.0**-52  # of a Python float; half of it is one rounding
-EXCESS = 0.01  # by how much a step may exceed the step size for the rounding of times
+EPS = 2.0**-52  # the machine epsilon of Python floats; a rounding error is half of it
+EXCESS = 0.01  # the relative amount by which rounding of times may enlarge a step
 
 
 class Step(NamedTuple):
-    """One step, from t to t + h, and the outputs in it as fractions of it; 1 is its end."""
+    """A step from t to t + h; its outputs are fractions theta in (0, 1], where 1 is its end."""
 
     t: float
     h: float
@@ -18,14 +18,14 @@ class Step(NamedTuple):
 
 
 class Steps:
-    """A list of steps that takes 16 bytes for each.
+    """A list of steps that takes 16 bytes per step.
 
     Args:
         end (float): The time at the end of the last step.
 
     Attributes:
-        outputs: The outputs in each step that has some.
-        ends: The given time at the end of each step that lands on one.
+        outputs: The outputs of each step that has some, by its number.
+        ends: The output time at the end of each step that ends at one, by its number.
     """
 
     def __init__(self, end: float) -> None:
@@ -34,20 +34,20 @@ class Steps:
         self.ends: dict[int, float] = {}
 
     def append(self, step: Step) -> None:
-        """Adds a step at the end."""
+        """Appends a step."""
         if step.outputs:
             self.outputs[len(self.t)] = step.outputs
         self.t.append(step.t)
         self.h.append(step.h)
 
     def end_with(self, number: int, outputs: tuple[float, ...]) -> None:
-        """Makes the step of that number the last one, with these outputs."""
+        """Makes the step with that number the last one, with the given outputs."""
         del self.t[number + 1:], self.h[number + 1:]
         self.outputs = {n: o for n, o in self.outputs.items() if n < number}
         self.outputs[number] = outputs
 
     def end(self, number: int) -> float:
-        """The time at the end of the step of that number."""
+        """The time at the end of the step with that number."""
         if number in self.ends:
             return self.ends[number]
         return self.t[number + 1] if number + 1 < len(self.t) else self.last
@@ -60,9 +60,14 @@ class Steps:
 
 
 def take_outputs(rest: list[float], t: float, h: float, *, last: bool) -> tuple[float, ...]:
-    """Takes the outputs up to t + h from those that are left, as fractions of the step.
+    """Removes the output times up to t + h from ``rest`` and returns them as fractions of the step.
 
-    One that is the end of the step to four roundings of time is at the end.
+    An output within four rounding errors of the end of the step is at its end.
+
+    Args:
+        rest (list of float): The remaining output times.
+        t, h (float): Start and size of the step.
+        last (bool): Whether this is the last step.
     """
     rounding = min(2 * EPS * (abs(t) + abs(h)) / abs(h), EXCESS)
     found = []

@@ -1,4 +1,4 @@
-"""How are tensors with weights added in as few passes over memory as possible?"""
+"""How are weighted sums of tensors computed in as few passes over memory as possible?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Weighted = tuple[float, Tensor | None]
 
 
 class Scaled(NamedTuple):
-    """A tensor times a number, which is left to whatever uses it next; None for zero."""
+    """A tensor x times a number that is applied where it is used next; x is None for zero."""
 
     x: Tensor | None
     factor: float = 1.0
@@ -20,8 +20,8 @@ class Scaled(NamedTuple):
 
 def combine(u: Tensor, h: float, a: Sequence[float], g: Sequence[Tensor | None],
             at: Sequence[float], k: Sequence[Scaled]) -> Tensor:
-    """The sum u + h sum_j (a_j g_j + at_j k_j), zero coefficients skipped."""
-    result = u  # only the first sum makes a new tensor; the others go into it
+    """The sum u + h sum_j (a_j g_j + at_j k_j), without the terms with zero coefficients."""
+    result = u  # only the first addition allocates a tensor; the others are in place
     for w, x in zip(a, g, strict=False):
         if w != 0.0 and x is not None:
             result = (torch.add(u, x, alpha=h * w) if result is u
@@ -34,9 +34,9 @@ def combine(u: Tensor, h: float, a: Sequence[float], g: Sequence[Tensor | None],
 
 
 def weighted(terms: Iterable[Weighted]) -> Scaled:
-    """The sum of w_j x_j, with the first weight as its factor."""
+    """The sum of w_j x_j, with the first nonzero weight as its factor."""
     result: Tensor | None = None
-    factor, own = 1.0, False  # only the first sum makes a new tensor; the others go into it
+    factor, own = 1.0, False  # only the first addition allocates a tensor; the others are in place
     for weight, x in terms:
         if weight == 0.0 or x is None:
             continue
@@ -50,6 +50,6 @@ def weighted(terms: Iterable[Weighted]) -> Scaled:
 
 
 def total(terms: Iterable[Weighted]) -> Tensor | None:
-    """The sum of w_j x_j as a tensor, or None where every term is zero."""
+    """The sum of w_j x_j as a tensor; None if all terms are zero."""
     x, factor = weighted(terms)
     return x if x is None or factor == 1.0 else x * factor

@@ -1,4 +1,4 @@
-"""Which linear maps J can be integrated implicitly, and what does each know about itself?"""
+"""Which linear operators J can be integrated implicitly, and which properties has each?"""
 
 import importlib
 import warnings
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The old place of Affine, for one release."""
+    """Gives Affine by its former place, for one release."""
     if name != "Affine":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn("operators.Affine is now terms.Affine.", DeprecationWarning, stacklevel=2)

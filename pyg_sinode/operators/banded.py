@@ -1,4 +1,4 @@
-"""How does a banded matrix act along a dimension of the state, and how is I - cJ factorised?"""
+"""How does a banded matrix act along a dimension of the state, and how is I - cJ factorized?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAPACK = {torch.float32: "float32", torch.float64: "float64"}  # its names of th
 
 @cache
 def lapack(dtype: torch.dtype) -> tuple[Any, Any]:
-    """LAPACK's banded LU and the solve with it."""
+    """LAPACK's banded LU factorization and the solve with its factors."""
     from scipy.linalg.lapack import get_lapack_funcs  # takes longer than the rest of the package
 
     factorise, solve = get_lapack_funcs(("gbtrf", "gbtrs"), dtype=np.dtype(LAPACK[dtype]))
@@ -31,20 +31,20 @@ def lapack(dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 class Banded(LinearOperator):
-    r"""A banded matrix along one dimension, such as a finite-difference stencil between two ends,
+    r"""A banded matrix along one dimension, such as a finite-difference operator on an interval.
 
     .. math::
-        (J u)_i = \sum_{m:\, 0 \le i + o_m < n} d_{mi} \, u_{i + o_m}.
+        (J u)_i = \sum_{m:\, 0 \le i + o_m < n} d_{mi} \, u_{i + o_m}
 
-    Diagonals are indexed by row, :math:`M_{i, i + o_m} = d_{mi}`: row i of the stencil is column i
-    of :obj:`diagonals`. (``scipy.sparse.dia_matrix`` indexes them by column instead.) Entries whose
-    column falls outside the matrix are ignored; they receive a gradient of zero, and have to be
-    finite.
+    The diagonals are indexed by row: :math:`M_{i, i + o_m} = d_{mi}`, so that column i of
+    :obj:`diagonals` holds the entries of matrix row i. (``scipy.sparse.dia_matrix`` indexes them by
+    column instead.) Entries whose matrix column would lie outside the matrix are ignored and have
+    a gradient of zero, but must be finite.
 
-    Its inverse is a banded LU with partial pivoting by LAPACK, made once for all right-hand sides.
-    On a device other than the CPU it is the LU of the dense matrix.
+    :math:`I - cJ` is inverted by LAPACK's banded LU factorization with partial pivoting, computed
+    once for all right-hand sides; on a device other than the CPU, by a dense LU factorization.
 
-    The heat equation with u = 0 at both ends, on n points that exclude them, and without flux
+    The heat equation with u = 0 at both ends, on n points that exclude the ends, and with no flux
     through the ends, on the midpoints of n cells:
 
     .. code-block:: python
@@ -56,9 +56,9 @@ class Banded(LinearOperator):
         neumann = Banded(diagonals * n**2, (-1, 0, 1))
 
     Args:
-        diagonals (Tensor): The diagonals d, one in each row; may be trained.
+        diagonals (Tensor): The diagonals d, one per row; receives gradients.
         offsets (sequence of int): The offset o of each diagonal, positive above the main one.
-        dim (int): The dimension of the state that the matrix multiplies, counted from the end.
+        dim (int): The dimension of the state that the matrix multiplies, negative.
             (default: :obj:`-1`)
 
     Shapes:
@@ -67,8 +67,8 @@ class Banded(LinearOperator):
         - **u:** :math:`(*, n, *)` with n at :obj:`dim`
 
     Raises:
-        ValueError: if the diagonals are not the rows of a matrix, or the offsets do not fit them.
-        TypeError: if the diagonals are not real floating, or an offset is not an integer.
+        ValueError: if the diagonals do not have two dimensions, or the offsets do not fit them.
+        TypeError: if the diagonals are not of a real floating dtype, or an offset is not an int.
     """
 
     def __init__(self, diagonals: Tensor, offsets: Sequence[int], *, dim: int = -1) -> None:
@@ -79,11 +79,11 @@ class Banded(LinearOperator):
                              "long as the matrix.")
         self.dims, self.tensors = check_dims("Banded", dim), (diagonals,)
         self.offsets = _check_offsets(offsets, *diagonals.shape)
-        self.by_column = False  # as in the transpose, which has the same diagonals
+        self.by_column = False  # True in the transpose, which shares the diagonals
 
     def mv(self, u: Tensor) -> Tensor:
         (dim,), diagonals = self.dims, self.tensors[0]
-        check_size("Banded", u, dim, diagonals.size(1))  # one entry would be broadcast
+        check_size("Banded", u, dim, diagonals.size(1))  # a length of 1 would broadcast
         rows = list(diagonals.unbind())
         if self.by_column:
             rows = [d[m] for m, d in enumerate(_shifted(diagonals, self.offsets, -1))]
@@ -115,7 +115,7 @@ class Banded(LinearOperator):
         check_size("Banded", u, self.dims[0], self.tensors[0].size(1))
 
     def _inside(self) -> list[tuple[int, Tensor]]:
-        """Each offset with the entries of its diagonal that are in the matrix."""
+        """Each offset with the entries of its diagonal that lie inside the matrix."""
         diagonals = self.tensors[0].detach()
         n = diagonals.size(1)
         return [(o, d.narrow(0, max(0, o if self.by_column else -o), n - abs(o)))
@@ -169,14 +169,15 @@ class Banded(LinearOperator):
 
 
 class BandedInverse(LinearOperator):
-    """The inverse of a banded matrix along a dimension, from its LU factors by LAPACK.
+    """The inverse of a banded matrix along a dimension, from LAPACK's LU factors.
 
     Args:
         lu (numpy.ndarray): The factors in LAPACK's band storage.
-        pivots (numpy.ndarray): The rows that were exchanged.
+        pivots (numpy.ndarray): The pivot indices.
         bandwidth (tuple of int): The number of diagonals below and above the main one.
-        dim (int): The dimension, counted from the end.
-        transposed (bool): Whether it is the inverse of the transpose. (default: :obj:`False`)
+        dim (int): The dimension of the state, negative.
+        transposed (bool): Whether this is the inverse of the transposed matrix.
+            (default: :obj:`False`)
     """
 
     def __init__(self, lu: Any, pivots: Any, bandwidth: tuple[int, int], dim: int,
@@ -186,12 +187,18 @@ class BandedInverse(LinearOperator):
 
     @classmethod
     def of(cls, parts: dict[int, Tensor], n: int, dim: int) -> BandedInverse:
-        """Factorises a matrix given by the entries of its diagonals, each by its offset.
+        """Factorizes a matrix.
 
-        A matrix that is singular to rounding is a LinearSolveError.
+        Args:
+            parts (dict): The entries of each diagonal inside the matrix, by its offset.
+            n (int): The size of the matrix.
+            dim (int): The dimension of the state, negative.
+
+        Raises:
+            LinearSolveError: if the matrix is singular to rounding.
         """
-        # Entry (i, j) is in row below + above + i - j of column j; the first rows are for what the
-        # exchange of rows fills in.
+        # Entry (i, j) is in row below + above + i - j of column j; the first rows are for the
+        # fill-in of pivoting.
         below, above = _bandwidth(parts)
         band = parts[0].new_zeros(n, 2 * below + above + 1).t()
         for o, d in parts.items():
@@ -204,7 +211,7 @@ class BandedInverse(LinearOperator):
         return inverse
 
     def mv(self, u: Tensor) -> Tensor:
-        # LAPACK would take the first n entries of more.
+        # LAPACK would silently use the first n entries of a longer right-hand side.
         check_size("the inverse of Banded", u, self.dims[0], self.lu.shape[1])
         if u.numel() == 0:
             return torch.zeros_like(u)
@@ -248,14 +255,14 @@ def _bandwidth(offsets: Iterable[int]) -> tuple[int, int]:
 
 
 def _shifted(x: Tensor, offsets: Sequence[int], dim: int) -> list[Tensor]:
-    """For each offset o the entries x_{i + o} along a dimension, zero where there are none."""
+    """For each offset o the entries x_{i + o} along a dimension, zero outside."""
     below, above = _bandwidth(offsets)
     wide = F.pad(x, [0, 0] * (-dim - 1) + [below, above])
     return [wide.narrow(dim, below + o, x.size(dim)) for o in offsets]
 
 
 def _row_sums(parts: dict[int, Tensor], n: int) -> Tensor:
-    """The sum of each row of the matrix of these diagonals, each by its offset."""
+    """The row sums of the matrix with these diagonals, given by offset."""
     total = next(iter(parts.values())).new_zeros(n)
     for o, d in parts.items():
         total.narrow(0, max(0, -o), d.numel()).add_(d)

@@ -1,4 +1,4 @@
-"""What is a linear operator, and how are operators added, scaled and transposed?"""
+"""What is a linear operator, and how are operators added, scaled, multiplied and transposed?"""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _RENAMED = {"entries": "to_coo", "pointwise": "as_diagonal"}
 
 
 class LinearOperator:
-    r"""A real linear map :math:`u \mapsto J u` that acts along :obj:`dims` of a tensor.
+    r"""Base class of the real linear operators :math:`u \mapsto J u` along :obj:`dims` of a state.
 
-    What is left of the dimensions of :math:`u` are right-hand sides. A new kind of operator gives
-    :meth:`mv`, :meth:`transpose` and :attr:`tensors`; what else it knows of itself (a closed
-    inverse, its entries, its symmetry) it says by the methods below.
+    Each index of the other dimensions of :math:`u` is a right-hand side of its own. A subclass
+    implements :meth:`mv` and :attr:`tensors`; :meth:`transpose` is by autograd unless overridden.
+    The other methods report what is known (a closed inverse, the entries); override those you can.
 
     Attributes:
-        dims (tuple of int): Dimensions that the map mixes, negative; empty if it is pointwise.
-        tensors (tuple of Tensor): The tensors it depends on, which receive gradients.
+        dims (tuple of int): The dimensions that J mixes, negative; empty if it acts pointwise.
+        tensors (tuple of Tensor): The tensors that J depends on; they receive gradients.
     """
 
     dims: tuple[int, ...] = ()
@@ -48,7 +48,7 @@ class LinearOperator:
     generation: int = 0  # how often reset() was called
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Takes and gives methods by their old names, for one release."""
+        """Accepts the former names of methods, for one release."""
         super().__init_subclass__(**kwargs)
         _with_old_names(cls)
 
@@ -57,12 +57,12 @@ class LinearOperator:
         raise NotImplementedError
 
     def add_product(self, out: Tensor, u: Tensor, alpha: float) -> None:
-        """Adds alpha times the product to a tensor in place, for iterations without a gradient."""
+        """Adds alpha J u to ``out`` in place, without a gradient; used by iterative solvers."""
         out.add_(self.mv(u), alpha=alpha)
 
     @without_autocast
     def vjp(self, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """The gradients of <w, J u> with respect to those of :attr:`tensors` that are wanted."""
+        """The gradients of <w, J u> with respect to the ``wanted`` ones of :attr:`tensors`."""
         own = [p.detach().requires_grad_(want)
                for p, want in zip(self.tensors, wanted, strict=True)]
         chosen = [p for p in own if p.requires_grad]
@@ -77,7 +77,7 @@ class LinearOperator:
         return [next(found) if p.requires_grad else None for p in own]
 
     def transpose(self) -> LinearOperator:
-        """The operator of the transposed matrix, on the same tensors."""
+        """The operator of the transposed matrix, which shares the tensors."""
         return Transposed(self)
 
     @property
@@ -86,33 +86,33 @@ class LinearOperator:
         return self.transpose()
 
     def with_tensors(self: Self, tensors: Sequence[Tensor]) -> Self:
-        """The same operator on other tensors (detached copies, say), in the order of tensors."""
+        """A copy of the operator with other ``tensors``, in the order of :attr:`tensors`."""
         other = copy.copy(self)
         other.tensors = tuple(tensors)
         return other
 
     def check(self, u: Tensor) -> None:
-        """Raises a ValueError or TypeError that says why the operator does not fit u."""
+        """Raises a ValueError or TypeError if the operator does not fit a state u."""
         check_tensors(type(self).__name__, self.tensors, u)
 
     def check_named(self, u: Tensor) -> None:
-        """Refuses a product that depends on a tensor outside :attr:`tensors`: it gets no gradient.
+        """Refuses a J u that depends on a tensor missing in :attr:`tensors`, which has no gradient.
 
         Raises:
-            ValueError: naming the remedy.
+            ValueError: if there is such a tensor that requires a gradient.
         """
-        if self.is_foreign():  # the package's own name what they use; MatrixFree overrides this
+        if self.is_foreign():  # the package's own operators list theirs; MatrixFree overrides this
             self._check_product(u)
         for part in self.parts:
             part.check_named(u)
 
     @property
     def parts(self) -> tuple[LinearOperator, ...]:
-        """The operators that it is made of, where it is made of some."""
+        """The operators that this one is composed of; empty if there are none."""
         return ()
 
     def is_foreign(self) -> bool:
-        """Whether this is an operator of a user's own, of which little can be taken for granted."""
+        """Whether the class is defined outside this package, so that its product is checked."""
         return type(self).__module__.partition(".")[0] != __name__.partition(".")[0]
 
     def _check_product(self, u: Tensor) -> None:
@@ -133,45 +133,45 @@ class LinearOperator:
             raise forward_mode_error(f"the product of {type(self).__name__}")
 
     def symmetric(self) -> bool:
-        """Whether J is known, or was checked, to equal its transpose."""
+        """Whether J is known to equal its transpose, by construction or by a check."""
         return False
 
     def largest_eigenvalue(self) -> float:
-        """An upper bound on the eigenvalues of a symmetric J; infinite where none is known."""
+        """An upper bound on the eigenvalues of a symmetric J; infinite if none is known."""
         return largest_of(self.gershgorin())
 
     def disc(self) -> tuple[float, float] | None:
-        """Centre and radius of a disc on the real axis that is known to hold all eigenvalues."""
+        """Centre (real) and radius of a disc that holds all eigenvalues; None if none is known."""
         d = self.as_diagonal()
         return None if d is None or _is_array(d) else (as_float(d), 0.0)
 
     def gershgorin(self) -> tuple[Tensor | float, Tensor | float] | None:
-        """The diagonal of J, and of each row the sum of the other entries' magnitudes, or None.
+        """The diagonal of J and each row's sum of off-diagonal magnitudes; None if unknown.
 
-        Both broadcast against the state. The second may be too large where entries cancel.
+        Both broadcast against the state. The second is an upper bound where entries cancel.
         """
         return None
 
     def size_along(self, dim: int) -> int | None:
-        """The length that a state must have along ``dim``; None where J does not determine it."""
+        """The length that a state must have along ``dim``; None if J does not determine it."""
         return None
 
     def as_diagonal(self) -> Tensor | float | None:
-        """The d of J u = d * u where that is all the operator does, else None."""
+        """The d of a pointwise operator J u = d * u; None if J is not pointwise."""
         return None
 
     def diagonal(self, u: Tensor) -> Tensor | None:
-        """The diagonal of J, broadcastable against u, or None where it is not to be had."""
+        """The diagonal of J, broadcastable against u; None if unknown."""
         return None
 
     def to_coo(self, dim: int, size: int) -> Entries | None:
-        """J as one matrix for all columns along ``dim`` of length ``size``, or None."""
+        """The entries of J as one matrix along ``dim``, of length ``size``; None if unknown."""
         return None
 
     def blocks(self, u: Tensor, dims: tuple[int, ...]) -> Tensor | None:
-        """The blocks of J along ``dims`` alone, for every index of the others; None if unknown.
+        """The diagonal blocks of J along ``dims``, one for each other index; None if unknown.
 
-        They are matrices of shape ``(*, n, n)``, where ``*`` broadcasts against the dimensions of
+        They are a tensor of shape ``(*, n, n)``, where ``*`` broadcasts against the dimensions of
         u other than ``dims``.
         """
         if not set(dims).isdisjoint(self.dims):
@@ -181,29 +181,29 @@ class LinearOperator:
         return None if d is None else diagonal_blocks(d, u, dims)
 
     def has_closed_inverse(self) -> bool:
-        """Whether :meth:`resolvent` gives an inverse of I - cJ without iteration."""
+        """Whether :meth:`resolvent` gives the inverse of I - cJ without iteration."""
         return self.as_diagonal() is not None
 
     def resolvent(self, c: float) -> LinearOperator | None:
-        """The closed inverse of I - cJ where there is one, else None."""
+        """The closed-form inverse of I - cJ for a number c; None if there is none."""
         d = self.as_diagonal()
         return None if d is None else Reciprocal(1.0 - c * d)
 
     def inverse(self) -> LinearOperator | None:
-        """The closed inverse of the operator itself where there is one, else None."""
+        """The closed-form inverse of this operator itself; None if there is none."""
         return None
 
     @property
     def is_uniform(self) -> bool:
-        """Whether one matrix along dims serves all columns; False where that is not known."""
+        """Whether all right-hand sides have the same matrix along dims; False if not known."""
         return False
 
     def is_convolution(self) -> bool:
-        """Whether J is the same at every place of a periodic grid along its dims."""
+        """Whether J is a convolution on a periodic grid along its dims."""
         return False
 
     def spectrum(self, sizes: dict[int, int]) -> Tensor | None:
-        """The eigenvalues of a convolution on a grid, broadcastable against a state's transform.
+        """The eigenvalues of a convolution, broadcastable against a state's Fourier transform.
 
         Args:
             sizes (dict): The length of each dimension.
@@ -211,11 +211,11 @@ class LinearOperator:
         return None
 
     def resolvent_of(self, whole: LinearOperator, c: float) -> LinearOperator | None:
-        """The closed inverse of I - cJ for a J made of convolutions, of which this is one."""
+        """The closed-form inverse of I - c ``whole``, where this is one of its convolutions."""
         return None
 
     def reset(self) -> None:
-        """Forgets the factors kept of the operator; they are made anew at the next solve."""
+        """Discards the cached factorizations of the operator: the next solve makes new ones."""
         self.generation = self.generation + 1
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
@@ -270,7 +270,7 @@ _with_old_names(LinearOperator)
 
 
 def refuse_foreign(operator: LinearOperator, product: Tensor, named: Sequence[Tensor]) -> None:
-    """Refuses a product whose graph ends in a tensor that the operator does not name."""
+    """Refuses a product that depends on a leaf tensor which the operator does not list."""
     lost = foreign_leaf(product, named)
     if lost is not None:
         raise lost_gradient(
@@ -280,7 +280,7 @@ def refuse_foreign(operator: LinearOperator, product: Tensor, named: Sequence[Te
 
 
 def largest_of(bounds: tuple[Tensor | float, Tensor | float] | None) -> float:
-    """The largest end of Gershgorin's discs; infinite where they are not known."""
+    """The largest right end of the Gershgorin discs; infinite if they are not known."""
     if bounds is None:
         return math.inf
     d, others = bounds
@@ -291,19 +291,19 @@ def largest_of(bounds: tuple[Tensor | float, Tensor | float] | None) -> float:
         return 0.0
     if not isinstance(others, Tensor) and others == 0.0:
         return float(ends.max())
-    # An upper bound, though the sum be rounded down.
+    # Enlarged, so that it is an upper bound even if the sum was rounded down.
     return float((ends + rounding_of(d) + rounding_of(others)).max())
 
 
 def rounding_of(x: Tensor | float) -> Tensor | float:
-    """What the rounding of numbers amounts to."""
+    """The size of a rounding error in numbers x."""
     if isinstance(x, Tensor):
         return torch.finfo(x.dtype).eps * x.abs()
     return 2.3e-16 * abs(x)
 
 
 class Transposed(LinearOperator):
-    """The transpose of an operator, by autograd where the operator has none of its own.
+    """The transpose of an operator, with products by autograd.
 
     Args:
         operator (LinearOperator): The operator to transpose.
@@ -317,7 +317,7 @@ class Transposed(LinearOperator):
         return self.operator.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Transposed:
-        other = copy.copy(self)  # of a subclass, perhaps
+        other = copy.copy(self)  # keeps a subclass
         other.operator = self.operator.with_tensors(tensors)
         return other
 
@@ -379,7 +379,7 @@ class Scaled(LinearOperator):
 
     Args:
         operator (LinearOperator): The operator J.
-        factor (float or Tensor): The number s; a 0-dim tensor may be trained.
+        factor (float or Tensor): The number s; a 0-dim tensor receives gradients.
     """
 
     def __init__(self, operator: LinearOperator, factor: float | Tensor) -> None:
@@ -479,12 +479,12 @@ class Sum(LinearOperator):
     r"""The sum :math:`J_1 + J_2 + \ldots` of operators.
 
     Args:
-        terms (sequence of LinearOperator): The operators to add; sums among them are taken apart.
-        disc (tuple of float, optional): Centre and radius of a disc on the real axis that the
-            caller knows to hold all eigenvalues. (default: :obj:`None`)
+        terms (sequence of LinearOperator): The operators to add; sums among them are flattened.
+        disc (tuple of float, optional): Centre (real) and radius of a disc that is known to hold
+            all eigenvalues. (default: :obj:`None`)
     """
 
-    known_disc: tuple[float, float] | None = None  # of sums pickled by an earlier version
+    known_disc: tuple[float, float] | None = None  # for sums pickled by an earlier version
 
     def __init__(self, terms: Sequence[LinearOperator],
                  disc: tuple[float, float] | None = None) -> None:
@@ -536,7 +536,7 @@ class Sum(LinearOperator):
 
     def symmetric(self) -> bool:
         others = sum(not term.symmetric() for term in self.terms)
-        if others < 2:  # one that is not cannot be made up for by those that are
+        if others < 2:  # one nonsymmetric term makes the sum nonsymmetric
             return others == 0
         size = self.size_along(self.dims[0]) if len(self.dims) == 1 else None
         entries = None if size is None else self.to_coo(self.dims[0], size)
@@ -546,19 +546,19 @@ class Sum(LinearOperator):
         if self.known_disc is not None:
             return self.known_disc
         known = [disc for disc in (term.disc() for term in self.terms) if disc is not None]
-        # Multiples of the identity move the eigenvalues; of two other terms they do not add up.
+        # Multiples of the identity shift eigenvalues; those of two other terms do not simply add.
         others = sum(term.as_diagonal() is None for term in self.terms)
         if len(known) < len(self.terms) or others > 1:
             return None
         return sum(center for center, _ in known), max(radius for _, radius in known)
 
     def largest_eigenvalue(self) -> float:
-        # A sum that is symmetric may have terms that are not, whose bounds say nothing.
+        # A symmetric sum may have nonsymmetric terms, whose bounds mean nothing.
         mixing = [term for term in self.terms if term.as_diagonal() is None]
         own = math.inf
         if len(mixing) < 2 or all(term.symmetric() for term in mixing):
             own = sum(term.largest_eigenvalue() for term in self.terms)
-        # Their rows together may give a sharper bound; below zero no solver asks for one.
+        # The row sums of the whole may give a sharper bound; it is not needed if own <= 0.
         return own if own <= 0.0 else min(own, largest_of(self.gershgorin()))
 
     def gershgorin(self) -> tuple[Tensor | float, Tensor | float] | None:
@@ -568,7 +568,7 @@ class Sum(LinearOperator):
             bounds = term.gershgorin()
             if bounds is None:
                 return None
-            # Diagonals may cancel: what their rounding amounts to is left to the others.
+            # Diagonals may cancel: their rounding errors are added to the radii.
             diagonal, others = diagonal + bounds[0], others + bounds[1] + rounding_of(bounds[0])
         return diagonal, others
 
@@ -599,7 +599,7 @@ class Sum(LinearOperator):
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             return None
-        # The entries of fixed numbers are in float64 on the host, those of tensors as the state.
+        # Entries of fixed numbers are in float64 on the host, those of tensors like the state.
         like = next((part.value for term, part in zip(self.terms, known, strict=True)
                      if term.tensors), known[0].value)
         return Entries(torch.cat([part.row.to(like.device) for part in known]),
@@ -627,7 +627,7 @@ class Sum(LinearOperator):
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             return None
-        # Fixed numbers are on the host.
+        # The spectra of fixed numbers are on the host.
         device = next((p.device for p in known if p.device.type != "cpu"), known[0].device)
         known = [part.to(device) for part in known]
         return sum(known[1:], known[0])
@@ -664,12 +664,12 @@ class Sum(LinearOperator):
 class Product(LinearOperator):
     r"""The product :math:`J_1 J_2 \ldots` of operators, the last of which acts first.
 
-    Its inverse is closed where all are convolutions on one periodic grid, and where one operator
-    with a closed inverse is multiplied with diagonals that are constant along its dims, such as a
-    diffusivity of each species: by one inverse for each distinct number.
+    :math:`I - cJ` has a closed inverse if all factors are convolutions on one periodic grid, or if
+    one factor has a closed inverse and the others are diagonals that are constant along its dims
+    (a diffusivity per species, for example): then one inverse for each distinct value is used.
 
     Args:
-        factors (sequence of LinearOperator): The operators; products among them are taken apart.
+        factors (sequence of LinearOperator): The operators; products among them are flattened.
     """
 
     def __init__(self, factors: Sequence[LinearOperator]) -> None:
@@ -715,7 +715,7 @@ class Product(LinearOperator):
         return next((size for size in sizes if size is not None), None)
 
     def symmetric(self) -> bool:
-        # What commutes: convolutions, and an operator with numbers that are constant along it.
+        # Factors that commute: convolutions, or an operator and diagonals constant along its dims.
         return all(factor.symmetric() for factor in self.factors) and self.has_closed_inverse()
 
     def as_diagonal(self) -> Tensor | float | None:
@@ -729,7 +729,7 @@ class Product(LinearOperator):
 
     def diagonal(self, u: Tensor) -> Tensor | None:
         mixed = [d for factor in self.factors for d in factor.dims]
-        if len(set(mixed)) == len(mixed):  # they commute, and diagonals multiply
+        if len(set(mixed)) == len(mixed):  # the factors commute, and their diagonals multiply
             own = [factor.diagonal(u) for factor in self.factors]
             known = [d for d in own if d is not None]
             return math.prod(known[1:], start=known[0]) if len(known) == len(own) else None
@@ -749,7 +749,7 @@ class Product(LinearOperator):
         like = next((part.value for factor, part in zip(self.factors, known, strict=True)
                      if factor.tensors), known[0].value)
         whole: Tensor | None = None
-        take_beta_notice()  # a product of sparse matrices is made in that form
+        take_beta_notice()  # torch.sparse.mm uses CSR internally
         for part in known:
             own = torch.sparse_coo_tensor(
                 torch.stack([part.row, part.col]), part.value.detach(), (size, size),
@@ -764,7 +764,7 @@ class Product(LinearOperator):
         mixed = [d for factor in self.factors for d in factor.dims if d not in dims]
         parts = [factor.blocks(u, dims) for factor in self.factors]
         known = [part for part in parts if part is not None]
-        # Where two mix one dimension outside, a block of the product is no product of blocks.
+        # If two factors mix one outside dimension, blocks of the product are no products of blocks.
         if len(known) < len(parts) or len(set(mixed)) < len(mixed):
             return super().blocks(u, dims)
         found = known[0]
@@ -818,7 +818,7 @@ class Product(LinearOperator):
             if own is None:
                 return None
             inverses[value] = own
-        if not inverses:  # a state without an entry
+        if not inverses:  # an empty state
             return inner.resolvent(c)
         return Each(inverses, values.tolist(), dim)
 
@@ -831,12 +831,12 @@ class Product(LinearOperator):
 
 
 class Each(LinearOperator):
-    """Operators that act on their own slices of a dimension outside their dims.
+    """A different operator for each index of a dimension outside their dims.
 
     Args:
-        operators (dict): The operator of each number.
-        numbers (list of float): The number of each place along the dimension; one for all places.
-        dim (int): The dimension, counted from the end.
+        operators (dict): The operators, by number.
+        numbers (list of float): The number of each index along the dimension, or one for all.
+        dim (int): The dimension, negative.
     """
 
     def __init__(self, operators: dict[float, LinearOperator], numbers: list[float],
@@ -864,7 +864,7 @@ class Each(LinearOperator):
 
 
 class Reciprocal(LinearOperator):
-    """Division by a number or by the entries of a tensor, refused where it would be by zero."""
+    """Division by a divisor, a number or a tensor, which must not be zero to rounding."""
 
     def __init__(self, divisor: Tensor | float) -> None:
         if isinstance(divisor, Tensor):
@@ -895,7 +895,7 @@ def _is_number(d: Tensor | float | None) -> bool:
 
 def _with_all(operators: Sequence[LinearOperator], tensors: Sequence[Tensor]
               ) -> list[LinearOperator]:
-    """The operators on other tensors, each with as many as it has."""
+    """Copies of the operators with other tensors, taken in order."""
     found, rest = [], list(tensors)
     for operator in operators:
         n = len(operator.tensors)
@@ -906,7 +906,7 @@ def _with_all(operators: Sequence[LinearOperator], tensors: Sequence[Tensor]
 
 def _one_beside(factors: Sequence[LinearOperator]
                 ) -> tuple[LinearOperator, Tensor | float] | None:
-    """The one factor that is not diagonal, and the product of those that are."""
+    """The only non-diagonal factor and the product of the diagonal ones; None if not only one."""
     others, d = [], 1.0
     for factor in factors:
         own = factor.as_diagonal()
@@ -918,7 +918,7 @@ def _one_beside(factors: Sequence[LinearOperator]
 
 
 def _varies(d: Tensor | float, dims: tuple[int, ...]) -> int | None:
-    """The one dimension along which numbers vary, if it is not one of dims; -1 where none does."""
+    """The only dimension along which d varies, or -1 if none; None if several, or one of dims."""
     if not isinstance(d, Tensor):
         return -1
     varying = [at - d.dim() for at, length in enumerate(d.shape) if length != 1]

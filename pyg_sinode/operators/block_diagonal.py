@@ -1,4 +1,4 @@
-"""How does a matrix of its own act on each part of the state, such as the species at each node?"""
+"""How does a block-diagonal matrix act on the state, such as on the species at each node?"""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from .dense import check_condition
 from .flat import flattened, identity_minus, unflattened
 from .results import Entries
 
-LOOPED = 8  # rows of a derivative taken one by one, before they are taken together
+LOOPED = 8  # up to so many rows of a Jacobian are computed one by one, more in one batch
 
 
 class BlockDiagonal(LinearOperator):
-    r"""One small dense matrix for every index of the other dimensions,
-    :math:`(J u)_{si} = \sum_j B_{sij} u_{sj}`.
+    r"""A block-diagonal matrix: a small dense matrix for each index of the other dimensions.
 
-    Its inverse is a batched LU factorisation, made once for all blocks.
+    .. math::
+        (J u)_{si} = \sum_j B_{sij} u_{sj}
+
+    :math:`I - cJ` is inverted by a batched LU factorization, computed once.
 
     Args:
         blocks (Tensor): The matrices B.
-        dim (int or tuple of int): The dimension of the state that they multiply, counted from the
-            end; several are taken as one, in the order of the state. (default: :obj:`-1`)
+        dim (int or tuple of int): The dimensions of the state that they multiply, negative; several
+            are flattened into one, in the order of the state. (default: :obj:`-1`)
 
     Shapes:
         - **blocks:** :math:`(*, n, n)`, per unit of time, where :math:`*` broadcasts against the
           dimensions of the state other than :obj:`dim`
-        - **u:** with a length (or a product of lengths) of n at :obj:`dim`
+        - **u:** any shape whose length at :obj:`dim` (or product of lengths) is n
 
     Raises:
         ValueError: if the blocks are not square.
-        TypeError: if they are not real floating.
+        TypeError: if they are not of a real floating dtype.
     """
 
     def __init__(self, blocks: Tensor, dim: int | Sequence[int] = -1) -> None:
@@ -51,12 +53,13 @@ class BlockDiagonal(LinearOperator):
     @classmethod
     def jacobian(cls, fn: Callable[[Tensor], Tensor], u: Tensor, dim: int | Sequence[int] = -1
                  ) -> BlockDiagonal:
-        """The derivative at a state of a function that mixes no other dimensions, by autograd.
+        """The Jacobian of a function at a state, by autograd.
 
         Args:
-            fn (callable): From a state to one of the same shape.
+            fn (callable): Maps a state to a tensor of the same shape. It must not mix dimensions
+                other than :obj:`dim`.
             u (Tensor): The state.
-            dim (int or tuple of int): The dimensions that it mixes. (default: :obj:`-1`)
+            dim (int or tuple of int): The dimensions that fn mixes, negative. (default: :obj:`-1`)
         """
         u = u.detach().requires_grad_()
         with torch.enable_grad():
@@ -95,7 +98,7 @@ class BlockDiagonal(LinearOperator):
         others = blocks.abs().sum(dim=-1) - d.abs()
         if blocks.dim() == 2 and len(self.dims) == 1:
             return along(d, self.dims[0]), along(others, self.dims[0])
-        return (d, others) if self.dims == (-1,) else None  # the state's shape would be needed
+        return (d, others) if self.dims == (-1,) else None  # else it depends on the state's shape
 
     def size_along(self, dim: int) -> int | None:
         return self.tensors[0].size(-1) if self.dims == (dim,) else None
@@ -122,7 +125,14 @@ class BlockDiagonal(LinearOperator):
 
 
 class BlockInverse(LinearOperator):
-    """The inverse of a matrix for every index of the other dimensions, from their LU factors."""
+    """The inverse of a block-diagonal matrix, from the LU factors of its blocks.
+
+    Args:
+        lu, pivots (Tensor): The factors, as of :func:`torch.linalg.lu_factor`.
+        dims (tuple of int): The dimensions of the state that the blocks mix, negative.
+        transposed (bool): Whether this is the inverse of the transposed matrix.
+            (default: :obj:`False`)
+    """
 
     def __init__(self, lu: Tensor, pivots: Tensor, dims: tuple[int, ...],
                  transposed: bool = False) -> None:
@@ -130,12 +140,15 @@ class BlockInverse(LinearOperator):
 
     @classmethod
     def of(cls, matrices: Tensor, dims: tuple[int, ...], *, checked: bool = True) -> BlockInverse:
-        """Factorises; one that is singular to rounding is a LinearSolveError.
+        """Factorizes the blocks.
 
         Args:
-            matrices (Tensor): The matrices, of shape :obj:`(*, n, n)`.
-            dims (tuple of int): The dimensions of the state that they act along.
-            checked (bool): Whether to look for singular ones. (default: :obj:`True`)
+            matrices (Tensor): The blocks, of shape :obj:`(*, n, n)`.
+            dims (tuple of int): The dimensions of the state that they act along, negative.
+            checked (bool): Whether to check for singular blocks. (default: :obj:`True`)
+
+        Raises:
+            LinearSolveError: if a block is singular to rounding.
         """
         lu, pivots, _ = torch.linalg.lu_factor_ex(matrices)
         if checked:
@@ -146,7 +159,7 @@ class BlockInverse(LinearOperator):
     def mv(self, u: Tensor) -> Tensor:
         """The solution x of A x = u."""
         flat = flattened(u, self.dims)
-        if self.lu.dim() == 2:  # one matrix, whose columns all others are
+        if self.lu.dim() == 2:  # one block for all: the right-hand sides are its columns
             columns = flat.reshape(-1, flat.size(-1)).t()
             x = torch.linalg.lu_solve(self.lu, self.pivots, columns, adjoint=self.transposed)
             return unflattened(x.t().reshape(flat.shape), u, self.dims)
@@ -158,10 +171,15 @@ class BlockInverse(LinearOperator):
 
 
 def derivative_blocks(value: Tensor, u: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The blocks of the derivative of a value at the state u, in which its graph ends.
+    """The diagonal blocks of the Jacobian of a value with respect to the state.
+
+    Args:
+        value (Tensor): The value, with its autograd graph, which is retained.
+        u (Tensor): The state, a leaf of that graph.
+        dims (tuple of int): The dimensions that a block mixes, negative.
 
     Returns:
-        Tensor: One for every index outside of dims, of shape :obj:`(*, n, n)`; the graph is kept.
+        Tensor: The blocks for each index outside dims, of shape :obj:`(*, n, n)`.
     """
     shape = flattened(value, dims).shape
     n = shape[-1]
@@ -172,7 +190,7 @@ def derivative_blocks(value: Tensor, u: Tensor, dims: tuple[int, ...]) -> Tensor
     if n > LOOPED:
         try:
             rows = list(_row(value, u, torch.stack(chosen), batched=True))
-        except RuntimeError:  # a function without a rule for batches
+        except RuntimeError:  # a function without a batching rule
             rows = [_row(value, u, e) for e in chosen]
     else:
         rows = [_row(value, u, e) for e in chosen]
@@ -180,7 +198,7 @@ def derivative_blocks(value: Tensor, u: Tensor, dims: tuple[int, ...]) -> Tensor
 
 
 def _row(value: Tensor, u: Tensor, chosen: Tensor, *, batched: bool = False) -> Tensor:
-    """The derivatives of the chosen entries of a value, or of several choices."""
+    """The vector-Jacobian product with ``chosen``, or with a batch of such vectors."""
     (found,) = torch.autograd.grad(value, u, chosen, retain_graph=True, allow_unused=True,
                                    is_grads_batched=batched)
     return torch.zeros_like(chosen) if found is None else found

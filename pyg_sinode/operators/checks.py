@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def check_number(value: Any, name: str) -> None:
-    """Refuses what is not a finite real number."""
+    """Raises a TypeError or ValueError unless a value is a finite real number."""
     if not isinstance(value, numbers.Real):
         raise TypeError(f"Expected {name} as a real number or a 0-dim tensor (got {value!r}).")
     if not math.isfinite(value):
@@ -20,7 +20,7 @@ def check_number(value: Any, name: str) -> None:
 
 
 def check_real(tensor: Any, name: str) -> None:
-    """Refuses what is not a real floating-point tensor."""
+    """Raises a TypeError unless the argument is a tensor of a real floating dtype."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"Expected {name} as a tensor (got {type(tensor).__name__}); wrap it with "
                         "torch.as_tensor.")
@@ -31,7 +31,7 @@ def check_real(tensor: Any, name: str) -> None:
 
 
 def check_tensors(name: str, tensors: Sequence[Tensor], u: Tensor) -> None:
-    """Refuses an operator whose tensors differ from u in dtype or device, or are not finite."""
+    """Refuses tensors of an operator that differ from u in dtype or device, or are not finite."""
     for tensor in tensors:
         if tensor.dtype != u.dtype:
             raise TypeError(f"Expected the tensors of {name} in the dtype of the state, {u.dtype} "
@@ -45,7 +45,7 @@ def check_tensors(name: str, tensors: Sequence[Tensor], u: Tensor) -> None:
 
 
 def check_dims(name: str, dims: int | Sequence[int]) -> tuple[int, ...]:
-    """The dimensions as a tuple; refuses any that are not counted from the end."""
+    """The dimensions as a sorted tuple; raises a ValueError unless they are negative, distinct."""
     result = (dims,) if isinstance(dims, int) else tuple(dims)
     if any(d >= 0 for d in result) or len(set(result)) != len(result):
         raise ValueError(f"Expected the dimensions of {name} counted from the end, such as -1 "
@@ -54,7 +54,7 @@ def check_dims(name: str, dims: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def check_size(name: str, u: Tensor, dim: int, size: int) -> None:
-    """Refuses a state whose length along dim is not the operator's size."""
+    """Raises a ValueError if the length of a state along dim is not the size."""
     if u.dim() < -dim or u.size(dim) != size:
         raise ValueError(f"Expected a state of size {size} along dimension {dim} for {name} (got "
                          f"shape {tuple(u.shape)}).")
@@ -82,7 +82,7 @@ def detached(number: Tensor | float) -> Tensor | float:
 
 
 def shares_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of at least one entry lie in one storage."""
+    """Whether two nonempty tensors share a storage."""
     return a.numel() > 0 and b.numel() > 0 and (
         a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
 
@@ -94,7 +94,7 @@ def same(copy: Tensor, tensor: Tensor) -> bool:
 
 
 def foreign_leaf(value: Tensor, named: Sequence[Tensor]) -> Tensor | None:
-    """A tensor that requires a gradient, in which a value's graph ends, and which is not named."""
+    """A leaf of a value's autograd graph that requires a gradient and is not in ``named``."""
     found = leaves(value)
     if not found:
         return None
@@ -103,17 +103,17 @@ def foreign_leaf(value: Tensor, named: Sequence[Tensor]) -> Tensor | None:
 
 
 def lost_gradient(expected: str, lost: Tensor, remedy: str, when: str = "") -> ValueError:
-    """The error of a value that depends on a tensor nobody named."""
+    """The error for a value that depends on a tensor which would receive no gradient."""
     return ValueError(
         f"Expected {expected} (got{when} another tensor of shape {tuple(lost.shape)} that requires "
         f"a gradient, which would be lost); {remedy}")
 
 
 def leaves(value: Tensor) -> list[Tensor]:
-    """The tensors that require a gradient in which a value's graph ends, itself if it is one."""
+    """The leaves of a value's autograd graph that require a gradient; itself if it is a leaf."""
     if value.grad_fn is None:
         return [value] if value.requires_grad else []
-    # This walk is made for every graph that is differentiated: no generators, few look-ups.
+    # Runs for every graph that is differentiated, so it is written for speed.
     found, stack = [], [value.grad_fn]
     seen = {value.grad_fn}
     while stack:
@@ -129,7 +129,7 @@ def leaves(value: Tensor) -> list[Tensor]:
 
 
 def nodes(value: Tensor) -> set[Any]:
-    """The nodes of a value's graph, without its ends."""
+    """The nodes of a value's autograd graph, without its leaves."""
     seen: set[Any] = set()
     stack = [value.grad_fn]
     while stack:
@@ -141,7 +141,7 @@ def nodes(value: Tensor) -> set[Any]:
 
 
 def _end_of_graphs() -> Any:
-    """The kind of node in which graphs end: torch has no public name for it."""
+    """The type of the autograd nodes of leaves, for which torch has no public name."""
     with torch.inference_mode(False), torch.enable_grad():
         root: Any = torch.zeros((), requires_grad=True).view(())
     return type(root.grad_fn.next_functions[0][0])

@@ -1,4 +1,4 @@
-"""How does a stencil, or a spectral symbol, act on a periodic grid, and how is I - cJ inverted?"""
+"""How does a stencil or a Fourier multiplier act on a periodic grid, and how is I - cJ inverted?"""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ class Circulant(LinearOperator):
         \widehat{(J u)}_k = \sigma_k\, \hat u_k, \quad
         \sigma_k = \sum_o s_o\, e^{2 \pi \mathrm{i}\, k o / n}
 
-    Products and the inverse of :math:`I - cJ` are by real fast Fourier transforms. Numbers that are
-    given as an array or a list are fixed: they are kept in float64 on the host and serve states of
-    any dtype and device, so that in float32 too a derivative of a constant is zero. A tensor has
-    the dtype and the device of the state and receives gradients.
+    The product and the inverse of :math:`I - cJ` are computed by real fast Fourier transforms. An
+    array or a list of coefficients is constant: it is kept in float64 on the host and applies to
+    states of any dtype and device, so that the derivative of a constant is exactly zero in float32
+    too. A tensor of coefficients must have the dtype and device of the state and receives
+    gradients.
 
     Args:
-        stencil (Tensor or array): The coefficients :math:`s_o` of the offsets -r to r, the middle
-            one that of the point itself; one axis for each dimension, each of odd width.
-        dim (int or tuple of int): The dimensions of the grid in the state, counted from the end
-            and in increasing order. (default: :obj:`-1`)
-        size (int or tuple of int, optional): The number of points of the only grid that it belongs
-            to; None serves any. (default: :obj:`None`)
+        stencil (Tensor or array): The coefficients :math:`s_o` for the offsets o = -r to r, one
+            axis per dimension, each of odd width; the middle one multiplies the point itself.
+        dim (int or tuple of int): The dimensions of the grid in the state, negative and in
+            increasing order. (default: :obj:`-1`)
+        size (int or tuple of int, optional): The number of grid points along each dimension, to
+            which states are then restricted; any if None. (default: :obj:`None`)
 
     Shapes:
         - **stencil:** :math:`(2r + 1)`, :math:`(2r_1 + 1, 2r_2 + 1)`, ..., per unit of time
         - **u:** :math:`(*, n, *)` with n at :obj:`dim`, at least as many points as the stencil
 
     Raises:
-        ValueError: if the width is even, a coefficient is not finite, or the axes are not as many
-            as the dimensions.
+        ValueError: if a width is even, a coefficient is not finite, or the number of axes is not
+            the number of dimensions.
         TypeError: if the coefficients are not real.
     """
 
@@ -72,11 +73,11 @@ class Circulant(LinearOperator):
 
     @classmethod
     def from_symbol(cls, symbol: Any, *, dim: int | Sequence[int] = -1) -> Circulant:
-        r"""The operator that multiplies the Fourier coefficients by :math:`\sigma_k`.
+        r"""The operator that multiplies the Fourier coefficients of u by :math:`\sigma_k`.
 
         Args:
-            symbol (Tensor or array): The :math:`\sigma_k`, real or complex, in the order of
-                :func:`numpy.fft.fftfreq`, one axis for each dimension.
+            symbol (Tensor or array): The multipliers :math:`\sigma_k`, real or complex, in the
+                order of :func:`numpy.fft.fftfreq`, one axis per dimension.
             dim (int or tuple of int): As for a stencil. (default: :obj:`-1`)
 
         Raises:
@@ -91,7 +92,7 @@ class Circulant(LinearOperator):
             self.sizes = tuple(symbol.shape)
             self._check_rank(self.sizes, "symbol")
             _check_hermitian(symbol.detach().cpu().numpy(), torch.finfo(symbol.dtype).eps)
-            # Both halves are averaged, so that training keeps them conjugates of each other.
+            # The average over both halves stays conjugate-symmetric in training.
             mean = ((symbol + _mirrored(symbol).conj()) / 2)[..., : self.sizes[-1] // 2 + 1]
             self.tensors = (mean.real, mean.imag) if symbol.is_complex() else (mean,)
         else:
@@ -146,7 +147,7 @@ class Circulant(LinearOperator):
         return super().largest_eigenvalue()
 
     def gershgorin(self) -> tuple[float, float] | None:
-        if self.width is None:  # the stencil of a symbol has as many entries as the grid
+        if self.width is None:  # the kernel of a symbol is as large as the grid
             return None
         values = self._values()
         middle = float(values[tuple(w // 2 for w in self.width)])
@@ -195,16 +196,20 @@ class Circulant(LinearOperator):
         return Resolvent(_Whole(whole), c)
 
     def _values(self) -> Any:
-        """The stencil, or half of the symbol, as an array on the host."""
+        """The stencil, or the stored half of the symbol, as an array on the host."""
         if self._fixed is not None:
             return self._fixed
         parts = [t.detach().cpu().double().numpy() for t in self.tensors]
         return parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
 
     def half(self, sizes: tuple[int, ...]) -> Tensor:
-        """The symbol over the half that a real transform keeps, not transposed.
+        """The symbol of J (not transposed) at the frequencies that a real transform stores.
 
-        Fixed numbers give it in float64 on the host.
+        Args:
+            sizes (tuple of int): The number of grid points along each dimension.
+
+        Returns:
+            The symbol; of constant coefficients, in float64 on the host.
         """
         if self._fixed is None:
             return self._tensor_symbol(sizes)
@@ -212,14 +217,14 @@ class Circulant(LinearOperator):
         return torch.tensor(full[..., : sizes[-1] // 2 + 1])
 
     def symbol(self, u: Tensor) -> Tensor:
-        """The symbol, shaped to multiply the transform of u."""
+        """The symbol, shaped to multiply the real Fourier transform of u."""
         sizes = tuple(u.shape[d] for d in self.dims)
         if self._fixed is None:
             symbol = self.half(sizes)
         else:
             key = (sizes, u.dtype, u.device)
             if key not in self._kept:
-                # What is kept must serve training too, though it be made under inference_mode.
+                # A cached tensor must also serve training, even if made under inference_mode.
                 with torch.inference_mode(False):
                     self._kept[key] = _like(self.half(sizes), u)
             symbol = self._kept[key]
@@ -233,7 +238,7 @@ class Circulant(LinearOperator):
         kernel[tuple(slice(w) for w in self.width)] = self._fixed
         kernel = np.roll(kernel, [-(w // 2) for w in self.width], range(len(sizes)))
         full = np.fft.fftn(kernel).conj()
-        # Of a derivative's stencil, the sum is zero but for rounding: a constant has none.
+        # The coefficients of a derivative sum to zero up to rounding: make that exact.
         if abs(self._fixed.sum()) <= 4 * np.finfo(float).eps * np.abs(self._fixed).sum():
             full[(0,) * len(sizes)] = 0.0
         return full.real if self.symmetric() else full
@@ -251,7 +256,7 @@ class Circulant(LinearOperator):
         return symbol
 
     def _kernel(self, u: Tensor) -> Tensor:
-        """The coefficients of the offsets 0, 1, ..., -1: what the operator makes of a unit."""
+        """The coefficients of the offsets 0, 1, ..., -1 on the whole grid."""
         sizes = [u.shape[d] for d in self.dims]
         with torch.no_grad():
             symbol = self.symbol(u).squeeze().reshape([*sizes[:-1], sizes[-1] // 2 + 1])
@@ -260,13 +265,19 @@ class Circulant(LinearOperator):
 
 
 class Resolvent(LinearOperator):
-    """The inverse of I - cJ for a circulant J: a division in Fourier space."""
+    """The inverse of I - cJ for a circulant J: a division in Fourier space.
+
+    Args:
+        operator (Circulant): The operator J, or the symbol of an operator made of convolutions.
+        c (float): The number c.
+        transposed (bool): Whether this is the inverse of the transpose. (default: :obj:`False`)
+    """
 
     def __init__(self, operator: Circulant | _Whole, c: float, transposed: bool = False) -> None:
         self.operator, self.c, self.transposed = operator, c, transposed
         self.dims = operator.dims
         self._kept: dict[Any, Tensor] = {}
-        self._shaped: tuple[Any, Tensor] | None = None  # the last one used, as it is multiplied by
+        self._shaped: tuple[Any, Tensor] | None = None  # the last one, shaped to multiply
 
     def mv(self, u: Tensor) -> Tensor:
         sizes = tuple(u.shape[d] for d in self.dims)
@@ -298,17 +309,17 @@ class Resolvent(LinearOperator):
 
 
 class _Whole:
-    """The symbol of an operator made of convolutions along any of its dimensions."""
+    """The symbol of an operator composed of convolutions, as :class:`Resolvent` needs it."""
 
     transposed = False
 
     def __init__(self, operator: LinearOperator) -> None:
-        # In float64, so that small eigenvalues beside large ones are not lost.
+        # In float64, so that sums of large and small eigenvalues stay accurate.
         self.operator = operator.with_tensors([t.detach().double() for t in operator.tensors])
         self.dims = operator.dims
 
     def half(self, sizes: tuple[int, ...]) -> Tensor:
-        """The symbol over the half that a real transform keeps."""
+        """The symbol at the frequencies that a real transform stores."""
         known = dict(zip(self.dims, sizes, strict=True))
         full = self.operator.spectrum(known)
         assert full is not None
@@ -318,7 +329,7 @@ class _Whole:
 
 
 def _unfolded(half: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The whole symbol of which a real transform keeps the first half of the last axis."""
+    """The symbol at all frequencies, from the first half of the last axis."""
     axes = tuple(range(half.dim() - 1))
     mirrored = half.flip(axes).roll([1] * len(axes), axes) if axes else half
     rest = mirrored[..., 1:sizes[-1] - half.size(-1) + 1].flip(-1)
@@ -326,7 +337,7 @@ def _unfolded(half: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def multiply(u: Tensor, symbol: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The state whose Fourier coefficients along dims are those of u times the symbol."""
+    """Multiplies the Fourier coefficients of u along dims by the symbol."""
     if u.numel() == 0:
         return torch.zeros_like(u)
     sizes = [u.shape[d] for d in dims]
@@ -335,7 +346,7 @@ def multiply(u: Tensor, symbol: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def along_dims(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """An array with one axis for each of dims, shaped so that it broadcasts along them."""
+    """An array with one axis per dimension in dims, reshaped to broadcast along them."""
     shape = [1] * -dims[0]
     for axis, d in enumerate(dims):
         shape[d] = values.size(axis)
@@ -363,7 +374,7 @@ def _check_width(sizes: tuple[int, ...], width: tuple[int, ...]) -> None:
 
 
 def _fixed_array(values: Any, name: str) -> Any:
-    """A private copy in float64 (complex128 where the numbers are complex) that stays as it is."""
+    """A read-only copy in float64, or complex128 if the numbers are complex."""
     array = np.array(values)
     if array.dtype.kind not in "iufc":
         raise TypeError(f"Expected numbers as the {name} (got dtype {array.dtype}).")

@@ -1,4 +1,4 @@
-"""How does a dense matrix act along a dimension of the state, and how is I - cJ factorised?"""
+"""How does a dense matrix act along a dimension of the state, and how is I - cJ factorized?"""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from .results import Entries, LinearSolveError
 class Dense(LinearOperator):
     r"""A dense matrix along one dimension, :math:`(J u)_i = \sum_j M_{ij} u_j`.
 
-    Its inverse is an LU factorisation, made once for all right-hand sides.
+    :math:`I - cJ` is inverted by an LU factorization, computed once for all right-hand sides.
 
     Args:
-        matrix (Tensor): The square matrix M.
-        dim (int): The dimension of the state that it multiplies, counted from the end.
-            (default: :obj:`-1`)
+        matrix (Tensor): The square matrix M; receives gradients.
+        dim (int): The dimension of the state that it multiplies, negative. (default: :obj:`-1`)
 
     Shapes:
         - **matrix:** :math:`(n, n)`, per unit of time
@@ -30,7 +29,7 @@ class Dense(LinearOperator):
 
     Raises:
         ValueError: if the matrix is not square.
-        TypeError: if it is not real floating.
+        TypeError: if it is not of a real floating dtype.
     """
 
     def __init__(self, matrix: Tensor, *, dim: int = -1) -> None:
@@ -86,14 +85,21 @@ class Dense(LinearOperator):
 
 
 class DenseInverse(LinearOperator):
-    """The inverse of a dense matrix along a dimension, from its LU factors."""
+    """The inverse of a dense matrix along a dimension, from its LU factors.
+
+    Args:
+        lu, pivots (Tensor): The factors, as of :func:`torch.linalg.lu_factor`.
+        dim (int): The dimension of the state, negative.
+        transposed (bool): Whether this is the inverse of the transposed matrix.
+            (default: :obj:`False`)
+    """
 
     def __init__(self, lu: Tensor, pivots: Tensor, dim: int, transposed: bool = False) -> None:
         self.lu, self.pivots, self.transposed, self.dims = lu, pivots, transposed, (dim,)
 
     @classmethod
     def of(cls, matrix: Tensor, dim: int) -> DenseInverse:
-        """Factorises; a matrix that is singular to rounding is a LinearSolveError."""
+        """Factorizes a matrix; raises a LinearSolveError if it is singular to rounding."""
         lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
         check_condition(lambda b: torch.linalg.lu_solve(lu, pivots, b), matrix.abs().sum(dim=1))
         return cls(lu, pivots, dim)
@@ -109,15 +115,15 @@ class DenseInverse(LinearOperator):
 
 
 def check_condition(solve: Callable[[Tensor], Tensor], row_sums: Tensor) -> None:
-    """Raises a LinearSolveError where solves on random vectors show a matrix to be singular.
+    """Raises a LinearSolveError if a matrix is singular to rounding.
 
-    They estimate the condition with the rows scaled alike: the rows of a stiff matrix differ in
-    size by any factor, and so do the pivots of its LU. The pivots of a singular one need not be
-    small: they stay as large as rounding makes them.
+    Solves with random right-hand sides estimate the condition number of the row-equilibrated
+    matrix. The pivots of the LU are no measure: those of a stiff matrix differ by any factor, and
+    rounding keeps those of a singular one away from zero.
 
     Args:
-        solve (callable): From right-hand sides, as columns, to the solutions.
-        row_sums (Tensor): The sums of the magnitudes in each row of the matrix, or of each matrix.
+        solve (callable): Maps right-hand sides, as columns, to the solutions.
+        row_sums (Tensor): The sum of magnitudes in each row of the matrix, or of each matrix.
     """
     if row_sums.numel() == 0:
         return

@@ -1,4 +1,4 @@
-"""How are some dimensions of a state taken as one?"""
+"""How are some dimensions of a state flattened into one?"""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def flattened(u: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """A state with some of its dimensions as one, the last; dims in ascending order."""
+    """A state with ``dims`` (negative, increasing) flattened into one dimension, the last."""
     if dims == (-1,):
         return u
     return u.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
 
 
 def unflattened(x: Tensor, like: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The state that :func:`flattened` made x from, in the shape of another."""
+    """The inverse of :func:`flattened`: x in the shape of the state ``like``."""
     if dims == (-1,):
         return x
     last = tuple(range(-len(dims), 0))
@@ -29,7 +29,7 @@ def identity_minus(blocks: Tensor, c: float) -> Tensor:
 
 
 def diagonal_blocks(d: Tensor, u: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """A diagonal that broadcasts against u, as diagonal matrices along some dimensions."""
+    """Diagonal matrices along ``dims`` from a diagonal d that broadcasts against u."""
     d = d[(None,) * (u.dim() - d.dim())]
     wanted = [u.size(k) if k in dims else -1 for k in range(-u.dim(), 0)]
     return torch.diag_embed(flattened(d.expand(wanted), dims))

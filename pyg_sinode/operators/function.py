@@ -1,4 +1,4 @@
-"""What is a function or module, together with the tensors in force in it?"""
+"""How is a function or module called with other tensors than its own?"""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from .replaced import is_replacing
 
 
 class Function:
-    """A function or module with further arguments, whose tensors can be put in place of its own.
+    """A function or module with fixed further arguments, whose tensors can be replaced.
 
-    Its tensors are those among the arguments, those of operators among them, then the parameters
-    that a module has now.
+    The tensors are, in this order, those among the arguments and in operators among them, and the
+    current parameters of a module.
 
     Args:
-        fn (callable or torch.nn.Module): Called with what it is called with, then the arguments.
-        args (tuple): The further arguments.
+        fn (callable or torch.nn.Module): Called as ``fn(*inputs, *args)``.
+        args (tuple): The further arguments. (default: :obj:`()`)
     """
 
     def __init__(self, fn: Callable[..., Any], args: Sequence[Any] = ()) -> None:
         self.fn, self.args = fn, tuple(args)
         self.module = fn if isinstance(fn, torch.nn.Module) else None
-        self.put: tuple[Tensor, ...] | None = None  # what is in force in place of its own tensors
-        self.named: dict[str, Tensor] = {}  # what has to be swapped into a module at each call
-        self.buffers: dict[str, Tensor] = {}  # those of it that are copied before
+        self.put: tuple[Tensor, ...] | None = None  # the tensors that replace its own
+        self.named: dict[str, Tensor] = {}  # parameters and buffers to replace at each call
+        self.buffers: dict[str, Tensor] = {}  # those of them that are copied before each call
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors in force."""
+        """The tensors that a call uses."""
         return self.own if self.put is None else self.put
 
     @property
     def own(self) -> tuple[Tensor, ...]:
-        """Those of the arguments, then the parameters that a module has now."""
+        """The tensors of the arguments, then the current parameters of a module."""
         return (*self.given, *(() if self.module is None else self.module.parameters()))
 
     @property
     def given(self) -> list[Tensor]:
-        """Those of the arguments."""
+        """The tensors of the arguments."""
         return [x for arg in self.args for x in _tensors(arg)]
 
     def on(self, tensors: Sequence[Tensor], buffers: dict[str, Tensor] | None = None,
            present: Sequence[Tensor] | None = None) -> Function:
-        """The same function on other tensors, in the order of :attr:`tensors`.
+        """The same function with other tensors.
 
         Args:
-            tensors (sequence of Tensor): The tensors; a parameter that is the module's own stays.
-            buffers (dict, optional): Buffers of a module by name, copied at each call; those of
-                this function if None.
-            present (sequence of Tensor, optional): Those of :attr:`own`, if they are known.
+            tensors (sequence of Tensor): The tensors, in the order of :attr:`tensors`.
+            buffers (dict, optional): Buffers of the module by name, copied at each call; if None,
+                those of this function. (default: :obj:`None`)
+            present (sequence of Tensor, optional): The value of :attr:`own`, if known.
+                (default: :obj:`None`)
         """
         rest, args = list(tensors), []
         for arg in self.args:
@@ -73,18 +74,18 @@ class Function:
         return other
 
     def __call__(self, *inputs: Any) -> Any:
-        """The value, by the tensors in force."""
+        """The value, computed with :attr:`tensors`."""
         if self.module is None or not self.named:
             return self.fn(*inputs, *self.args)
         named = {name: x.clone() if name in self.buffers else x for name, x in self.named.items()}
         return torch.func.functional_call(self.module, named, (*inputs, *self.args))
 
     def detached(self) -> Function:
-        """The same function on copies of its tensors, in which its graphs end."""
+        """The same function with detached copies of its tensors, the leaves of its graphs."""
         return self.on([p.detach().requires_grad_(p.requires_grad) for p in self.tensors])
 
     def lost(self, value: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor | None:
-        """A tensor that requires a gradient, that a value depends on, and that nobody named."""
+        """A leaf that a value depends on but that is neither an input nor in :attr:`tensors`."""
         return foreign_leaf(value, [*inputs, *self.tensors])
 
 

@@ -1,4 +1,4 @@
-"""How does a weighted graph act on the features of its nodes?"""
+"""How does the matrix of a weighted graph act on node features?"""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .shifted import Shifted
 class Graph(LinearOperator):
     r"""A sparse matrix on the nodes of a graph, :math:`(J u)_i = \sum_{j \to i} w_{ji} u_j`.
 
-    Orientation is PyG's: an edge runs from :obj:`edge_index[0]` to :obj:`edge_index[1]`; a sparse
-    adjacency argument *is* the matrix (PyG's ``adj_t``). Duplicate edges add up.
+    The orientation is PyG's: an edge runs from :obj:`edge_index[0]` to :obj:`edge_index[1]`. A
+    sparse matrix is used as it is (PyG's ``adj_t``). Duplicate edges add up.
 
-    A diffusion has J = A - D, the negative of the graph Laplacian L = D - A:
+    For a diffusion, J = A - D is the negative of the graph Laplacian L = D - A:
 
     .. code-block:: python
 
@@ -42,15 +42,18 @@ class Graph(LinearOperator):
     Args:
         adjacency (Tensor or SparseTensor): The edge indices, a ``torch.sparse`` tensor in COO, CSR
             or CSC layout, or a ``torch_sparse.SparseTensor``.
-        edge_weight (Tensor, optional): One weight per edge, ones if None; may be trained.
-        num_nodes (int, optional): Number of nodes; needed where the last nodes have no edge.
-        dim (int): The node dimension of the state, counted from the end. (default: :obj:`-2`)
-        largest (float, optional): An upper bound on the eigenvalues of a symmetric matrix that the
-            caller knows, such as 1 for a normalised adjacency; the bound of Gershgorin if None.
-        radius (float, optional): An upper bound on the magnitudes of the eigenvalues that the
-            caller knows, such as 1 where rows of weights from 0 up sum to one or the adjacency is
-            normalised symmetrically: lets :class:`pyg_sinode.solvers.Chebyshev` solve without
-            inner products. (default: :obj:`None`)
+        edge_weight (Tensor, optional): One weight per edge, ones if None; receives gradients.
+            (default: :obj:`None`)
+        num_nodes (int, optional): Number of nodes; if None, the largest index plus one, or the size
+            of the matrix. (default: :obj:`None`)
+        dim (int): The node dimension of the state, negative. (default: :obj:`-2`)
+        largest (float, optional): A known upper bound on the eigenvalues of a symmetric matrix,
+            such as 1 for a symmetrically normalised adjacency; if None, the Gershgorin bound is
+            used. (default: :obj:`None`)
+        radius (float, optional): A known upper bound on the spectral radius, such as 1 for a
+            symmetrically normalised adjacency or nonnegative weights whose rows sum to one; with
+            it, :class:`pyg_sinode.solvers.Chebyshev` can be used, which needs no inner products.
+            (default: :obj:`None`)
 
     Shapes:
         - **adjacency:** :math:`(2, |\mathcal{E}|)` or sparse
@@ -59,8 +62,8 @@ class Graph(LinearOperator):
         - **u:** :math:`(*, |\mathcal{V}|, *)` with the nodes at :obj:`dim`
 
     Raises:
-        ValueError: if an index is out of range or a shape does not fit.
-        TypeError: if a dtype does not fit.
+        ValueError: if an index is out of range, a shape does not fit, or radius is negative.
+        TypeError: if a dtype does not fit, or radius is not a number.
     """
 
     def __init__(self, adjacency: Any, edge_weight: Tensor | None = None,
@@ -77,7 +80,13 @@ class Graph(LinearOperator):
     @classmethod
     def of_pattern(cls, pattern: Pattern, value: Tensor, *, dim: int = -2,
                    largest: float | None = None, radius: float | None = None) -> Graph:
-        """The operator of a pattern that is already sorted and of values in its order."""
+        """The operator of a sorted pattern and of the values of its entries.
+
+        Args:
+            pattern (Pattern): The sorted edges.
+            value (Tensor): The weight of each entry, in the order of the pattern.
+            dim, largest, radius: As in the class.
+        """
         graph = object.__new__(cls)
         graph._set(pattern, value, dim, largest, radius, ordered=True)
         return graph
@@ -103,7 +112,7 @@ class Graph(LinearOperator):
         return value if self.ordered else value.index_select(0, self.pattern.perm)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Graph:
-        graph = copy.copy(self)  # of a subclass, perhaps
+        graph = copy.copy(self)  # keeps a subclass
         graph._set(self.pattern, tensors[0], self.dims[0], self.largest, self.radius, self.ordered)
         return graph
 
@@ -130,7 +139,7 @@ class Graph(LinearOperator):
         check_size("Graph", u, self.dims[0], self.pattern.num_nodes)
 
     def symmetric(self) -> bool:
-        """Compares the matrix with its transpose, duplicates added up."""
+        """Whether the matrix equals its transpose, with duplicate edges added up."""
         return equals_transpose(self._entries(), self.pattern.num_nodes)
 
     def disc(self) -> tuple[float, float] | None:
@@ -150,7 +159,7 @@ class Graph(LinearOperator):
         return self._sum_of(self.value.detach(), loops=True)
 
     def _sum_of(self, value: Tensor, *, loops: bool) -> Tensor:
-        """The sums over each row of its loops, or of its other entries."""
+        """The row sums of the self-loops, or of all other entries."""
         chosen = (self.pattern.row == self.pattern.col) == loops
         return segment_sum(self.pattern, torch.where(chosen, value, 0.0))
 
@@ -172,7 +181,11 @@ class Graph(LinearOperator):
 
 
 class TransposedGraph(LinearOperator):
-    """The transpose of a graph operator, on the transposed pattern and the same weights."""
+    """The transpose of a graph operator: the transposed pattern with the same weights.
+
+    Args:
+        graph (Graph): The operator to transpose.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.dims = graph, graph.dims
@@ -187,7 +200,7 @@ class TransposedGraph(LinearOperator):
         return other
 
     def turned(self) -> Graph:
-        """The transposed matrix as a graph of its own."""
+        """The transposed matrix as a :class:`Graph`."""
         pattern = self.graph.pattern
         value = self.graph.value.index_select(0, pattern.to_transpose)
         return Graph.of_pattern(pattern.T, value, dim=self.dims[0], largest=self.graph.largest,
@@ -225,11 +238,11 @@ class TransposedGraph(LinearOperator):
 
 
 class ShiftedGraph(LinearOperator):
-    """The matrix a I + M of a number and a graph, whose product is a pass and a sparse product.
+    """The matrix a I + f M of a graph matrix M, with a product in two passes over memory.
 
     Args:
-        graph (Graph): The graph, with weights in the order of its pattern.
-        factor (float): What the weights are multiplied with.
+        graph (Graph): The matrix M.
+        factor (float): The number f.
         number (float): The number a.
     """
 
@@ -257,7 +270,8 @@ class ShiftedGraph(LinearOperator):
 
 
 def fused(operator: LinearOperator) -> LinearOperator:
-    """The same matrix with a faster product, where it is a graph and multiples of the identity."""
+    """A :class:`ShiftedGraph` if I - cJ is a graph plus multiples of the identity; else unchanged.
+    """
     if type(operator) is not Shifted:
         return operator
     J = operator.operator
@@ -283,5 +297,5 @@ def fused(operator: LinearOperator) -> LinearOperator:
 
 
 def _flat(moved: Tensor) -> Tensor:
-    """The state with its nodes first and everything else in one dimension."""
+    """The state with its nodes first and all other dimensions flattened into the second."""
     return moved.reshape(moved.size(0), math.prod(moved.shape[1:]))

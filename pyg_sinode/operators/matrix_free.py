@@ -1,4 +1,4 @@
-"""How does any linear callable or module become an operator?"""
+"""How is a linear function or module used as an operator?"""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .function import Function
 class MatrixFree(LinearOperator):
     r"""A linear function or module as an operator, :math:`J u = f(u; \theta)`.
 
-    Its transpose is the vector-Jacobian product by autograd. Linearity is checked once, on random
-    vectors, before the first integration.
+    The product with the transpose is the vector-Jacobian product of autograd. Before the first
+    integration, fn is checked to be linear, by products with random vectors.
 
     Args:
-        fn (callable or torch.nn.Module): Called as ``fn(u, *tensors)``; a module as ``fn(u)``, and
-            its parameters are the tensors.
-        *tensors (Tensor): What the function depends on and should receive gradients.
-        dim (int or tuple of int): The dimensions that the function mixes, counted from the end.
+        fn (callable or torch.nn.Module): Called as ``fn(u, *tensors)``. A module is called as
+            ``fn(u)``; its parameters are the tensors.
+        *tensors (Tensor): The tensors that the function depends on; they receive gradients.
+        dim (int or tuple of int): The dimensions of the state that fn mixes, negative.
             (default: :obj:`-1`)
 
     Raises:
-        TypeError: if fn cannot be called, or a tensor is not real floating.
-        ValueError: by :meth:`check`, if fn(0) is not zero, or fn is not linear, changes the shape,
-            or mixes other dimensions than it should.
+        TypeError: if fn is not callable, or a tensor is not of a real floating dtype.
+        ValueError: before the first integration, if fn(0) is not zero, or fn is not linear, changes
+            the shape, or mixes dimensions other than :obj:`dim`.
     """
 
     def __init__(self, fn: Callable[..., Tensor], *tensors: Tensor,
@@ -47,7 +47,7 @@ class MatrixFree(LinearOperator):
 
     @property
     def fn(self) -> Callable[..., Tensor]:
-        """The function or module."""
+        """The function or module fn."""
         return self.function.fn
 
     @property
@@ -102,7 +102,7 @@ class MatrixFree(LinearOperator):
             raise ValueError("Expected a function that leaves its argument as it is in MatrixFree "
                              "(got one that changes it in place); return a new tensor.")
         kept, fy = fx.clone(), self.mv(y)
-        # A function may write each product into the memory of one before: copies are used then.
+        # If the function reuses the memory of an earlier product, products are copied.
         self._copies = shares_memory(fx, fy) or any(shares_memory(zero, f) for f in (fx, fy))
         fx, fy, fxy = kept, fy.clone(), self.mv(2.0 * x - 3.0 * y)
         error = (fxy - (2.0 * fx - 3.0 * fy)).abs().amax() if x.numel() else x.new_zeros(())
@@ -114,7 +114,7 @@ class MatrixFree(LinearOperator):
         self._check_columns(x, fx, generator)
 
     def _check_columns(self, x: Tensor, fx: Tensor, generator: torch.Generator) -> None:
-        """Some columns must neither reach nor need the others: a solve treats each on its own."""
+        """Right-hand sides must not depend on each other, since each is solved separately."""
         columns = [1 if at - x.dim() in self.dims else n for at, n in enumerate(x.shape)]
         some = torch.rand(columns, device=x.device, generator=generator) < 0.5
         if some.numel():

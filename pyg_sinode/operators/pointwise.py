@@ -1,4 +1,4 @@
-"""Which operators multiply every entry of the state by a number of its own?"""
+"""Which operators multiply each entry of the state by a number?"""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from .results import Entries
 
 
 class ScaledIdentity(LinearOperator):
-    r"""A multiple of the identity, :math:`J u = \alpha u`; its inverse is a division.
+    r"""A multiple of the identity, :math:`J u = \alpha u`; :math:`I - cJ` is inverted by division.
 
     Args:
-        alpha (float or Tensor): The factor, negative for a decay; a 0-dim tensor may be trained.
+        alpha (float or Tensor): The factor, negative for a decay; a 0-dim tensor receives
+            gradients.
 
     Shapes:
         - **alpha:** :math:`()`, per unit of time
@@ -36,7 +37,7 @@ class ScaledIdentity(LinearOperator):
 
     @property
     def alpha(self) -> Tensor | float:
-        """The factor."""
+        """The factor, as it was given."""
         return self.tensors[0] if self.tensors else self._alpha
 
     def mv(self, u: Tensor) -> Tensor:
@@ -68,19 +69,20 @@ class ScaledIdentity(LinearOperator):
 
     def to_coo(self, dim: int, size: int) -> Entries | None:
         alpha = detached(self.alpha)
-        # A Python number counts in full precision, whatever the default dtype.
+        # A Python number is kept in double precision, whatever the default dtype.
         d = alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
         return _diagonal_entries(d, size)
 
 
 class Diagonal(LinearOperator):
-    r"""A diagonal matrix, :math:`J u = d \odot u`; its inverse is a division.
+    r"""A diagonal matrix, :math:`J u = d \odot u`; :math:`I - cJ` is inverted by division.
 
     Args:
-        d (Tensor): The diagonal; broadcasts against the state.
+        d (Tensor): The diagonal, which broadcasts against the state; receives gradients.
 
     Shapes:
-        - **d:** any that broadcasts to that of the state, per unit of time
+        - **d:** any shape that broadcasts to the shape of the state, per unit of time
+        - **u:** any
     """
 
     def __init__(self, d: Tensor) -> None:
@@ -114,7 +116,7 @@ class Diagonal(LinearOperator):
 
     def to_coo(self, dim: int, size: int) -> Entries | None:
         d = self.tensors[0].detach()
-        # A diagonal that varies along a right-hand side gives every column its own matrix.
+        # A diagonal that varies along another dimension is a different matrix for each column.
         if any(length != 1 and at - d.dim() != dim for at, length in enumerate(d.shape)):
             return None
         return _diagonal_entries(d, size)

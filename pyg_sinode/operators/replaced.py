@@ -1,4 +1,4 @@
-"""Was a parameter of an operator replaced by ``torch.func.functional_call`` since it was built?"""
+"""Has ``torch.func.functional_call`` replaced a parameter that an operator still holds?"""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from .checks import leaves
 
 
 def refuse_replaced(tensors: Sequence[Tensor]) -> None:
-    """Refuses tensors made from a parameter that is replaced in a functional call now going on.
+    """Refuses tensors made from a parameter that an active functional call replaces.
 
-    An operator that a module built in its ``__init__`` holds the parameter of that time, which
-    would be used, and receive the gradient, in place of its replacement. Whose parameter it is
-    cannot be told any more: one that no module in the call has now, and that is like a replaced
-    one, is taken for it.
+    An operator built in a module's ``__init__`` holds the original parameter, which would be used
+    and receive the gradient instead of its replacement. Which module that parameter belongs to is
+    not known: one that no module in the call holds now, and that has the shape and dtype of a
+    replacement, is assumed to be replaced.
+
+    Args:
+        tensors (sequence of Tensor): The tensors of the operator.
 
     Raises:
-        ValueError: naming the remedy.
+        ValueError: if there is such a parameter.
     """
     calls = [frame.f_locals for frame in _functional_calls()]
     if not calls:
@@ -40,12 +43,12 @@ def refuse_replaced(tensors: Sequence[Tensor]) -> None:
 
 
 def is_replacing() -> bool:
-    """Whether a functional call is going on, after which modules have their own tensors again."""
+    """Whether a functional call is active, after which modules have their own tensors again."""
     return next(_functional_calls(), None) is not None
 
 
 def _parameters(tensors: Sequence[Tensor], new: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The parameters that some tensors are, or were made from but not by way of new ones."""
+    """The parameters among tensors, and those they were computed from, without the new ones."""
     known = {id(leaf) for x in new for leaf in leaves(x)}
     for tensor in tensors:
         if isinstance(tensor, Parameter):

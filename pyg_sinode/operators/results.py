@@ -1,4 +1,4 @@
-"""What does a solve give back, what are a matrix's entries, and how does a solve fail?"""
+"""What does a linear solve return, how are matrix entries stored, and how does a solve fail?"""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from torch import Tensor
 
 
 class SolveError(RuntimeError):
-    """A system that could not be solved to its tolerance.
+    """Base class of the errors of systems that were not solved to their tolerance.
+
+    Args:
+        message (str): The message.
+        iterations, residual, state: As the attributes.
 
     Attributes:
-        iterations (int): Iterations made, dimensionless.
-        residual (float): Largest residual of the best state.
-        state (Tensor or None): Best state found.
+        iterations (int): Number of iterations made. (default: :obj:`0`)
+        residual (float): Largest residual of :attr:`state`. (default: NaN)
+        state (Tensor or None): The best approximate solution. (default: :obj:`None`)
         time (float or None): Time at the start of the step, set by the integrator.
-        step (int or None): Number of the step, set by the integrator.
+        step (int or None): Number of the step, from 0, set by the integrator.
     """
 
     def __init__(self, message: str, *, iterations: int = 0, residual: float = math.nan,
@@ -29,13 +33,21 @@ class SolveError(RuntimeError):
 
 
 class LinearSolveError(SolveError):
-    r"""A linear system that could not be solved: its residual is that of the worst column,
-    :math:`\Vert b - Ax \Vert`.
+    r"""A linear system was not solved to its tolerance.
+
+    :attr:`residual` is the largest norm :math:`\Vert b - Ax \Vert_2` of a column. The other
+    attributes are :attr:`iterations`, :attr:`state` (the best solution), :attr:`time` (at the start
+    of the step) and :attr:`step` (its number, from 0).
     """
 
 
 class Entries(NamedTuple):
-    """A matrix as coordinates; duplicates add up."""
+    """A sparse matrix in coordinate format; duplicate entries add up.
+
+    Args:
+        row, col (Tensor): The row and the column of each entry, integers.
+        value (Tensor): The value of each entry.
+    """
 
     row: Tensor
     col: Tensor
@@ -43,7 +55,7 @@ class Entries(NamedTuple):
 
 
 def dense_matrix(entries: Entries, size: int, like: Tensor) -> Tensor:
-    """The entries as a dense matrix, in the dtype and on the device of a tensor."""
+    """The entries as a dense matrix, in the dtype and on the device of ``like``."""
     matrix = like.new_zeros(size, size)
     place = (entries.row.to(like.device), entries.col.to(like.device))
     return matrix.index_put_(place, entries.value.to(like), accumulate=True)
@@ -56,15 +68,19 @@ def equals_transpose(entries: Entries, size: int) -> bool:
     a, b = (torch.sparse_coo_tensor(torch.stack(at), value, (size, size),
                                     check_invariants=True).coalesce()
             for at in ((row, col), (col, row)))
-    # Weights such as 1/sqrt(d_i d_j) are multiplied in another order on the two sides.
+    # Weights such as 1/sqrt(d_i d_j) are rounded differently on the two sides.
     return torch.equal(a.indices(), b.indices()) and torch.allclose(
         a.values(), b.values(), rtol=eps, atol=0.0)
 
 
 class Solution(NamedTuple):
-    """What a solve gives: x, and per column the iterations and the true residual's norm.
+    """The result of a linear solve A x = b.
 
-    A closed inverse leaves both None.
+    Args:
+        x (Tensor): The solution.
+        iterations (Tensor or None): The number of iterations of each column; None if the inverse is
+            closed.
+        residual (Tensor or None): The norm of each column's true residual b - A x; None likewise.
     """
 
     x: Tensor

@@ -18,7 +18,7 @@ class Shifted(LinearOperator):
 
     Args:
         operator (LinearOperator): The operator J.
-        c (float): The step size times the diagonal coefficient of the scheme.
+        c (float): The step size times the diagonal coefficient of the scheme, in units of time.
     """
 
     def __init__(self, operator: LinearOperator, c: float) -> None:
@@ -57,7 +57,7 @@ class Shifted(LinearOperator):
         """Whether I - cJ is known to be symmetric and positive definite."""
         if not self.symmetric():
             return False
-        # A small margin: a bound that was itself computed may be off by rounding.
+        # A margin, since a computed bound has rounding errors.
         operator = self.operator if self.c >= 0 else -self.operator
         return abs(self.c) * operator.largest_eigenvalue() < 1.0 - 1e-3
 

@@ -1,4 +1,4 @@
-"""Which scheme has this name?"""
+"""Which scheme has a given name?"""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ __all__ = ["ALIASES", "MULTISTEP", "RUNGE_KUTTA", "SCHEMES", "IMEXMultistep", "I
 
 Scheme = IMEXTableau | IMEXMultistep
 SCHEMES: dict[str, Scheme] = {**RUNGE_KUTTA, **MULTISTEP}
-# The second to fifth are the names of Zhang, Liu and Maulik, "Semi-Implicit Neural Ordinary
+# The second to fifth are the names in Zhang, Liu and Maulik, "Semi-Implicit Neural Ordinary
 # Differential Equations" (2025).
 ALIASES = {"implicit_euler": "imex_euler", "imex_rk2": "ssp222", "imex_rk3": "ark324l2sa",
            "imex_rk4": "ark436l2sa", "imex_rk5": "ark548l2sa"}
 
 
 def get_scheme(method: str | Scheme) -> Scheme:
-    """Returns the scheme of that name or alias; a scheme comes back as it is.
+    """Returns the scheme with the given name or alias; a scheme is returned unchanged.
 
     Args:
         method (str, IMEXTableau or IMEXMultistep): A key of :obj:`SCHEMES` or :obj:`ALIASES`, or a
             scheme.
 
     Raises:
-        TypeError: If it is neither a string nor a scheme.
-        ValueError: If no scheme goes by that name.
+        TypeError: if method is neither a string nor a scheme.
+        ValueError: if no scheme has that name.
     """
     if isinstance(method, (IMEXTableau, IMEXMultistep)):
         return method

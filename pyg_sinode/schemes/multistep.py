@@ -1,4 +1,4 @@
-r"""Which implicit-explicit multistep schemes are published? A scheme is a constant here.
+r"""Which implicit-explicit multistep schemes are there? Each is a constant of this module.
 
 .. math::
     \sum_{j=0}^{s} a_j u_{n+1-j} = h \sum_{j=1}^{s} b_j G(t_{n+1-j}, u_{n+1-j})
@@ -18,12 +18,19 @@ from .tableau import IMEXTableau
 
 @dataclass(frozen=True, eq=False)
 class IMEXMultistep:
-    r"""A multistep scheme, checked when made; its coefficients are scaled so that a_0 = 1.
+    r"""An implicit-explicit (IMEX) multistep scheme for :math:`\dot{u} = G(t, u) + H(t, u)`.
 
-    It evaluates G once in a step, at the price of stability. With eigenvalues :math:`\lambda_G < 0`
-    of G and :math:`\lambda_J < 0` of J it is stable at every step size up to a ratio
-    :math:`\lambda_G / \lambda_J`; a :class:`SINODEConv` with ``implicit="decay"`` has a ratio of up
-    to 1 and is stable up to the given :math:`h \alpha` only (:math:`\alpha < 1`):
+    .. math::
+        \sum_{j=0}^{s} a_j u_{n+1-j} = h \sum_{j=1}^{s} b_j G(t_{n+1-j}, u_{n+1-j})
+        + h \sum_{j=0}^{1} c_j H(t_{n+1-j}, u_{n+1-j})
+
+    All steps must have the same size. The coefficients are checked and scaled to :math:`a_0 = 1`.
+
+    A multistep scheme evaluates G once per step but is less stable than a Runge-Kutta scheme. With
+    eigenvalues :math:`\lambda_G < 0` of G and :math:`\lambda_J < 0` of J, it is stable at every
+    step size if :math:`\lambda_G / \lambda_J` does not exceed the ratio in the table. For a
+    :class:`pyg_sinode.SINODEConv` with ``implicit="decay"`` that ratio can be as large as 1; it is
+    stable up to the :math:`h \alpha` in the table (:math:`\alpha < 1`):
 
     ========= ===== ===== ===== =====
     scheme    sbdf2 sbdf3 sbdf4 cnab2
@@ -33,17 +40,17 @@ class IMEXMultistep:
     ========= ===== ===== ===== =====
 
     Args:
-        name (str): The name in the literature.
-        order (int): The order.
-        a (tuple of float): :math:`a_0, \\ldots, a_s`.
-        b (tuple of float): :math:`b_1, \\ldots, b_s`.
-        c (tuple of float): :math:`c_0`, positive, and :math:`c_1`.
-        start (IMEXTableau): Makes the first s - 1 steps; of the same order, its first stage the
-            state itself.
-        reference (str): Where the coefficients were published.
+        name (str): The name of the scheme.
+        order (int): The order of accuracy.
+        a (tuple of float): The coefficients :math:`a_0, \ldots, a_s`.
+        b (tuple of float): The coefficients :math:`b_1, \ldots, b_s`.
+        c (tuple of float): The coefficients :math:`c_0` (positive) and :math:`c_1`.
+        start (IMEXTableau): The scheme of the first s - 1 steps, of the same order; its first stage
+            must be the state itself.
+        reference (str): The source of the coefficients. (default: :obj:`""`)
 
     Raises:
-        ValueError: If a number of coefficients or an order condition is wrong.
+        ValueError: if a number of coefficients is wrong or an order condition does not hold.
     """
 
     name: str
@@ -55,7 +62,7 @@ class IMEXMultistep:
     reference: str = ""
 
     def __post_init__(self) -> None:
-        """Scales the coefficients, and refuses those of no such scheme."""
+        """Scales and checks the coefficients."""
         s = len(self.a) - 1
         if s < 2 or len(self.b) != s or len(self.c) != 2:
             raise ValueError(f"IMEXMultistep {self.name!r} expects s + 1 numbers a, s numbers b, 2 "
@@ -68,7 +75,7 @@ class IMEXMultistep:
             scaled = tuple(x / self.a[0] for x in getattr(self, field))
             object.__setattr__(self, field, scaled)
         for power, (of_b, of_c) in enumerate(self._defects()):
-            if not (abs(of_b) <= 1e-12 and abs(of_c) <= 1e-12):  # nor if one is NaN
+            if not (abs(of_b) <= 1e-12 and abs(of_c) <= 1e-12):  # true for NaN
                 raise ValueError(f"IMEXMultistep {self.name!r} expects order {self.order} (got "
                                  f"defects of {of_b:.1e} and {of_c:.1e} for t^{power}); correct a "
                                  "coefficient or state a lower order.")
@@ -79,36 +86,36 @@ class IMEXMultistep:
 
     @property
     def embedded_order(self) -> int:
-        """The order of an estimate of the error: there is none."""
+        """The order of the error estimate, 0 since there is none."""
         return 0
 
     @property
     def interpolant(self) -> None:
-        """The polynomial between the ends of a step: there is none."""
+        """The interpolant within a step, None since there is none."""
         return None
 
     @property
     def equal_steps(self) -> bool:
-        """Whether all steps have to be of one size."""
+        """Whether all steps must have the same size (True)."""
         return True
 
     @property
     def live_values(self) -> int:
-        """How many values of G a step uses at one time, at most."""
+        """The largest number of values of G that are in use at the same time."""
         return self.start.stages + self.steps
 
     @property
     def steps(self) -> int:
-        """The number s of earlier states that a step uses."""
+        """The number s of states that a step uses."""
         return len(self.b)
 
     def chain(self, steps: int) -> int:
-        """How many evaluations of G the state after so many steps depends on, one in another."""
+        """The largest number of nested evaluations of G in the state after ``steps`` steps."""
         started = min(steps, self.steps - 1)
         return self.start.chain(started) + steps - started
 
     def _defects(self) -> list[tuple[float, float]]:
-        """What is left over when t^p is integrated from exact values at 1, 0, -1, ..."""
+        """The errors, explicit and implicit, for u = t^p, p = 0 to order, on t = 1, 0, -1, ..."""
         found = []
         for p in range(self.order + 1):
             left = sum(a * (1.0 - j) ** p for j, a in enumerate(self.a))

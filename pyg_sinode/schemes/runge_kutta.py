@@ -1,4 +1,4 @@
-"""Which implicit-explicit Runge-Kutta schemes are published? A scheme is a constant here."""
+"""Which implicit-explicit Runge-Kutta schemes are there? Each is a constant of this module."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from .tableau import IMEXTableau
 
 
 def _lower(*rows: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
-    """Puts a row of zeros above the rows of a lower triangle, and zeros behind each."""
+    """Completes the rows of a lower triangle with zeros, under a first row of zeros."""
     return tuple(row + (0,) * (len(rows) + 1 - len(row)) for row in ((), *rows))
 
 
-# The weights d_second were found here, by minimization: with them the larger of the two estimates
-# is at least a fifth of R(z) wherever |R(z)| > 1.5 in the left half-plane.
+# The weights d_second are not published: they were found by minimization, so that the larger of the
+# two error estimates is at least a fifth of |R(z)| wherever |R(z)| > 1.5 in the left half-plane.
 _ROOT = math.sqrt(2)
 _GAMMA = 1 - 1 / _ROOT
 _ASCHER = "Ascher, Ruuth and Spiteri (1997), doi:10.1016/S0168-9274(97)00056-1"

@@ -1,4 +1,4 @@
-"""Which coefficients make an implicit-explicit Runge-Kutta scheme, and are they right?"""
+"""Which coefficients define an implicit-explicit Runge-Kutta scheme, and are they correct?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-Coefficients = Any  # any array_like when given; a read-only float64 array when read
+Coefficients = Any  # array_like as an argument; a read-only float64 array as an attribute
 MAX_ORDER = 5  # the highest order whose conditions are checked
 TOLERANCE = 1e-12  # the largest residual of a condition that is accepted
 ROUNDING = 1e-14  # numbers closer than this are equal
@@ -20,7 +20,7 @@ ROUNDING = 1e-14  # numbers closer than this are equal
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IMEXTableau:
-    r"""An additive Runge-Kutta scheme for :math:`\dot{u} = G(t, u) + J u`, checked when made.
+    r"""An implicit-explicit (IMEX) Runge-Kutta scheme for :math:`\dot{u} = G(t, u) + J u`.
 
     .. math::
         (I - h \tilde{a}_{ii} J) U_i &= u_n + h \sum_{j<i} \left( a_{ij} G_j
@@ -28,26 +28,34 @@ class IMEXTableau:
 
         u_{n+1} &= u_n + h \sum_j \left( b_j G_j + \tilde{b}_j J U_j \right)
 
-    Coefficients within :math:`10^{-14}` of zero are stored as zero: "used" means "not zero".
+    The coefficients are checked, and those within :math:`10^{-14}` of zero are stored as zero; a
+    stage or value with zero coefficients only is not computed.
 
     Args:
-        name (str): The name in the literature.
-        order (int): The order, 1 to 5; all coupled conditions up to it must hold.
-        a_explicit, a_implicit (array_like): :math:`a`, strictly lower triangular, and
-            :math:`\tilde{a}`, lower triangular, of shape :obj:`(s, s)`.
-        b_explicit, b_implicit (array_like): :math:`b` and :math:`\tilde{b}`, of shape :obj:`(s,)`.
-        b_embedded, b_embedded_implicit (array_like, optional): The weights of a second solution,
-            to estimate the error; the latter is by default the former.
-        dense_output (array_like, optional): Entry :obj:`[j, k]` is the coefficient of
-            :math:`\theta^{k+1}` in both weights of stage :obj:`j` at :math:`t_n + \theta h`.
-        d_second (array_like, optional): The weights of a second estimate of the error,
-            :math:`h \sum_{i \le s+1} d_i G_i` with G at the step's end as :math:`G_{s+1}`, of shape
-            :obj:`(s + 1,)`; of the order of the embedded weights, for the rates of G at which
-            the difference of these from b vanishes though the step is unstable.
-        reference (str): Where the coefficients were published.
+        name (str): The name of the scheme.
+        order (int): The order of accuracy, 1 to 5; all coupled order conditions up to it must hold.
+        a_explicit (array_like): The matrix :math:`a`, strictly lower triangular, of shape
+            :obj:`(s, s)`.
+        a_implicit (array_like): The matrix :math:`\tilde{a}`, lower triangular, of shape
+            :obj:`(s, s)`.
+        b_explicit (array_like): The weights :math:`b`, of shape :obj:`(s,)`.
+        b_implicit (array_like): The weights :math:`\tilde{b}`, of shape :obj:`(s,)`.
+        b_embedded (array_like, optional): The weights of the embedded solution, for an error
+            estimate; no estimate if None. (default: :obj:`None`)
+        b_embedded_implicit (array_like, optional): Its weights for the implicit term; those of
+            :obj:`b_embedded` if None. (default: :obj:`None`)
+        dense_output (array_like, optional): The coefficients of the interpolant at :math:`t_n +
+            \theta h`: entry :obj:`[j, k]` is that of :math:`\theta^{k+1}` in both weights of stage
+            :obj:`j`. (default: :obj:`None`)
+        d_second (array_like, optional): The weights of a second error estimate :math:`h \sum_{i \le
+            s+1} d_i G_i`, of shape :obj:`(s + 1,)`, where :math:`G_{s+1}` is G at the end of the
+            step. It must vanish to the order of the embedded weights. It detects unstable steps for
+            which the first estimate happens to vanish. (default: :obj:`None`)
+        reference (str): The source of the coefficients. (default: :obj:`""`)
 
     Raises:
-        ValueError: If a shape, a triangle or an order condition is wrong, or a number not finite.
+        ValueError: if a shape is wrong, a matrix is not (strictly) lower triangular, an order
+            condition does not hold, or a number is not finite.
     """
 
     name: str
@@ -63,7 +71,7 @@ class IMEXTableau:
     reference: str = ""
 
     def __post_init__(self) -> None:
-        """Stores the coefficients as read-only arrays, and refuses those of no such scheme."""
+        """Stores the coefficients as read-only arrays and checks them."""
         if self.b_embedded_implicit is None:
             object.__setattr__(self, "b_embedded_implicit", self.b_embedded)
         for field in fields(self):
@@ -81,11 +89,11 @@ class IMEXTableau:
             _check_second(self)
 
     def __reduce__(self) -> tuple[type[IMEXTableau], tuple[object, ...]]:
-        """Makes copies anew: numpy would bring the arrays back writeable from a pickle."""
+        """Copies by calling the constructor, since numpy unpickles arrays as writeable."""
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def __repr__(self) -> str:
-        """Names the scheme without its coefficients."""
+        """The name, order and number of stages, without the coefficients."""
         return f"{type(self).__name__}({self.name}, order={self.order}, stages={self.stages})"
 
     @property
@@ -95,76 +103,78 @@ class IMEXTableau:
 
     @cached_property
     def c_explicit(self) -> Array:
-        """The abscissae c of G: the row sums of the explicit matrix."""
+        """The abscissae c of G, which are the row sums of the explicit matrix."""
         return _to_array(self.name, "c_explicit", self.a_explicit.sum(axis=1))
 
     @cached_property
     def c_implicit(self) -> Array:
-        """The row sums of the implicit matrix (not c for every scheme: see ssp222)."""
+        """The abscissae of H, the row sums of the implicit matrix (not equal to c for ssp222)."""
         return _to_array(self.name, "c_implicit", self.a_implicit.sum(axis=1))
 
     @property
     def equal_steps(self) -> bool:
-        """Whether all steps have to be of one size."""
+        """Whether all steps must have the same size (False)."""
         return False
 
     @property
     def live_values(self) -> int:
-        """How many values of G a step uses at one time, at most."""
+        """The largest number of values of G that are in use at the same time."""
         return self.stages
 
     @cached_property
     def implicit_stages(self) -> tuple[bool, ...]:
-        """Which stages need a linear solve."""
+        """For each stage, whether it needs a solve."""
         return tuple((np.diag(self.a_implicit) != 0).tolist())
 
     @cached_property
     def constant_diagonal(self) -> bool:
-        """Whether all linear solves of a step share one matrix."""
+        """Whether all solves of a step have the same matrix, I - h gamma J."""
         diagonal = [value for value in np.diag(self.a_implicit) if value != 0]
         return not diagonal or _same(diagonal, diagonal[0])
 
     def continues(self, *, alone: bool) -> bool:
-        """Whether the last stage is the state at the end, and its H the first of the next step.
+        """Whether the last stage is the state at the end of the step, so that its H can be reused.
+
+        The next step then uses it as the H of its first stage.
 
         Args:
-            alone (bool): Whether there is no G.
+            alone (bool): Whether there is no explicit term G.
         """
         accurate = self.stiffly_accurate if alone else self.globally_stiffly_accurate
         return accurate and not self.a_implicit[0].any() and _same(self.c_implicit[-1], 1)
 
     @cached_property
     def stiffly_accurate(self) -> bool:
-        """Whether the implicit weights are the last row of their matrix."""
+        """Whether the implicit weights equal the last row of the implicit matrix."""
         return _same(self.b_implicit, self.a_implicit[-1])
 
     @cached_property
     def globally_stiffly_accurate(self) -> bool:
-        """Whether that holds in both parts: the last stage is then the step's result."""
+        """Whether both weights equal the last rows, so that the last stage is the step's result."""
         return self.stiffly_accurate and _same(self.b_explicit, self.a_explicit[-1])
 
     @cached_property
     def needs_explicit(self) -> tuple[bool, ...]:
-        """Whether a later stage or a weight b (not an embedded one) uses G at each stage."""
+        """For each stage, whether a later stage or the weights b use its G."""
         return _used(self.a_explicit, self.b_explicit)
 
     @cached_property
     def needs_implicit(self) -> tuple[bool, ...]:
-        """Whether a later stage or an implicit weight (not an embedded one) uses each J U."""
+        """For each stage, whether a later stage or the implicit weights use its J U."""
         return _used(self.a_implicit, self.b_implicit)
 
     @cached_property
     def needs_stage(self) -> tuple[bool, ...]:
-        """Whether either of these holds, for each stage."""
+        """For each stage, whether its G or its J U is used."""
         return tuple(g or j for g, j in zip(self.needs_explicit, self.needs_implicit, strict=True))
 
     @property
     def explicit_evaluations(self) -> int:
-        """The number of evaluations of G in a step."""
+        """The number of evaluations of G per step."""
         return sum(self.needs_explicit)
 
     def chain(self, steps: int) -> int:
-        """How many evaluations of G the state after so many steps depends on, one in another."""
+        """The largest number of nested evaluations of G in the state after ``steps`` steps."""
         depth: list[int] = []
         for i in range(self.stages):
             depth.append(self._deepest(self.a_explicit[i, :i], self.a_implicit[i, :i], depth))
@@ -178,7 +188,7 @@ class IMEXTableau:
 
     @cached_property
     def embedded_order(self) -> int:
-        """The order of the embedded weights, 0 where there are none."""
+        """The order of the embedded solution; 0 if there is none."""
         if self.b_embedded is None:
             return 0
         return max((q for q in range(1, self.order + 1) if all(
@@ -187,16 +197,17 @@ class IMEXTableau:
 
     @cached_property
     def starts_with_state(self) -> bool:
-        """Whether the first stage is the state itself."""
+        """Whether the first stage is the state at the start of the step."""
         return not (self.a_explicit[0].any() or self.a_implicit[0].any())
 
     @cached_property
     def interpolant(self) -> tuple[Array, Array] | None:
-        r"""The coefficients of :math:`\theta^{k+1}` in the weights of G_j and of J U_j.
+        r"""The coefficients of :math:`\theta^{k+1}` in the weights of G and of J U at each stage.
 
-        They are :obj:`dense_output`; without it, the cubic Hermite polynomial where the scheme is
-        globally stiffly accurate and starts with the state itself; else None. Hermite's needs
-        J u at both ends, which is bounded for a stiff J only if the step's result is a stage.
+        They are :obj:`dense_output` if it is given. Else they are those of the cubic Hermite
+        polynomial if the scheme is globally stiffly accurate and starts with the state itself, else
+        None. The Hermite polynomial needs J u at both ends of the step, which is bounded for a
+        stiff J only if the result of the step is a stage.
         """
         if self.dense_output is not None:
             return self.dense_output, self.dense_output
@@ -204,33 +215,37 @@ class IMEXTableau:
                 and _same(self.c_explicit[-1], 1)):
             return None
         ends = np.zeros((self.stages, 3))
-        ends[0] += 1, -2, 1  # theta - 2 theta^2 + theta^3, of the slope at the start
+        ends[0] += 1, -2, 1  # theta - 2 theta^2 + theta^3 multiplies the slope at the start
         ends[-1] += 0, -1, 1
         rise = np.array([0, 3, -2])
         return ends + np.outer(self.b_explicit, rise), ends + np.outer(self.b_implicit, rise)
 
 
 def order_conditions(tableau: IMEXTableau, order: int, embedded: bool = False) -> dict[str, float]:
-    r"""Returns the residual of every coupled order condition up to an order, by tree.
+    r"""Returns the residuals of all coupled order conditions up to an order, by rooted tree.
 
     .. math::
         \sum_i b^{\mathrm{root}(\tau)}_i \Phi_i(\tau) = \frac{1}{\gamma(\tau)}, \qquad
         \Phi_i(\tau) = \prod_{\sigma\ \mathrm{child\ of}\ \tau} \sum_j
         a^{\mathrm{root}(\sigma)}_{ij} \Phi_j(\sigma)
 
-    for every rooted tree :math:`\tau` with nodes coloured E (explicit) or I (implicit); its
-    density :math:`\gamma` is its size times its children's densities. ``I[E,E]`` stands for
-    :math:`\sum_i \tilde{b}_i c_i^2 = 1/3`. The time in G is an unknown with derivative 1 in
-    the explicit part, hence a leaf E, and nothing is assumed of the row sums.
+    There is one condition for every rooted tree :math:`\tau` with nodes coloured E (explicit) or I
+    (implicit). The density :math:`\gamma` of a tree is its size times the densities of its
+    children. For example, ``I[E,E]`` is the condition :math:`\sum_i \tilde{b}_i c_i^2 = 1/3`. The
+    time in G is treated as a component of u with derivative 1 in the explicit part, hence a leaf E;
+    nothing is assumed about the row sums.
     Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.15.
 
     Args:
         tableau (IMEXTableau): The scheme.
-        order (int): The largest size of tree, 1 to 5.
-        embedded (bool, optional): Whether to take the embedded weights. (default: :obj:`False`)
+        order (int): The largest size of a tree, 1 to 5.
+        embedded (bool, optional): Whether to use the embedded weights. (default: :obj:`False`)
+
+    Returns:
+        dict: The residual, left side minus right side, by the name of the tree.
 
     Raises:
-        ValueError: If the order is not supported, or there are no embedded weights.
+        ValueError: if the order is not supported, or there are no embedded weights.
     """
     if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= MAX_ORDER:
         expected = f"order to be an int from 1 to {MAX_ORDER}, the highest that can be checked"
@@ -246,8 +261,8 @@ def order_conditions(tableau: IMEXTableau, order: int, embedded: bool = False) -
 
 
 def _elementary(matrices: dict[str, Array], order: int) -> Iterator[tuple[str, Array, int]]:
-    r"""Every coloured tree up to a size, its :math:`\Phi_i` at each stage and its density."""
-    below: dict[str, Array] = {}  # the sum over j, for a tree that hangs below stage i
+    r"""All coloured trees up to a size, with :math:`\Phi_i` at each stage and the density."""
+    below: dict[str, Array] = {}  # the sum over j, for a tree as a child at stage i
     for tree, children, density in _rooted_trees(order):
         phi = np.ones(len(matrices["E"]))
         for child in children:
@@ -258,7 +273,7 @@ def _elementary(matrices: dict[str, Array], order: int) -> Iterator[tuple[str, A
 
 @lru_cache
 def _rooted_trees(order: int) -> tuple[tuple[str, tuple[str, ...], int], ...]:
-    """Returns name, children and density of every coloured tree up to a size, small ones first."""
+    """Name, children and density of all coloured trees up to a size, in order of size."""
     density: dict[str, int] = {}
     by_size: list[dict[str, tuple[str, ...]]] = []
     forests: list[set[tuple[str, ...]]] = [{()}]  # sorted trees, by their total size
@@ -315,7 +330,7 @@ def _check_form(tableau: IMEXTableau) -> None:
 
 
 def _check_second(tableau: IMEXTableau) -> None:
-    """Refuses a second estimate that is not zero to the order of the embedded weights."""
+    """Refuses a second error estimate that does not vanish to the order of the embedded weights."""
     if not (tableau.starts_with_state and tableau.embedded_order):
         got = f"embedded order {tableau.embedded_order}, {tableau}"
         raise _error(tableau.name, "embedded weights and a first stage that is the state itself "

@@ -1,4 +1,4 @@
-"""How is I - cJ inverted? A linear solver turns an operator into the operator of its inverse."""
+"""How is I - cJ inverted? A linear solver maps an operator to its inverse, again an operator."""
 
 from ..operators import BlockDiagonal, LinearOperator, Shifted
 from .base import Inverse, Solver
@@ -14,23 +14,24 @@ from .newton import Newton, NewtonError
 __all__ = ["CG", "GMRES", "BiCGStab", "BlockJacobi", "Chebyshev", "Direct", "Inverse", "Jacobi",
            "Multigrid", "Newton", "NewtonError", "Solver", "default"]
 
-# Up to this ratio of radius to centre Chebyshev is as fast as CG on Cora's normalised Laplacian
-# (1.7 times as long on a random graph of a hundred thousand nodes), two to six times as fast as
-# GMRES on attention, and ends with it on directed graphs: examples/benchmarks/graph_solves.py.
+# Up to this ratio of radius to centre, Chebyshev takes as long as CG on Cora's normalised Laplacian
+# (1.7 times as long on a random graph of a hundred thousand nodes), is two to six times as fast as
+# GMRES on attention, and falls back to it on directed graphs: examples/benchmarks/graph_solves.py.
 SAFE = 0.95
 
 
 def default(operator: LinearOperator, c: float = 1.0) -> Solver:
-    """The solver for I - cJ that suits what the operator J knows of itself.
+    """The solver for I - cJ that suits the known properties of the operator J.
 
-    :class:`Direct` where J has a closed form; :class:`Chebyshev` where the eigenvalues of I - cJ
-    are known to lie in a disc that keeps away from zero; :class:`CG` where it is known to be
-    symmetric and positive definite; else :class:`GMRES`. The last two take :class:`BlockJacobi`
-    where a term of J is a :class:`pyg_sinode.operators.BlockDiagonal`.
+    It is :class:`Direct` if I - cJ has a closed-form inverse; else :class:`Chebyshev` if its
+    eigenvalues are known to lie in a disc away from zero; else :class:`CG` if it is known to be
+    symmetric and positive definite; else :class:`GMRES`. CG and GMRES are preconditioned by
+    :class:`BlockJacobi` if a term of J is a :class:`pyg_sinode.operators.BlockDiagonal`.
 
     Args:
         operator (LinearOperator): The operator J.
-        c (float): The step size times the diagonal coefficient of the scheme. (default: :obj:`1.0`)
+        c (float): The step size times the diagonal coefficient of the scheme, in units of time.
+            (default: :obj:`1.0`)
     """
     if operator.has_closed_inverse():
         return Direct()

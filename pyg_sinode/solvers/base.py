@@ -1,4 +1,4 @@
-"""What is a linear solver, and what does it give back?"""
+"""What is a linear solver, and what does it return?"""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from ..precision import full_precision, is_autocast
 
 
 class Inverse(LinearOperator):
-    """The inverse of an operator: again an operator, whose product is a solve.
+    """Base class of inverses: operators whose product is the solution of A x = b.
 
-    No gradient flows through it: the gradient of a solve is another solve, with its transpose.
+    The product is not differentiable: the integrator differentiates a solve by a solve with the
+    transpose. A subclass implements :meth:`solve` and :meth:`transpose`.
 
     Args:
-        operator (LinearOperator): The operator A that is inverted.
+        operator (LinearOperator): The operator A to invert.
 
     Attributes:
-        iterative (bool): Whether it iterates, and can use a guess.
+        iterative (bool): Whether the solve iterates and uses an initial guess.
     """
 
     iterative: bool = False
@@ -29,7 +30,16 @@ class Inverse(LinearOperator):
         self.operator, self.dims = operator, operator.dims
 
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
-        """The solution of A x = b, and what it took."""
+        """The solution of A x = b.
+
+        Args:
+            b (Tensor): The right-hand side, in the shape of a state.
+            guess (Tensor, optional): An initial guess of x, which may be ignored.
+                (default: :obj:`None`)
+
+        Returns:
+            Solution: The solution, and for an iterative solver the iterations and residuals.
+        """
         raise NotImplementedError
 
     def mv(self, u: Tensor) -> Tensor:
@@ -37,10 +47,10 @@ class Inverse(LinearOperator):
         return self.solve(u).x
 
     def check_named(self, u: Tensor) -> None:
-        """Refuses an inverse of what is trained as an operator J.
+        """Refuses this inverse as an operator J if its tensors require gradients.
 
         Raises:
-            ValueError: naming the remedy.
+            ValueError: if they do, since no gradient flows through an inverse.
         """
         if any(x.requires_grad for x in self.operator.tensors):
             raise ValueError(f"Expected an operator through which gradients flow (got {self!r}, an "
@@ -61,19 +71,19 @@ class Inverse(LinearOperator):
 
 
 class Solver(Protocol):
-    """Turns an operator into the operator of its inverse, or of what approximates it."""
+    """A linear solver or a preconditioner: maps an operator A to its (approximate) inverse."""
 
     def invert(self, operator: LinearOperator) -> Inverse:
-        """The inverse of an operator."""
+        """The inverse of an operator A, or an approximation of it."""
         ...
 
 
 class ClosedInverse(Inverse):
-    """An inverse that is an operator known in closed form, with no gradient.
+    """An inverse in closed form.
 
     Args:
-        operator (LinearOperator): The operator A that is inverted.
-        closed (LinearOperator): The operator of its inverse.
+        operator (LinearOperator): The operator A to invert.
+        closed (LinearOperator): The operator of the inverse.
     """
 
     def __init__(self, operator: LinearOperator, closed: LinearOperator) -> None:
@@ -81,7 +91,7 @@ class ClosedInverse(Inverse):
         self.closed = closed
 
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
-        """The solution of A x = b; a guess is of no use."""
+        """The solution of A x = b; the guess is ignored."""
         if torch.is_grad_enabled() or is_autocast(b.device):
             with torch.no_grad(), full_precision(b.device):
                 return self._solve(b)

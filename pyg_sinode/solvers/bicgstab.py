@@ -1,4 +1,4 @@
-"""How does the stabilised bi-conjugate gradient method solve a system in little memory?"""
+"""How does the stabilised biconjugate gradient method solve a nonsymmetric system?"""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from .krylov import Krylov, System, safe_divide
 
 @dataclass(frozen=True, repr=False)
 class BiCGStab(Krylov):
-    r"""The stabilised bi-conjugate gradient method, preconditioned from the right.
+    r"""The stabilised biconjugate gradient method with right preconditioning.
 
     Saad, `"Iterative Methods for Sparse Linear Systems" <https://doi.org/10.1137/1.9780898718003>`_
-    (2nd ed., 2003), Algorithm 7.7. Its memory does not grow with the iterations; each makes two
-    products. A column whose recurrence breaks down (:math:`(Ap, r_0^*) = 0`, :math:`\omega = 0` or
-    :math:`(r, r_0^*) = 0`) keeps the half step that it could make, and is started again from its
-    true residual; a failure carries the iterate of the least one. A column is solved when that is
+    (2nd ed., 2003), Algorithm 7.7. An iteration makes two products, and the memory does not grow
+    with their number. If the recurrence of a column breaks down (:math:`(Ap, r_0^*) = 0`,
+    :math:`\omega = 0` or :math:`(r, r_0^*) = 0`), the column keeps its half step and is restarted
+    from its true residual. An error holds the iterate of the smallest residual. A column is solved
+    when its true residual is
 
     .. math::
         \Vert b - Ax \Vert_2 \leq \max(rtol \, \Vert b \Vert_2,\ atol).
@@ -27,13 +28,14 @@ class BiCGStab(Krylov):
     Args:
         rtol (float, optional): Relative tolerance; 1e-10 in float64 and 1e-5 in float32 if None.
         atol (float): Absolute tolerance, in the unit of b. (default: :obj:`0.0`)
-        max_iter (int, optional): Largest number of iterations of a solve; ten times the unknowns of
-            a column if None.
-        preconditioner (Solver, optional): A solver such as :class:`Jacobi`.
+        max_iter (int, optional): Largest number of iterations of a solve; if None, ten times the
+            number of unknowns of a column. (default: :obj:`None`)
+        preconditioner (Solver, optional): A preconditioner such as :class:`Jacobi`.
+            (default: :obj:`None`)
 
     Raises:
         ValueError: if an argument is out of range.
-        LinearSolveError: by a solve, if it is not solved.
+        LinearSolveError: in a solve, if a column does not reach its tolerance.
     """
 
     rtol: float | None = None
@@ -74,9 +76,9 @@ class BiCGStab(Krylov):
         return rr.sqrt()
 
     def _shadow(self, system: System, r: Tensor, norm: Tensor) -> Tensor:
-        """The vector r0*: r itself at first, at a restart one on which neither r nor A r vanishes.
+        """The vector r0*: r at the start; at a restart one orthogonal to neither r nor A r.
 
-        With r again, a restart from omega = 0 would break down at once: (A r, r) is zero there.
+        With r again, a restart after omega = 0 would break down at once, since (A r, r) = 0.
         """
         if system.spent == 0:
             return r.clone()

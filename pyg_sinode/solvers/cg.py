@@ -24,15 +24,15 @@ class CG(Krylov):
     Args:
         rtol (float, optional): Relative tolerance; 1e-10 in float64 and 1e-5 in float32 if None.
         atol (float): Absolute tolerance, in the unit of b. (default: :obj:`0.0`)
-        max_iter (int, optional): Largest number of iterations of a solve; ten times the unknowns of
-            a column if None.
-        preconditioner (Solver, optional): A solver such as :class:`Jacobi`, whose inverse is
-            symmetric and positive definite.
+        max_iter (int, optional): Largest number of iterations of a solve; if None, ten times the
+            number of unknowns of a column. (default: :obj:`None`)
+        preconditioner (Solver, optional): A symmetric positive-definite preconditioner such as
+            :class:`Jacobi`. (default: :obj:`None`)
 
     Raises:
         ValueError: if an argument is out of range.
-        LinearSolveError: by a solve, if it is not solved, or the operator is seen not to be
-            positive definite.
+        LinearSolveError: in a solve, if a column does not reach its tolerance, or if the operator
+            is found not to be positive definite.
     """
 
     rtol: float | None = None
@@ -41,7 +41,7 @@ class CG(Krylov):
     preconditioner: Solver | None = None
 
     def cycle(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor:
-        """Iterates from the residual r until the recurrence's residual meets the target."""
+        """Iterates until the residual of the recurrence meets the target; see the base class."""
         dot, M, x = system.dot, system.precondition, system.x
         target = system.target.square()
         curvature = torch.ones_like(norm)

@@ -15,40 +15,41 @@ from .base import Solver
 from .gmres import GMRES
 from .krylov import Krylov, KrylovInverse, System
 
-# An iteration of GMRES takes some four times as long: Chebyshev goes on for more than this share of
-# what its bound promises.
+# An iteration of GMRES takes about four times as long: Chebyshev continues while it converges at
+# more than this fraction of the rate of its bound.
 PAYS = 0.3
 
 
 @dataclass(frozen=True, repr=False)
 class Chebyshev(Krylov):
-    r"""The Chebyshev semi-iteration, which takes no inner products.
+    r"""The Chebyshev semi-iteration, which needs no inner products.
 
     Saad, `"Iterative Methods for Sparse Linear Systems" <https://doi.org/10.1137/1.9780898718003>`_
-    (2nd ed., 2003), Algorithm 12.1. All eigenvalues have to lie in a disc of centre d and radius
-    :math:`\rho < d`. For eigenvalues on its diameter an iteration divides the residual by
-    :math:`(d + \sqrt{d^2 - \rho^2}) / \rho`; those of attention matrices lie near it. How many
-    iterations a solve takes is computed beforehand: the host waits for the device at their end. A
-    column is solved when its true residual is
+    (2nd ed., 2003), Algorithm 12.1. All eigenvalues must lie in a disc with centre d on the real
+    axis and radius :math:`\rho < d`. If they lie on its real diameter (those of attention matrices
+    lie near it), an iteration divides the residual by :math:`(d + \sqrt{d^2 - \rho^2}) / \rho`. The
+    number of iterations is computed from this bound beforehand, so that the host waits for the
+    device only at their end. A column is solved when its true residual is
 
     .. math::
         \Vert b - Ax \Vert_2 \leq \max(rtol \, \Vert b \Vert_2,\ atol).
 
-    Where it is not by then, eigenvalues lie off the diameter: the solve goes on while that pays,
-    and ends with :class:`GMRES`.
+    If it is larger after these iterations, because eigenvalues lie off the diameter, the iteration
+    continues while it converges fast enough, and then :class:`GMRES` continues.
 
     Args:
         rtol (float, optional): Relative tolerance; 1e-10 in float64 and 1e-5 in float32 if None.
         atol (float): Absolute tolerance, in the unit of b. (default: :obj:`0.0`)
-        max_iter (int, optional): Largest number of iterations of a solve; a thousand, and ten times
-            the unknowns of a column, if None.
+        max_iter (int, optional): Largest number of iterations of a solve; if None, a thousand plus
+            ten times the number of unknowns of a column. (default: :obj:`None`)
         disc (tuple of two floats, optional): The centre d and the radius :math:`\rho` for the
-            matrix that is inverted, in an integration I - cJ; if None those that it knows of
-            itself, as with a :class:`pyg_sinode.operators.Graph` that has a :obj:`radius`.
+            matrix to invert, which is I - cJ in an integration. If None, they are taken from the
+            operator; a :class:`pyg_sinode.operators.Graph` with a :obj:`radius` knows them.
+            (default: :obj:`None`)
 
     Raises:
         ValueError: if an argument is out of range, or no disc is known.
-        LinearSolveError: by a solve, if it is not solved.
+        LinearSolveError: in a solve, if a column does not reach its tolerance.
     """
 
     rtol: float | None = None
@@ -63,7 +64,7 @@ class Chebyshev(Krylov):
             _check_disc(self.disc)
 
     def invert(self, operator: LinearOperator) -> KrylovInverse:
-        """The inverse of an operator, iterated at each product."""
+        """The inverse of an operator, whose product is computed by the iteration."""
         if self.disc is not None:
             return super().invert(operator)
         disc = operator.disc()
@@ -74,11 +75,12 @@ class Chebyshev(Krylov):
         return KrylovInverse(dataclasses.replace(self, disc=disc), operator, None)
 
     def most(self, size: int) -> int:
-        """The largest number of iterations: how many it takes depends on the disc, not on size."""
+        """The default :obj:`max_iter`: the iterations depend on the disc more than on the size."""
         return 1000 + super().most(size)
 
     def cycle(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor | None:
-        """Iterates from the residual r as often as the bound says, and on while that pays."""
+        """Makes the iterations that the bound asks for, or hands over to GMRES; see the base class.
+        """
         assert self.disc is not None
         bound = _rate(self.disc)
         left, rate = _excess(norm, system.target, active), bound
@@ -86,16 +88,16 @@ class Chebyshev(Krylov):
             rate = (_excess(system.initial, system.target, active) - left) / system.spent
             if not rate > PAYS * bound:
                 return self._give_over(system, r, norm, active, worse=not rate > 0)
-        # The bound counts for the residual up to a factor of two.
+        # The bound holds for the residual up to a factor of two.
         count = max(1, math.ceil((left + math.log(2.0)) / rate))
         _iterate(system, r, self.disc, min(count, _longest(bound, r.dtype)), active)
-        return None  # the residual is first known by the product that tells its true value
+        return None  # the method has no residual of its own
 
     def _give_over(self, system: System, r: Tensor, norm: Tensor, active: Tensor, *, worse: bool
                    ) -> Tensor:
-        """Goes on with GMRES from now on; from zero where the residual has grown."""
+        """Continues with GMRES; from zero in columns whose residual has grown."""
         if worse:
-            grown = active & ~(norm < system.norm_b)  # so written, NaN has
+            grown = active & ~(norm < system.norm_b)  # true for NaN
             system.x = torch.where(grown, 0.0, system.x)
             r, norm = torch.where(grown, system.b, r), torch.where(grown, system.norm_b, norm)
         system.solver = GMRES(self.rtol, self.atol, max_iter=self.max_iter)
@@ -104,9 +106,9 @@ class Chebyshev(Krylov):
 
 def _iterate(system: System, r: Tensor, disc: tuple[float, float], count: int, active: Tensor
              ) -> None:
-    """Makes so many iterations, or as many as are left.
+    """Makes ``count`` iterations, or fewer if the limit is reached.
 
-    The direction of Saad's algorithm is alpha e, so that one pass makes it of the residual.
+    The direction in Saad's algorithm is stored as alpha e, which saves a pass over memory.
     """
     center, radius = disc
     e, alpha, rho = r.mul_(active).clone(), 1.0 / center, radius / center
@@ -124,7 +126,7 @@ def _iterate(system: System, r: Tensor, disc: tuple[float, float], count: int, a
 
 
 def _rate(disc: tuple[float, float]) -> float:
-    """The logarithm by which an iteration divides the residual for eigenvalues on the diameter."""
+    """The logarithm of the residual's reduction per iteration, for eigenvalues on the diameter."""
     center, radius = disc
     if radius == 0.0:
         return math.inf
@@ -133,17 +135,17 @@ def _rate(disc: tuple[float, float]) -> float:
 
 
 def _longest(rate: float, dtype: torch.dtype) -> int:
-    """After so many iterations a residual cannot have grown by more than one over the precision.
+    """The number of iterations in which a residual can grow by 1 / eps at most.
 
-    For an eigenvalue elsewhere in the disc an iteration multiplies it by at most (1 + sqrt(2)) over
-    what it divides it by on the diameter.
+    For an eigenvalue anywhere in the disc, an iteration multiplies the residual by at most
+    (1 + sqrt(2)) divided by the reduction that holds on the diameter.
     """
     growth = math.log(1.0 + math.sqrt(2.0)) - rate
     return max(1, int(-math.log(torch.finfo(dtype).eps) / growth)) if growth > 0 else 2**31
 
 
 def _excess(norm: Tensor, target: Tensor, active: Tensor) -> float:
-    """The logarithm of the largest residual of an active column over its target."""
+    """The logarithm of the largest quotient of residual and target of the active columns."""
     largest = float(torch.where(active, norm / target, 1.0).max())
     return -math.inf if largest == 0 else math.log(largest)
 

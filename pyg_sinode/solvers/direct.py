@@ -1,4 +1,4 @@
-"""How is an operator inverted without iteration?"""
+"""How is an operator inverted by a closed form or a factorization?"""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .base import ClosedInverse, Inverse
 
 @dataclass(frozen=True)
 class Direct:
-    r"""Inverts by a closed form or a factorisation, made once and shared with the transpose.
+    r"""A direct solver: a closed form or a factorization, shared with the transpose.
 
-    The closed form of the operator (a division, a dense or banded LU) is taken where it has one.
-    Otherwise its entries are factorised at the first solve: by a dense LU where the matrix has at
-    most 64 rows or at least a tenth of its entries are stored, else by the sparse LU of SciPy
-    (SuperLU), on the CPU only. The fill-in of a sparse LU on a graph may be large; compare with
-    :class:`CG` and :class:`GMRES`.
+    If the operator has a closed-form inverse (a division, an FFT, a dense or banded LU), that is
+    used. Otherwise the matrix is factorized at the first solve: by a dense LU if it has at most 64
+    rows or if at least a tenth of its entries are stored, else by SciPy's sparse LU (SuperLU), on
+    the CPU only. A sparse LU of a graph can have large fill-in: compare with :class:`CG` and
+    :class:`GMRES`.
 
     Args:
-        dense (bool, optional): True factorises the entries by a dense LU and False by a sparse one,
-            though the operator have a closed form; None chooses. (default: :obj:`None`)
+        dense (bool, optional): True for a dense LU of the matrix and False for a sparse LU, even if
+            the operator has a closed form; None to choose as above. (default: :obj:`None`)
     """
 
     dense: bool | None = None
@@ -37,10 +37,14 @@ class Direct:
     def invert(self, operator: LinearOperator) -> Inverse:
         """The inverse of an operator.
 
+        Args:
+            operator (LinearOperator): The operator to invert.
+
         Raises:
             ValueError: if the operator has no closed inverse and is not one matrix along one
-                dimension (where only the entries can tell: at the first solve).
-            LinearSolveError: if it is singular (a factorisation of entries: at the first solve).
+                dimension. (If only its entries show that: at the first solve.)
+            LinearSolveError: if the operator is singular. (With a factorization of the entries: at
+                the first solve.)
         """
         with torch.no_grad():
             closed = operator.inverse() if self.dense is None else None
@@ -57,17 +61,22 @@ class Direct:
 
 
 class Factors:
-    """The factors of an operator's matrix, made when the first right-hand side tells its size."""
+    """The LU factors of an operator's matrix, computed at the first solve, when its size is known.
+
+    Args:
+        operator (LinearOperator): The operator.
+        dense (bool, optional): As in :class:`Direct`. (default: :obj:`None`)
+    """
 
     def __init__(self, operator: LinearOperator, dense: bool | None = None) -> None:
         self.operator, self.dense = operator, dense
         self._inverse: LinearOperator | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_inverse": None}  # nobody can pickle or copy SuperLU's factors
+        return self.__dict__ | {"_inverse": None}  # SuperLU's factors cannot be pickled or copied
 
     def inverse(self, b: Tensor) -> LinearOperator:
-        """The inverse operator from the factors."""
+        """The inverse operator, for a right-hand side like b."""
         if self._inverse is None:
             self._inverse = self._factorise(b)
         return self._inverse
@@ -93,12 +102,12 @@ class Factors:
 
 
 class FactoredInverse(Inverse):
-    """An inverse by factors that it shares with its transpose.
+    """An inverse by LU factors, which it shares with its transpose.
 
     Args:
-        operator (LinearOperator): The operator A that is inverted.
+        operator (LinearOperator): The operator A to invert.
         factors (Factors): The factors of A, or of its transpose.
-        transposed (bool): Whether they are those of its transpose. (default: :obj:`False`)
+        transposed (bool): Whether they are those of the transpose. (default: :obj:`False`)
     """
 
     def __init__(self, operator: LinearOperator, factors: Factors,
@@ -108,7 +117,7 @@ class FactoredInverse(Inverse):
 
     @torch.no_grad()
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
-        """The solution of A x = b; a guess is of no use."""
+        """The solution of A x = b; the guess is ignored."""
         if b.numel() == 0:
             return Solution(torch.zeros_like(b))
         inverse = self.factors.inverse(b)
@@ -120,15 +129,22 @@ class FactoredInverse(Inverse):
 
 
 class SparseInverse(LinearOperator):
-    """The inverse of a sparse matrix along a dimension, by SuperLU on the host."""
+    """The inverse of a sparse matrix along a dimension, by SuperLU on the host.
+
+    Args:
+        solve (callable): SciPy's solve with the factors.
+        dim (int): The dimension of the state, negative.
+        transposed (bool): Whether this is the inverse of the transposed matrix.
+            (default: :obj:`False`)
+    """
 
     def __init__(self, solve: Callable[..., Any], dim: int, transposed: bool = False) -> None:
         self.solve_host, self.transposed, self.dims = solve, transposed, (dim,)
 
     @classmethod
     def of(cls, entries: Entries, size: int, dtype: torch.dtype, dim: int) -> SparseInverse:
-        """Factorises; a matrix that is singular to rounding is a LinearSolveError."""
-        import scipy.sparse.linalg  # only here: it takes a while
+        """Factorizes a matrix; raises a LinearSolveError if it is singular to rounding."""
+        import scipy.sparse.linalg  # only here: a slow import
 
         row, col, value = (part.cpu().numpy() for part in entries)
         matrix = scipy.sparse.csc_matrix(

@@ -1,4 +1,4 @@
-"""How does the generalised minimal residual method solve a system that is not symmetric?"""
+"""How does the generalised minimal residual method solve a nonsymmetric system?"""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from .krylov import Krylov, System, safe_divide
 
 @dataclass(frozen=True, repr=False)
 class GMRES(Krylov):
-    r"""The restarted generalised minimal residual method, preconditioned from the right.
+    r"""The restarted generalised minimal residual method with right preconditioning.
 
     Saad, `"Iterative Methods for Sparse Linear Systems" <https://doi.org/10.1137/1.9780898718003>`_
     (2nd ed., 2003), Algorithm 9.5, with modified Gram-Schmidt and the Givens rotations of Section
-    6.5.3. It keeps :obj:`restart` + 1 states. A column is solved when its true residual is
+    6.5.3. It stores :obj:`restart` + 1 vectors of the size of the state. A column is solved when
+    its true residual is
 
     .. math::
         \Vert b - Ax \Vert_2 \leq \max(rtol \, \Vert b \Vert_2,\ atol).
@@ -26,14 +27,15 @@ class GMRES(Krylov):
     Args:
         rtol (float, optional): Relative tolerance; 1e-10 in float64 and 1e-5 in float32 if None.
         atol (float): Absolute tolerance, in the unit of b. (default: :obj:`0.0`)
-        restart (int): Iterations between restarts. (default: :obj:`30`)
-        max_iter (int, optional): Largest number of iterations of a solve, over all restarts; ten
-            times the unknowns of a column if None.
-        preconditioner (Solver, optional): A solver such as :class:`Jacobi`.
+        restart (int): Number of iterations between restarts. (default: :obj:`30`)
+        max_iter (int, optional): Largest number of iterations of a solve, over all restarts; if
+            None, ten times the number of unknowns of a column. (default: :obj:`None`)
+        preconditioner (Solver, optional): A preconditioner such as :class:`Jacobi`.
+            (default: :obj:`None`)
 
     Raises:
         ValueError: if an argument is out of range.
-        LinearSolveError: by a solve, if it is not solved.
+        LinearSolveError: in a solve, if a column does not reach its tolerance.
     """
 
     rtol: float | None = None
@@ -43,7 +45,7 @@ class GMRES(Krylov):
     preconditioner: Solver | None = None
 
     def cycle(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor:
-        """Iterates from the residual r to the restart, or until all columns meet the target."""
+        """Iterates until a restart, or until all columns meet the target; see the base class."""
         dot, M, A = system.dot, system.precondition, system.operator
         longest = min(self.restart, system.size, system.limit - system.spent)
         basis = [r * safe_divide(torch.ones_like(norm), norm, active)]      # 1.
@@ -54,7 +56,7 @@ class GMRES(Krylov):
             h = []
             for at, v in enumerate(basis):                                  # 4.
                 h.append(dot(w, v))
-                # Not in place at first: w may be the basis vector itself, if A is the identity.
+                # First not in place: w may be the basis vector itself, if A is the identity.
                 w = w.addcmul_(v, h[-1], value=-1) if at else w.addcmul(v, h[-1], value=-1)
             h.append(system.norm(w))                                        # 5.
             estimate, sound = least.append(h, active)
@@ -68,14 +70,14 @@ class GMRES(Krylov):
 
 
 class LeastSquares:
-    r"""Minimises :math:`\Vert \beta e_1 - \bar{H} y \Vert_2` for all columns as H grows.
+    r"""Minimises :math:`\Vert \beta e_1 - \bar{H} y \Vert_2` for all columns while H grows.
 
-    The rotations of a column are gathered in one orthogonal matrix Q: a new column of H then takes
-    one product with it, however many rotations came before. Where a column of the state is
-    finished, R gets identity rows, with 0 on the right, so that its y stays as it is.
+    The Givens rotations of each column of the state are accumulated in an orthogonal matrix Q, so
+    that a new column of H needs one product with Q. When a column of the state is finished, its R
+    gets rows of the identity with right-hand side 0, which leaves its y unchanged.
 
     Args:
-        beta (Tensor): Norm of each column's residual.
+        beta (Tensor): The norm of each column's residual.
 
     Shapes:
         - **beta:** :math:`(columns)`
@@ -84,14 +86,14 @@ class LeastSquares:
     def __init__(self, beta: Tensor) -> None:
         self.beta, self.estimate = beta, beta
         self.Q = beta.new_ones(beta.numel(), 1, 1)
-        self.R: list[Tensor] = []  # its columns, down to the diagonal
+        self.R: list[Tensor] = []  # the columns of R, down to the diagonal
         self.g: list[Tensor] = []
 
     def append(self, h: list[Tensor], active: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes a column of H; returns each column's residual norm, and whether it was usable.
+        """Appends a column h of H; returns each column's residual norm and whether h was usable.
 
-        It is not where the rotated column is zero to rounding: the operator is then singular on
-        the space spanned so far.
+        It is not usable if the rotated h is zero to rounding: then the operator is singular on the
+        current Krylov space.
         """
         k, eps = len(self.R), torch.finfo(self.beta.dtype).eps
         Q = pad(self.Q, (0, 1, 0, 1))
@@ -113,7 +115,7 @@ class LeastSquares:
         return self.estimate.reshape(active.shape), sound.reshape(active.shape)
 
     def solve(self, like: Tensor) -> list[Tensor]:
-        """The minimiser y, one tensor for each of its entries in the shape of the columns."""
+        """The minimiser y: for each of its entries a tensor with one number per column."""
         k = len(self.R)
         R = torch.stack([pad(column, (0, k - column.size(1))) for column in self.R], dim=2)
         y = torch.linalg.solve_triangular(R, torch.stack(self.g, dim=1).unsqueeze(2), upper=True)

@@ -1,4 +1,4 @@
-"""How is a Krylov solver preconditioned by the diagonal, or diagonal blocks, of its operator?"""
+"""How is a Krylov solver preconditioned by the diagonal or by diagonal blocks?"""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .base import Inverse
 
 @dataclass(frozen=True)
 class Jacobi:
-    """The Jacobi preconditioner: divides by the diagonal of the operator.
+    """The Jacobi preconditioner, which divides by the diagonal of the operator.
 
-    It pays where the diagonal varies widely, such as weighted degrees do; the diagonal of I - cJ
-    for a normalised adjacency is nearly constant, and nothing is gained there.
+    It reduces the number of iterations if the diagonal varies widely, as weighted degrees do. With
+    a normalised adjacency, the diagonal of I - cJ is nearly constant and nothing is gained.
     """
 
-    is_approximate: ClassVar[bool] = True  # a preconditioner, no solver
+    is_approximate: ClassVar[bool] = True  # a preconditioner, not a solver
 
     def invert(self, operator: LinearOperator) -> Inverse:
-        """The operator that divides by the diagonal of another."""
+        """The operator that divides by the diagonal of the given operator."""
         return JacobiInverse(operator)
 
 
 class JacobiInverse(Inverse):
-    """Division by the diagonal of an operator; its own transpose.
+    """Division by the diagonal of an operator.
 
     Args:
-        operator (LinearOperator): The operator whose diagonal it is.
+        operator (LinearOperator): The operator A.
     """
 
     def __init__(self, operator: LinearOperator) -> None:
@@ -42,10 +42,10 @@ class JacobiInverse(Inverse):
 
     @torch.no_grad()
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
-        """The quotient b / diag(A); a guess is of no use.
+        """The quotient b / diag(A); the guess is ignored.
 
         Raises:
-            ValueError: if the operator does not know its diagonal, or it has a zero.
+            ValueError: if the diagonal is unknown or has a zero.
         """
         key = b.shape, b.dtype, b.device
         if key not in self._divisors:
@@ -53,7 +53,7 @@ class JacobiInverse(Inverse):
         return Solution(b / self._divisors[key])
 
     def transpose(self) -> JacobiInverse:
-        """The same division: a matrix and its transpose have one diagonal."""
+        """This inverse itself: a matrix and its transpose have the same diagonal."""
         return self
 
     def _divisor(self, b: Tensor) -> Tensor:
@@ -70,25 +70,25 @@ class JacobiInverse(Inverse):
 
 @dataclass(frozen=True)
 class BlockJacobi:
-    """The block Jacobi preconditioner: solves with the diagonal blocks of the operator.
+    """The block Jacobi preconditioner, which solves with the diagonal blocks of the operator.
 
-    It suits the sum of a diffusion and of a stiff reaction, which is a block at every node.
+    It suits the sum of a diffusion and a stiff reaction, whose Jacobian is a block at each node.
 
     Args:
-        dim (int or tuple of int): The dimensions of the state that the blocks mix, counted from the
-            end. (default: :obj:`-1`)
+        dim (int or tuple of int): The dimensions of the state that a block mixes, negative.
+            (default: :obj:`-1`)
     """
 
-    is_approximate: ClassVar[bool] = True  # a preconditioner, no solver
+    is_approximate: ClassVar[bool] = True  # a preconditioner, not a solver
 
     dim: int | tuple[int, ...] = -1
 
     def __post_init__(self) -> None:
-        """Refuses dimensions that are not counted from the end."""
+        """Raises a ValueError if a dimension is not negative."""
         check_dims("BlockJacobi", self.dim)
 
     def invert(self, operator: LinearOperator) -> Inverse:
-        """The operator that solves with the diagonal blocks of another."""
+        """The operator that solves with the diagonal blocks of the given operator."""
         return BlockJacobiInverse(operator, check_dims("BlockJacobi", self.dim))
 
 
@@ -96,8 +96,8 @@ class BlockJacobiInverse(Inverse):
     """Solves with the diagonal blocks of an operator, from their LU factors.
 
     Args:
-        operator (LinearOperator): The operator whose blocks they are.
-        blocks (tuple of int): The dimensions that they mix.
+        operator (LinearOperator): The operator A.
+        blocks (tuple of int): The dimensions of the state that a block mixes, negative.
     """
 
     def __init__(self, operator: LinearOperator, blocks: tuple[int, ...]) -> None:
@@ -107,11 +107,11 @@ class BlockJacobiInverse(Inverse):
 
     @torch.no_grad()
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
-        """The solution with the blocks; a guess is of no use.
+        """The solution with the diagonal blocks; the guess is ignored.
 
         Raises:
-            ValueError: if the operator does not know its blocks.
-            LinearSolveError: if one of them is singular.
+            ValueError: if the blocks are unknown.
+            LinearSolveError: if a block is singular to rounding.
         """
         key = b.shape, b.dtype, b.device
         if key not in self._factors:
@@ -119,7 +119,7 @@ class BlockJacobiInverse(Inverse):
         return Solution(self._factors[key].mv(b))
 
     def transpose(self) -> Inverse:
-        """The solves with the transposed blocks."""
+        """The inverse of the transposed blocks, from the same factors."""
         other = BlockJacobiInverse(self.operator.T, self.along)
         other._factors = {key: found.transpose() for key, found in self._factors.items()}
         return other

@@ -1,4 +1,4 @@
-"""How are many right-hand sides iterated at once, and when does each of them count as solved?"""
+"""How are many right-hand sides iterated together, and when is each of them solved?"""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .base import Inverse, Solver
 
 
 class Krylov:
-    r"""What Krylov solvers share; a method is a frozen dataclass that gives :meth:`cycle`.
+    r"""Base class of iterative solvers: frozen dataclasses that implement :meth:`cycle`.
 
-    A column is everything of the state that lies outside the operator's :obj:`dims`. Each counts as
-    solved by its true residual, computed after the iteration,
+    Each index of the state's dimensions outside the operator's :obj:`dims` is a column, a
+    right-hand side of its own. It is solved when its true residual, computed after a cycle, is
 
     .. math::
         \Vert b - Ax \Vert_2 \leq \max(rtol \, \Vert b \Vert_2,\ atol).
 
-    Where the recurrence's residual converges, or falls, and the true one does not, the column is
-    restarted once from its true residual, then fails: rounding limits it. So does a column in which
-    neither changes.
+    If the residual of the recurrence has converged or decreases while the true residual does not,
+    rounding limits the accuracy: the column is restarted once from its true residual, then the
+    solve fails. The same holds for a column whose residuals both stagnate.
     """
 
     rtol: float | None
@@ -36,7 +36,7 @@ class Krylov:
     preconditioner: Solver | None
 
     def __post_init__(self) -> None:
-        """Refuses arguments out of range."""
+        """Raises a ValueError or TypeError if an argument is invalid."""
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -53,26 +53,30 @@ class Krylov:
                             f"{self.preconditioner!r}).")
 
     def invert(self, operator: LinearOperator) -> KrylovInverse:
-        """The inverse of an operator, iterated at each product."""
+        """The inverse of an operator, whose product is computed by the iteration."""
         if self.preconditioner is None:
             return KrylovInverse(self, operator, None)
         return KrylovInverse(self, operator, self.preconditioner.invert(operator))
 
     def most(self, size: int) -> int:
-        """The largest number of iterations for so many unknowns, where none is given."""
+        """The default of :obj:`max_iter` for columns of ``size`` unknowns."""
         return 10 * max(1, size)
 
     def cycle(self, system: System, r: Tensor, norm: Tensor, active: Tensor) -> Tensor | None:
-        """Improves ``system.x`` in its active columns, from their true residual to a restart.
+        """Iterates until the columns are solved or the method has to be restarted.
+
+        It updates ``system.x`` in place and calls ``system.advance`` or ``system.count`` once per
+        iteration.
 
         Args:
-            system (System): The system, whose ``advance`` counts the iterations.
-            r (Tensor): The residual of ``system.x``; may be overwritten.
-            norm (Tensor): Its norm per column.
-            active (Tensor): Which columns to iterate; the others stay as they are.
+            system (System): The system.
+            r (Tensor): The true residual of ``system.x``; may be overwritten.
+            norm (Tensor): The norm of r in each column.
+            active (Tensor): Which columns to iterate; the others must not change.
 
         Returns:
-            Tensor or None: Each column's residual norm by the method's own account, if it has one.
+            Tensor or None: The norm of each column's residual according to the recurrence of the
+            method; None if it has none.
         """
         raise NotImplementedError
 
@@ -84,11 +88,11 @@ class Krylov:
 
 
 class KrylovInverse(Inverse):
-    """An inverse that iterates at each product; its transpose iterates with the transposes.
+    """An inverse whose products are computed by a Krylov method.
 
     Args:
         solver (Krylov): The method and its tolerances.
-        operator (LinearOperator): The operator A that is inverted.
+        operator (LinearOperator): The operator A to invert.
         preconditioner (LinearOperator or None): An approximate inverse M of A.
     """
 
@@ -102,10 +106,15 @@ class KrylovInverse(Inverse):
     @torch.no_grad()
     @without_autocast
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
-        """The solution of A x = b from a guess; one that is worse than zero is not used.
+        """The solution of A x = b.
+
+        Args:
+            b (Tensor): The right-hand side.
+            guess (Tensor, optional): An initial guess, used in the columns where its residual is
+                smaller than that of zero. (default: :obj:`None`)
 
         Raises:
-            LinearSolveError: if a column's true residual does not reach the tolerance.
+            LinearSolveError: if the true residual of a column does not reach its tolerance.
         """
         self._check(b, guess)
         if b.numel() == 0:
@@ -134,17 +143,21 @@ class KrylovInverse(Inverse):
 
 
 class System:
-    """The system A x = b of all columns, scaled, as a method sees it while it iterates.
+    """The scaled systems A x = b of all columns, on which a method iterates.
 
-    Each column of b is divided by the power of two below its largest entry, so that squares of
-    norms neither under- nor overflow: gradients in float32 are often below 1e-20.
+    Each column of b is divided by the power of two below its largest entry, so that squared norms
+    neither under- nor overflow: gradients in float32 are often below 1e-20.
+
+    Args:
+        inverse (KrylovInverse): The method, the operator and the preconditioner.
+        b (Tensor): The right-hand side.
 
     Attributes:
         operator (LinearOperator): The operator A.
-        x (Tensor): The scaled solution so far; methods update it in place.
+        x (Tensor): The scaled approximate solution; methods update it in place.
         initial (Tensor): The residual norm of each column at the start.
-        target (Tensor): The residual norm at which a method may leave a column.
-        size (int): Unknowns per column.
+        target (Tensor): The residual norm at which a method may stop iterating a column.
+        size (int): The number of unknowns per column.
     """
 
     def __init__(self, inverse: KrylovInverse, b: Tensor) -> None:
@@ -164,27 +177,27 @@ class System:
         rtol = self.solver.rtol
         if rtol is None:
             rtol = default_rtol(b.dtype)
-        # Not the number over the scale, which would be its product with an infinite reciprocal.
+        # Not number / tensor, which multiplies by the reciprocal: that may be infinite.
         atol = torch.full_like(self.scale, self.solver.atol) / self.scale
         self.bound = (rtol * self.norm_b).clamp_min(atol)
-        # A method's own residual shrinks on below what rounding allows the true one, to underflow.
+        # The residual of a recurrence decreases even when rounding stops the true one: limit it.
         eps = torch.finfo(b.dtype).eps
         self.target = self.bound.clamp_min(1e-3 * eps * self.norm_b)
         self.limit = self.solver.max_iter or self.solver.most(self.size)
         self.spent = 0
-        self.best: Tensor | None = None  # the best x so far, once a cycle left a column unsolved
+        self.best: Tensor | None = None  # the best x, known once a cycle left a column unsolved
         self.best_norm = self._least = self.norm_b
         self._lowest: Tensor | None = None  # see `remember`
         self.iterations = torch.zeros_like(self.norm_b, dtype=torch.long)
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """The inner product of each column, its dimensions kept."""
-        if not self.dims:  # torch.sum over no dimensions would be one over all
+        """The inner product of each column, with the reduced dimensions kept."""
+        if not self.dims:  # torch.sum with dim=() sums over all dimensions
             return a * b
         return torch.mul(a, b, out=self._product).sum(dim=self.dims, keepdim=True)
 
     def norm(self, a: Tensor) -> Tensor:
-        """The Euclidean norm of each column, its dimensions kept."""
+        """The Euclidean norm of each column, with the reduced dimensions kept."""
         return self.dot(a, a).sqrt_()
 
     def subtract(self, r: Tensor, x: Tensor, alpha: float = 1.0) -> None:
@@ -192,13 +205,13 @@ class System:
         self.operator.add_product(r, x, -alpha)
 
     def precondition(self, r: Tensor) -> Tensor:
-        """The product with the preconditioner; r itself where there is none."""
+        """The product of the preconditioner with r; r itself if there is none."""
         return r if self.preconditioner is None else self.preconditioner.mv(r)
 
     def remember(self, rr: Tensor) -> None:
-        """Keeps the solution where its squared residual is the least since the cycle began.
+        """Stores x in the columns whose squared residual rr is the smallest of this cycle.
 
-        For methods whose residual may rise again: what they reached is what a failure carries.
+        For methods whose residual may increase: an error then holds the best iterate.
         """
         if self._lowest is None:
             self._least, self._lowest = rr, self.x.clone()
@@ -208,7 +221,7 @@ class System:
         self._lowest = torch.where(better, self.x, self._lowest)
 
     def count(self, active: Tensor) -> bool:
-        """Counts one more iteration of the active columns; False if none is left."""
+        """Counts an iteration of the active columns; False if the limit is reached."""
         if self.spent >= self.limit:
             return False
         self.spent += 1
@@ -216,14 +229,14 @@ class System:
         return True
 
     def advance(self, active: Tensor) -> bool:
-        """Counts one more iteration of the active columns; False if there is none, or none left."""
+        """As :meth:`count`; False also if no column is active."""
         return self.spent < self.limit and bool(active.any()) and self.count(active)
 
     def solve(self, guess: Tensor | None) -> Solution:
-        """Runs cycles of the method until each column's true residual is within its bound."""
+        """Runs cycles of the method until the true residual of each column is within its bound."""
         self.guess = guess
         r, norm = self._start()
-        active = ~(norm <= self.bound)  # so written, NaN stays active
+        active = ~(norm <= self.bound)  # true for NaN
         limited, stalled = torch.zeros_like(self.iterations), torch.zeros_like(self.iterations)
         unsolved = bool(active.any())
         while unsolved:
@@ -253,7 +266,7 @@ class System:
         else:
             self.x = self.guess / self.scale
             r, norm = self._residual(self.x)
-            # Zero where b is zero, and where a guess is worse than zero or not finite.
+            # Start from zero where b is zero, or the guess is worse than zero or not finite.
             better = norm < self.norm_b
             if not bool(better.all()):
                 self.x = torch.where(better, self.x, 0.0)
@@ -274,15 +287,16 @@ class System:
         self.best_norm = torch.where(better, norm, self.best_norm)
 
     def _first(self) -> Tensor:
-        """The solution from which the iteration started, which a failure may have to go back to."""
+        """The initial approximation, which is the best one if no iteration improved on it."""
         self.best_norm = self.initial
         if self.guess is None:
             return torch.zeros_like(self.b)
         return torch.where(self.initial < self.norm_b, self.guess / self.scale, 0.0)
 
     def _give_up(self, limited: Tensor, stalled: Tensor) -> None:
-        """Raises where a column is beyond help: at its floor, out of iterations or stalled."""
-        # Where rounding leaves next to nothing of a solution, the operator is as good as singular.
+        """Raises if a column cannot be solved: limited by rounding, out of iterations or stalled.
+        """
+        # If hardly any digit of the solution is right, the operator is singular to rounding.
         hopeless = limited & (self.best_norm > 0.1 * self.norm_b)
         limited, stalled = limited & ~hopeless, stalled | hopeless
         finer = "." if self.b.dtype == torch.float64 else ", or float64."
@@ -301,7 +315,7 @@ class System:
                 f"restart, a preconditioner or another step size{finer}", stalled)
 
     def _failure(self, what: str, remedy: str, where: Tensor | None = None) -> LinearSolveError:
-        """The error of a solve that failed, with the worst residual of the columns concerned."""
+        """The error of a failed solve, with the worst residual of the columns in ``where``."""
         norm, bound = self.best_norm, self.bound
         excess = torch.where(norm > bound, norm / bound, 0.0)
         worst = (excess if where is None else torch.where(where, excess, 0.0)).argmax()
@@ -310,13 +324,13 @@ class System:
                           f"{remedy}")
 
     def not_finite(self) -> LinearSolveError:
-        """The error of an operator or preconditioner that gives NaN or Inf."""
+        """The error for an operator or preconditioner whose product is NaN or Inf."""
         return self.error(
             f"Expected finite products in {self.solver!r} (got NaN or Inf by iteration "
             f"{self.spent}); look at the entries of the operator, or use float64.")
 
     def error(self, message: str) -> LinearSolveError:
-        """An error that carries the best state reached and its largest residual."""
+        """An error that holds the best solution and its largest residual."""
         best = self._first() if self.best is None else self.best
         return LinearSolveError(message, iterations=int(self.iterations.max()),
                                 residual=float((self.best_norm * self.scale).max()),
@@ -324,12 +338,12 @@ class System:
 
 
 def default_rtol(dtype: torch.dtype) -> float:
-    """The relative tolerance of a solver that was given none."""
+    """The default relative tolerance of iterative solvers."""
     return 1e-10 if dtype == torch.float64 else 1e-5
 
 
 def safe_divide(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
-    """The quotient where wanted, elsewhere zero whatever a and b are."""
+    """The quotient a / b where ``where`` is true, and zero elsewhere, even for NaN."""
     return torch.where(where, a / b, 0.0)
 
 

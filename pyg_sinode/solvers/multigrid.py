@@ -1,4 +1,4 @@
-"""How is a Krylov solver preconditioned on graphs where its iterations grow with their size?"""
+"""How is a Krylov solver preconditioned so that its iterations do not grow with the graph?"""
 
 from __future__ import annotations
 
@@ -18,36 +18,39 @@ from .base import Inverse
 
 @dataclass(frozen=True)
 class Multigrid:
-    r"""The algebraic multigrid preconditioner of smoothed aggregation, one V-cycle a product.
+    r"""The algebraic multigrid preconditioner by smoothed aggregation: one V-cycle per product.
 
     Vaněk, Mandel and Brezina, `"Algebraic Multigrid by Smoothed Aggregation for Second and Fourth
     Order Elliptic Problems" <https://doi.org/10.1007/BF02238511>`_ (Computing 56, 1996). The
-    package ``pyamg`` makes the coarse matrices, on the host; the cycles run on the device of the
-    state, on all right-hand sides at once, with one sweep of damped Jacobi before and after each
-    coarse correction, so that a cycle is symmetric and positive definite as :class:`CG` expects.
+    package ``pyamg`` computes the coarse matrices on the host. The cycles run on the device of the
+    state, for all right-hand sides together, with one sweep of damped Jacobi before and after each
+    coarse correction, so that a cycle is symmetric and positive definite, as :class:`CG` requires.
 
-    It pays for Poisson-like J with steps far above the stiffness, where iterations of :class:`CG`
-    grow with the diameter of the graph; not on graphs of small diameter.
+    Use it for Poisson-like J and step sizes far above the explicit stability limit, where the
+    iterations of :class:`CG` grow with the diameter of the graph. On graphs of small diameter it
+    does not reduce the time.
 
     Args:
-        max_coarse (int): From so many unknowns down a matrix is inverted. (default: :obj:`100`)
+        max_coarse (int): The largest matrix that is inverted directly, in unknowns.
+            (default: :obj:`100`)
 
     Raises:
-        ValueError: if the operator is not symmetric along one dimension, or has no entries.
+        ValueError: if the operator is not symmetric along one dimension, or its entries are not
+            known.
         ImportError: if ``pyamg`` is not installed.
     """
 
-    is_approximate: ClassVar[bool] = True  # a preconditioner, no solver
+    is_approximate: ClassVar[bool] = True  # a preconditioner, not a solver
 
     max_coarse: int = 100
 
     def __post_init__(self) -> None:
-        """Refuses arguments out of range."""
+        """Raises a ValueError if an argument is out of range."""
         if not isinstance(self.max_coarse, Integral) or self.max_coarse < 1:
             raise ValueError(f"Expected max_coarse from 1 up (got {self.max_coarse!r}).")
 
     def invert(self, operator: LinearOperator) -> MultigridInverse:
-        """The operator of one V-cycle."""
+        """The operator of one V-cycle for the given operator."""
         if len(operator.dims) != 1 or not operator.symmetric():
             raise ValueError("Expected an operator that is symmetric along one dimension for "
                              f"Multigrid (got {operator!r} along {operator.dims}); use Jacobi.")
@@ -55,11 +58,11 @@ class Multigrid:
 
 
 class MultigridInverse(Inverse):
-    """One V-cycle from zero; its own transpose.
+    """One V-cycle with initial guess zero.
 
     Args:
         operator (LinearOperator): The symmetric operator A.
-        max_coarse (int): From so many unknowns down a matrix is inverted.
+        max_coarse (int): The largest matrix that is inverted directly, in unknowns.
     """
 
     def __init__(self, operator: LinearOperator, max_coarse: int) -> None:
@@ -72,7 +75,7 @@ class MultigridInverse(Inverse):
 
     @torch.no_grad()
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
-        """The V-cycle for A x = b; a guess is of no use."""
+        """One V-cycle for A x = b; the guess is ignored."""
         (dim,) = self.dims
         key = b.size(dim), b.dtype, b.device
         if b.numel() == 0:
@@ -87,12 +90,13 @@ class MultigridInverse(Inverse):
         return Solution(x.view(moved.shape).movedim(0, dim))
 
     def transpose(self) -> MultigridInverse:
-        """The same cycle: it is symmetric."""
+        """This cycle itself, since it is symmetric."""
         return self
 
 
 class _Level(NamedTuple):
-    """A matrix of the hierarchy, how it is smoothed, and how it meets the next; or its inverse."""
+    """A level: the matrix, its smoother, prolongation and restriction; or the coarsest's inverse.
+    """
 
     A: Tensor
     damped: Tensor | None = None  # omega / diagonal
@@ -110,7 +114,7 @@ def _cycle(levels: list[_Level], at: int, b: Tensor) -> Tensor:
 
 
 def _hierarchy(operator: LinearOperator, b: Tensor, dim: int, max_coarse: int) -> list[_Level]:
-    import scipy.sparse  # only here: it takes a while
+    import scipy.sparse  # only here: a slow import
 
     try:
         import pyamg
@@ -131,7 +135,7 @@ def _hierarchy(operator: LinearOperator, b: Tensor, dim: int, max_coarse: int) -
     matrix.eliminate_zeros()
     if matrix.nnz == size:  # a diagonal matrix, which has nothing to aggregate
         return [_Level(_tensor(scipy.sparse.diags(1.0 / matrix.diagonal()), b))]
-    # It draws vectors for bounds on eigenvalues; the cycles shall be the same each time.
+    # pyamg draws random vectors to bound eigenvalues; a fixed seed makes the cycles reproducible.
     state = np.random.get_state()
     np.random.seed(0)
     try:
@@ -147,8 +151,8 @@ def _hierarchy(operator: LinearOperator, b: Tensor, dim: int, max_coarse: int) -
 def _level(level: Any, like: Tensor) -> _Level:
     A = level.A.tocsr()
     diagonal = A.diagonal()
-    # Gershgorin's bound on the eigenvalues of A divided by its diagonal; 4/3 of its inverse damps
-    # what oscillates, and stays below 2, so that the cycle is positive definite.
+    # The Gershgorin bound on the eigenvalues of D^-1 A; 4/3 of its inverse damps the oscillating
+    # modes and keeps the eigenvalues below 2, so that the cycle is positive definite.
     bound = float((np.asarray(abs(A).sum(axis=1)).ravel() / np.abs(diagonal)).max())
     damped = torch.from_numpy(4.0 / (3.0 * bound) / diagonal).to(like).unsqueeze(1)
     return _Level(_tensor(A, like), damped, _tensor(level.P, like), _tensor(level.P.T, like))

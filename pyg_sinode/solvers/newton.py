@@ -1,4 +1,4 @@
-"""How is a nonlinear system solved? By Newton's method, inexact or with factors that are reused."""
+"""How is a nonlinear system solved by Newton's method, inexact or with reused factorizations?"""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from ..operators import LinearOperator, LinearSolveError
 from ..operators.results import SolveError
 from .base import Solver
 
-SLOW = 0.2  # the rate of convergence from which on factors of another state are not trusted
-SUFFICIENT = 0.25  # the part of the decrease of a linear model that a trial has to reach
-NOISE = 64.0  # how many times the effect of a rounding of the state counts as one
+SLOW = 0.2  # a slower rate of convergence makes a new factorization
+SUFFICIENT = 0.25  # the fraction of the linear model's decrease that an update must reach
+NOISE = 64.0  # an error below this multiple of the effect of rounding counts as rounding
 SMALLEST = 2.0**-16  # the smallest fraction of an update that is tried
-# Tolerances of iterated solves, eta of Eisenstat and Walker: a step starts from a good guess.
+# Tolerances eta of iterative linear solves (Eisenstat and Walker); the initial guess is good.
 ETA_FIRST, ETA_MAX, ETA_MIN = 1e-2, 0.5, 1e-4
-GAMMA = 0.9  # of their choice 2, whose exponent is 2
+GAMMA = 0.9  # the factor in their choice 2, whose exponent is 2
 
 
 class NewtonError(SolveError):
-    r"""A nonlinear system that Newton's method could not solve: its residual is the largest entry
-    of :math:`U - r - c H(t, U)`.
+    r"""An implicit stage was not solved by Newton's method.
+
+    :attr:`residual` is the largest magnitude in :math:`U - r - c H(t, U)`. The other attributes are
+    :attr:`iterations`, :attr:`state` (the last iterate U), :attr:`time` (at the start of the step)
+    and :attr:`step` (its number, from 0).
     """
 
 
@@ -33,33 +36,35 @@ class NewtonError(SolveError):
 class Newton:
     r"""Newton's method for the implicit stages :math:`U = r + c H(t, U)`.
 
-    Every index of the dimensions that H does not mix is a system of its own, which stops by itself.
-    Where the derivative has a closed inverse (small dense blocks, or an operator that the user
-    gave) its factors serve several iterations and stages of a step while they converge by a factor
-    of 5 or more, and a system is solved when the error that is left in an entry is at most
+    Each index of the dimensions that H does not mix is a separate system with its own convergence
+    test. If :math:`I - c H_u` has a closed inverse (small dense blocks, or that of a given
+    Jacobian), one factorization is reused over several iterations and stages of a step, as long as
+    each iteration reduces the error by a factor of 5 or more. A system is solved when the estimated
+    error of each entry is at most
 
     .. math::
         atol + rtol \, \max_j |U_j|.
 
-    Otherwise the linear systems are iterated, each only as far as the present accuracy makes use of
-    (choice 2 of Eisenstat and Walker, `"Choosing the Forcing Terms in an Inexact Newton Method"
-    <https://doi.org/10.1137/0917003>`_, 1996), and the bound is that of the residual. Updates that
-    do not help, or lead to NaN, are halved.
+    Otherwise the linear systems are solved iteratively, with tolerances that decrease as Newton's
+    method converges (choice 2 of Eisenstat and Walker, `"Choosing the Forcing Terms in an Inexact
+    Newton Method" <https://doi.org/10.1137/0917003>`_, 1996), and the bound holds for the residual.
+    Updates that do not reduce the error enough, or that lead to NaN, are halved.
 
     Args:
-        rtol (float, optional): Relative tolerance; if None 1e-2 of the integration's tolerance at
-            every entry with adaptive steps, 100 units of rounding with equal ones.
+        rtol (float, optional): Relative tolerance. If None, 1e-2 of the tolerance of the
+            integration with adaptive steps, 100 units of rounding with equal steps.
             (default: :obj:`None`)
         atol (float): Absolute tolerance, in the unit of the state. (default: :obj:`0.0`)
         max_iter (int): Largest number of iterations of a stage. (default: :obj:`25`)
-        solver (Solver, optional): The linear solver; if None the closed form where there is one,
-            dense blocks of up to 64 rows included, else :class:`GMRES`. The tolerance of a Krylov
-            solver is chosen as above unless it has one of its own; that of a gradient is the
-            larger of :obj:`rtol` and the solver's default. (default: :obj:`None`)
-        line_search (bool): Whether to halve updates that do not help. (default: :obj:`True`)
+        solver (Solver, optional): The linear solver. If None, a closed form if there is one, dense
+            blocks of up to 64 rows, else :class:`GMRES`. The :obj:`rtol` of a Krylov solver is
+            chosen as above unless it is set; for gradients it is the larger of :obj:`rtol` here and
+            the solver's default. (default: :obj:`None`)
+        line_search (bool): Whether to halve updates that do not reduce the error enough. If False,
+            only updates that lead to NaN or Inf are halved. (default: :obj:`True`)
 
     Raises:
-        ValueError, TypeError: if an argument is out of range, or of another kind.
+        ValueError, TypeError: if an argument is out of range or of the wrong type.
         NewtonError: in an integration, if a stage is not solved.
     """
 
@@ -70,7 +75,7 @@ class Newton:
     line_search: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses arguments out of range."""
+        """Raises a ValueError or TypeError if an argument is invalid."""
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -89,12 +94,12 @@ class Newton:
 
     def solve(self, system: NonlinearSystem, start: Tensor, scale: Callable[[Tensor], Tensor]
               ) -> Tensor:
-        """The root of a system.
+        """The root of a nonlinear system.
 
         Args:
-            system (NonlinearSystem): What is to be zero, and its derivative.
-            start (Tensor): The state to start from.
-            scale (callable): From a state to the error that is allowed in each entry of it.
+            system (NonlinearSystem): The system and its Jacobian.
+            start (Tensor): The initial guess.
+            scale (callable): Maps a state to the error allowed in each of its entries.
 
         Raises:
             NewtonError: if one of the systems is not solved.
@@ -103,18 +108,18 @@ class Newton:
 
 
 class Point(Protocol):
-    """A state at which a system was evaluated."""
+    """The evaluation of a system at a state."""
 
     residual: Tensor  # detached
 
 
 class NonlinearSystem(Protocol):
-    """The system F(U) = 0 as Newton's method sees it.
+    """A system F(U) = 0, for Newton's method.
 
     Attributes:
-        dims: The dimensions that F mixes; every index of the others is a system of its own.
-        inverse: The inverse of F's derivative that is at hand, if there is one.
-        exact: Whether :meth:`linearize` takes the derivative itself, or what approximates it.
+        dims: The dimensions that F mixes; each index of the others is a separate system.
+        inverse: An inverse of F's Jacobian at an earlier state, if there is one.
+        exact: Whether :meth:`linearize` uses the exact Jacobian, not an approximation.
     """
 
     dims: tuple[int, ...]
@@ -122,11 +127,11 @@ class NonlinearSystem(Protocol):
     exact: bool
 
     def at(self, U: Tensor) -> Any:
-        """Evaluates F; gives a :class:`Point`."""
+        """Evaluates F at U; returns a :class:`Point`."""
         ...
 
     def linearize(self, point: Any, rtol: float) -> LinearOperator:
-        """The inverse of F's derivative at a point, to a tolerance where it is iterated."""
+        """The inverse of F's Jacobian at a point; rtol is the tolerance of an iterative one."""
         ...
 
     def solve(self, inverse: LinearOperator, b: Tensor) -> Tensor:
@@ -134,11 +139,12 @@ class NonlinearSystem(Protocol):
         ...
 
     def magnitude(self, U: Tensor) -> Tensor:
-        """The size of the terms that F is the difference of."""
+        """The magnitude of the terms whose difference is F."""
         ...
 
     def rounded(self, U: Tensor) -> Tensor:
-        """The size of the numbers whose rounding F shows, at least :meth:`magnitude`."""
+        """The magnitude of the numbers whose rounding errors affect F; at least :meth:`magnitude`.
+        """
         ...
 
     def count(self) -> None:
@@ -147,16 +153,16 @@ class NonlinearSystem(Protocol):
 
 
 class _Trial(NamedTuple):
-    """A state, its point, and what is measured there: the next update, or the residual."""
+    """A state, its evaluation, and the quantity x that measures it: next update or residual."""
 
     U: Tensor
     point: Any
     x: Tensor
-    size: Tensor  # of x, for each system, in units of what is allowed at the present state
+    size: Tensor  # the largest entry of x in each system, in units of the allowed error
 
 
 class _Iteration:
-    """One solve by Newton's method, of all systems at once."""
+    """One solve by Newton's method, of all systems together."""
 
     def __init__(self, newton: Newton, system: NonlinearSystem, start: Tensor,
                  scale: Callable[[Tensor], Tensor]) -> None:
@@ -177,7 +183,7 @@ class _Iteration:
 
     @property
     def iterated(self) -> bool:
-        """Whether linear systems are iterated."""
+        """Whether the linear systems are solved iteratively."""
         return getattr(self.inverse, "iterative", False)
 
     def run(self) -> Tensor:
@@ -189,32 +195,32 @@ class _Iteration:
                 if bool(live.any()):
                     raise self._error(f"{self.iterations} iterations were not enough")
             if not bool(live.any()):
-                # The last update of systems with factors comes for nothing.
+                # With a factorization, the next update is known: apply it.
                 return self.now.U if self.iterated else self.now.U - self._update(self.live)
             self.iterations += 1
             self.system.count()
             self._advance(live)
 
     def _error_left(self) -> Tensor:
-        """The error after the update that is at hand, or the residual, in units of the allowed."""
+        """The estimated error after the known update, or the residual, relative to the allowed."""
         if self.iterated:
             return self.now.size
-        # All further updates add up to rate / (1 - rate) of the next one, or more if the rate
-        # grows. Where it is not known to be small, the update tells of the error only if its
-        # factors are of this very state, or if it is zero.
+        # All updates after the next one sum to rate / (1 - rate) times that one, or more if the
+        # rate increases. If the rate is not known to be small, the size of the update bounds the
+        # error only with a factorization at this state, or if the update is zero.
         size = self.now.size
         unknown = size if self.fresh else torch.where(size == 0.0, 0.0, math.inf)
-        # One small rate tells nothing of the next where the derivative is an approximation.
+        # With an approximate Jacobian, one small rate does not predict the next.
         known = size * self.rate / SLOW if self.system.exact else size
         return torch.where(self.rate <= SLOW, known, unknown)
 
     def _update(self, live: Tensor) -> Tensor:
-        """The update of some systems, zero in the others."""
+        """The update of the live systems, zero in the others."""
         x = torch.where(live, self.now.x, 0.0)
         return self._solved(x) if self.iterated else x
 
     def _solved(self, b: Tensor) -> Tensor:
-        """The solution of a linear system with the derivative."""
+        """The solution of a linear system with the Jacobian."""
         assert self.inverse is not None
         try:
             return self.system.solve(self.inverse, b)
@@ -222,7 +228,7 @@ class _Iteration:
             raise self._error(f"a linear solve failed: {error}") from error
 
     def _advance(self, live: Tensor) -> None:
-        """Makes one update, shorter where that is needed."""
+        """Makes one update, shortened where necessary."""
         update = self._update(self.live)
         trial = self._trial(update)
         short = live & self._is_long(trial)
@@ -230,18 +236,18 @@ class _Iteration:
             self._accept(trial, live, self._rate(trial))
         elif self.fresh:
             self._shorten(update, live, short)
-        else:  # these factors were of another state
+        else:  # the factorization was of another state
             self._refresh()
 
     def _is_long(self, trial: _Trial, fraction: Tensor | float = 1.0) -> Tensor:
-        """Where an update leads to too little; without a line search, where it leads to NaN."""
+        """Where an update does not reduce the error enough, or (no line search) leads to NaN."""
         if not self.newton.line_search:
             return ~trial.size.isfinite()
         enough = 1.0 - SUFFICIENT * fraction * (1.0 - self.rtol if self.iterated else 1.0)
-        return ~(trial.size <= enough * self.now.size)  # so written, NaN is too long
+        return ~(trial.size <= enough * self.now.size)  # true for NaN
 
     def _shorten(self, update: Tensor, live: Tensor, short: Tensor) -> None:
-        """Halves the update of some systems until it helps."""
+        """Halves the update of the systems in ``short`` until it reduces their error."""
         if not bool(self.now.x.isfinite().all()):
             raise self._error("the derivative of U - c H is singular to rounding")
         at_floor = short & ~self._beyond_rounding(short)
@@ -259,11 +265,11 @@ class _Iteration:
         self._accept(trial, live, torch.where(fraction == 1.0, self._rate(trial), 1.0))
 
     def _rate(self, trial: _Trial) -> Tensor:
-        """The quotient of the sizes after and before an update."""
+        """The quotient of the sizes after and before an update: the rate of convergence."""
         return torch.where(trial.size == 0.0, 0.0, trial.size / self.now.size)
 
     def _accept(self, trial: _Trial, live: Tensor, rate: Tensor) -> None:
-        """Takes a trial for the present state, with new factors where the old ones are slow."""
+        """Accepts a trial as the current state; linearizes again if convergence is slow."""
         self.allowed = self._allowed(trial.U)
         self.now = trial._replace(size=self._size(trial.x))
         self.live, self.rate, self.fresh = live, rate, False
@@ -276,16 +282,16 @@ class _Iteration:
             self._refresh()
 
     def _refresh(self) -> None:
-        """Makes factors of the present state."""
+        """Linearizes at the current state."""
         self._linearize(self.now.point)
         self.now = self._measured(self.now.U, self.now.point)
 
     def _choose_rtol(self, rate: Tensor, size: Tensor) -> None:
-        """The tolerance of the next linear solves."""
+        """Chooses the tolerance of the next linear solves."""
         wanted, before = GAMMA * min(float(rate.max()), 1.0) ** 2, GAMMA * self.rtol**2
-        if before > 0.1:  # their safeguard: no sudden jump after one lucky update
+        if before > 0.1:  # their safeguard against a sudden decrease after one good update
             wanted = max(wanted, before)
-        spared = ETA_MAX / max(float(size.max()), 1.0)  # no more accurate than the end asks for
+        spared = ETA_MAX / max(float(size.max()), 1.0)  # no more than the final accuracy needs
         self.rtol = min(ETA_MAX, max(wanted, spared, ETA_MIN))
 
     def _linearize(self, point: Any) -> None:
@@ -300,13 +306,13 @@ class _Iteration:
         return self._measured(U, self.system.at(U))
 
     def _measured(self, U: Tensor, point: Any) -> _Trial:
-        """What is measured at a state: the next update if that costs little, else the residual."""
+        """A trial measured by its next update if there is a factorization, else by the residual."""
         x = point.residual if self.iterated else self._solved(point.residual)
         return _Trial(U, point, x, self._size(x))
 
     def _allowed(self, U: Tensor) -> Tensor:
-        """The error that is allowed in each entry."""
-        # A residual cannot be smaller than the rounding of all that it is the difference of.
+        """The error allowed in each entry."""
+        # A residual cannot be smaller than the rounding of the terms whose difference it is.
         return self.scale(self.system.magnitude(U) if self.iterated else U)
 
     def _size(self, x: Tensor) -> Tensor:
@@ -314,14 +320,14 @@ class _Iteration:
         return quotient.amax(dim=self.system.dims, keepdim=True) if self.system.dims else quotient
 
     def _beyond_rounding(self, live: Tensor) -> Tensor:
-        """The systems whose error is more than what rounding makes of the residual."""
+        """The live systems whose error exceeds the effect of rounding on the residual."""
         now, eps = self.now, torch.finfo(self.now.U.dtype).eps
         rounding = eps * self.system.rounded(now.U)
         small = live & (now.size <= self._size(rounding / math.sqrt(eps)))
         if not bool(small.any()):
             return live
         generator, floor = torch.Generator().manual_seed(0), torch.zeros_like(now.size)
-        for _ in range(2):  # the signs of one may cancel
+        for _ in range(2):  # the rounding errors of one draw may cancel
             signs = torch.randint(0, 2, now.U.shape, generator=generator).to(now.U) * 2.0 - 1.0
             change = self.system.at(now.U + signs * rounding).residual - now.point.residual
             change = change + signs * rounding

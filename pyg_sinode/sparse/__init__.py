@@ -1,4 +1,4 @@
-"""What is a sparse matrix on a graph?"""
+"""How is a sparse matrix on a graph stored and multiplied?"""
 
 from .edges import as_edges, check_range
 from .pattern import Pattern, csr_matrix, take_beta_notice

@@ -1,4 +1,4 @@
-"""How is a graph given, and what is wrong with it if something is?"""
+"""How is a graph read from the argument of a layer or operator, and when is it invalid?"""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from torch_geometric.typing import SparseTensor
 def as_edges(
     adjacency: Any, edge_weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None, int | None]:
-    """Reads ``edge_index``, a ``torch.sparse`` tensor or a ``SparseTensor`` as matrix entries.
+    """Reads a graph as the entries of a matrix.
+
+    Args:
+        adjacency (Tensor or SparseTensor): An ``edge_index``, a ``torch.sparse`` tensor or a
+            ``torch_sparse.SparseTensor``.
+        edge_weight (Tensor, optional): The edge weights, only with an ``edge_index``.
+            (default: :obj:`None`)
 
     Returns:
-        (row, col, value, num_nodes): target, source and weight of each entry (weight None where
-        there is none), and the number of nodes where the argument knows it.
+        (row, col, value, num_nodes): target, source and weight of each entry (weight None if there
+        are no weights), and the number of nodes if the argument determines it, else None.
 
     Raises:
-        TypeError: if the argument is none of the three, or its dtype is not one of theirs.
+        TypeError: if the argument is none of the three, or its dtype or layout is not supported.
         ValueError: if its shape does not fit, or weights are given twice.
     """
     if isinstance(adjacency, SparseTensor):
@@ -47,10 +53,15 @@ def as_edges(
 
 
 def check_range(row: Tensor, col: Tensor, num_nodes: int | None, known: int | None = None) -> int:
-    """The number of nodes; refuses indices outside it.
+    """Checks that node indices are in range, and returns the number of nodes.
+
+    Args:
+        row, col (Tensor): Target and source of each edge.
+        num_nodes (int, optional): The number of nodes given by the user.
+        known (int, optional): The number of nodes given by the graph. (default: :obj:`None`)
 
     Raises:
-        ValueError: if an index is negative or too large, or two numbers of nodes disagree.
+        ValueError: if an index is negative or too large, or the two numbers differ.
     """
     if num_nodes is not None and num_nodes < 0:
         raise ValueError(f"Expected num_nodes from 0 up (got {num_nodes}).")
@@ -104,7 +115,7 @@ def _check_matrix(shape: Sequence[int]) -> None:
 
 
 def _size_of(adjacency: EdgeIndex) -> int | None:
-    """The number of nodes that an EdgeIndex knows, if it does."""
+    """The number of nodes stored in an EdgeIndex; None if there is none."""
     sizes = [size for size in adjacency.sparse_size() if size is not None]
     if len(set(sizes)) > 1:
         raise ValueError(f"Expected a square adjacency matrix (got {sizes[0]} x {sizes[1]}); "

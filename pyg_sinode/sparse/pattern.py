@@ -1,4 +1,4 @@
-"""How are the places of a sparse matrix's entries stored and transposed?"""
+"""How is the sparsity pattern of a matrix stored and transposed?"""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from .edges import check_range
 
 
 class Pattern:
-    r"""The places of the entries of a sparse matrix :math:`M_{target, source}`, sorted by row.
+    r"""The sparsity pattern of a matrix :math:`M_{target, source}`, sorted by row.
 
-    Values belonging to a pattern are in its own (row-sorted) order along their last dimension;
-    duplicate entries are kept and add up. A pattern and its transpose are two views of one
-    structure, and neither refers to the other. Indices have 32 bits where they suffice: the
-    structure and its transpose take 20 bytes an entry and 8 a node, whatever the number of heads.
+    The values of the entries are separate tensors, in the row-sorted order of the pattern along
+    their last dimension; duplicate entries are kept and add up. A pattern and its transpose are two
+    views of one structure, and neither refers to the other. Indices have 32 bits if that suffices:
+    the pattern and its transpose take 20 bytes per entry and 8 per node, for any number of heads.
 
     Args:
         row (Tensor): Target node of each entry, in any order, from 0 to num_nodes - 1.
         col (Tensor): Source node of each entry.
         num_nodes (int): Number of rows and of columns.
-        checked (bool): Whether :func:`check_range` has seen them. (default: :obj:`False`)
+        checked (bool): Whether :func:`check_range` has checked the indices.
+            (default: :obj:`False`)
 
     Shapes:
         - **row, col:** :math:`(|\mathcal{E}|)`, dimensionless
@@ -33,10 +34,10 @@ class Pattern:
         ValueError: if an index is out of range.
     """
 
-    # What is kept must serve training too, though it be made under torch.inference_mode.
+    # A cached pattern must also serve training, even if made under torch.inference_mode.
     @torch.inference_mode(False)
     def __init__(self, row: Tensor, col: Tensor, num_nodes: int, *, checked: bool = False) -> None:
-        if not checked:  # kernels trust the indices
+        if not checked:  # kernels do not check the indices
             check_range(row, col, num_nodes)
         dtype = torch.int32 if max(num_nodes, row.numel()) < 2**31 else torch.int64
         row, perm = _sorted(row.to(dtype))
@@ -54,7 +55,7 @@ class Pattern:
 
     @property
     def num_entries(self) -> int:
-        """How many entries are stored."""
+        """Number of stored entries."""
         return self.col.numel()
 
     @property
@@ -69,29 +70,30 @@ class Pattern:
 
     @property
     def pointer(self) -> Tensor:
-        """Where each row begins, and the number of entries."""
+        """The CSR row pointer, the index of each row's first entry and the number of entries."""
         return self._own.pointer
 
     @property
     def T(self) -> Pattern:
-        """The transposed pattern, sorted by its own rows; ``values[to_transpose]`` fit it."""
+        """The transposed pattern, sorted by its own rows; its values are ``values[to_transpose]``.
+        """
         other = object.__new__(Pattern)
         other._view(self._structure, turned=not self._is_turned)
         return other
 
     @property
     def perm(self) -> Tensor:
-        """The place in the given order of each entry."""
+        """The index of each entry in the order in which the edges were given."""
         perm = self._structure.perm
         return perm.index_select(0, self._structure.order()) if self._is_turned else perm
 
     @property
     def to_transpose(self) -> Tensor:
-        """The permutation that carries values of this pattern to the order of ``T``."""
+        """The permutation from the order of this pattern to the order of ``T``."""
         return self._structure.back() if self._is_turned else self._structure.order()
 
     def edge_index(self) -> Tensor:
-        """The entries as PyG gives edges, sources above targets, in 64 bits."""
+        """The entries as a PyG edge_index: sources, then targets, in 64 bits."""
         return torch.stack([self.col, self.row]).long()
 
     def matrix(self, value: Tensor) -> Tensor:
@@ -103,27 +105,27 @@ class Pattern:
         return csr_matrix(self.pointer, self.col, value, (self.num_nodes, self.num_nodes))
 
     def starts(self, count: int) -> Tensor:
-        """Where each row begins in ``count`` lists of values that lie one behind the other."""
+        """The first index of each row in ``count`` concatenated lists of values, and the end."""
         return self._own.starts(count)
 
     def check_entries(self, value: Tensor) -> None:
-        """Refuses values that are not one for each entry: a kernel would read past their end."""
+        """Refuses values that are not one per entry: a kernel would read beyond their end."""
         if value.size(-1) != self.num_entries:
             raise ValueError(f"Expected one value for each of the {self.num_entries} entries of "
                              f"the pattern (got shape {tuple(value.shape)}); weights and edges "
                              "belong together.")
 
     def check_nodes(self, x: Tensor) -> None:
-        """Refuses features that are not one row for each node."""
+        """Raises a ValueError if x does not have one row per node."""
         if x.size(0) != self.num_nodes:
             raise ValueError(f"Expected one row for each of the {self.num_nodes} nodes of the "
                              f"pattern (got shape {tuple(x.shape)}).")
 
 
 class _Sorted:
-    """Entries sorted by row; refers to nothing else."""
+    """Entries sorted by row, without a reference to the transpose."""
 
-    KEPT = 2**16  # as many starts for heads are kept; of more, making them costs nothing beside use
+    KEPT = 2**16  # larger tensors of starts are not cached: making them is cheap beside their use
 
     def __init__(self, row: Tensor, col: Tensor, num_nodes: int) -> None:
         self.col, self.num_nodes = col, num_nodes
@@ -139,7 +141,7 @@ class _Sorted:
 
     @torch.inference_mode(False)
     def starts(self, count: int) -> Tensor:
-        """Where each row begins in so many lists of values, and the end."""
+        """The first index of each row in ``count`` concatenated lists of values, and the end."""
         if count == 1:
             return self.pointer
         if count in self._starts:
@@ -154,7 +156,7 @@ class _Sorted:
 
 
 class _Structure:
-    """A pattern and its transpose, made when it is first asked for."""
+    """A pattern and its transpose, which is computed at its first use."""
 
     def __init__(self, given: _Sorted, perm: Tensor) -> None:
         self.given, self.perm = given, perm
@@ -164,7 +166,7 @@ class _Structure:
 
     @torch.inference_mode(False)
     def turned(self) -> _Sorted:
-        """The entries sorted by column, as those of the transpose."""
+        """The entries of the transpose: sorted by column."""
         if self._turned is None:
             order = self.order()
             row, col = (x.index_select(0, order) for x in (self.given.col, self.given.row))
@@ -187,13 +189,13 @@ class _Structure:
 
 
 def _sorted(index: Tensor) -> tuple[Tensor, Tensor]:
-    """The indices in increasing order, and the place that each comes from, in their own dtype."""
+    """The indices in increasing order and the sorting permutation, in their own dtype."""
     values, order = torch.sort(index, stable=True)
     return values, order.to(index.dtype)
 
 
 def csr_matrix(pointer: Tensor, col: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A ``torch.sparse_csr`` tensor of parts that are known to fit; shares their memory."""
+    """A ``torch.sparse_csr`` tensor that shares the memory of its parts, without checks."""
     take_beta_notice()
     try:
         return torch.sparse_csr_tensor(pointer, col, value, shape, check_invariants=False)
@@ -203,7 +205,7 @@ def csr_matrix(pointer: Tensor, col: Tensor, value: Tensor, shape: tuple[int, in
 
 @cache
 def take_beta_notice() -> None:
-    """Takes PyTorch's once-a-process notice about sparse CSR tensors, and no other warning."""
+    """Suppresses PyTorch's notice about sparse CSR tensors, issued once per process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)

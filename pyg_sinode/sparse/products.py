@@ -1,9 +1,9 @@
-"""How are products with a sparse matrix on a graph made, and how are they differentiated?
+"""How are products with a sparse matrix on a graph computed and differentiated?
 
-The functions take a pattern with the values of its entries, and are closed under differentiation:
-each one's gradient is made of the others, so that gradients of any order exist and none of them
-forms an edges-by-channels tensor. Heads, in front of the entries and behind the nodes, are so many
-products on the one pattern, on views of the features: nothing is laid out anew for them.
+The functions take a pattern and the values of its entries. The gradient of each is composed of the
+others, so that gradients of any order exist, and none forms a tensor of edges by channels. Heads
+are the first dimension of the values and the second of the features; each head is a product on a
+view of them, without a copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from .pattern import Pattern
 
 
 def sparse_product(pattern: Pattern, value: Tensor, x: Tensor) -> Tensor:
-    r"""The product :math:`y_i = \sum_{e: row(e) = i} v_e\, x_{col(e)}`, with its gradients.
+    r"""The product :math:`y_i = \sum_{e: row(e) = i} v_e\, x_{col(e)}`, differentiable.
+
+    Args:
+        pattern (Pattern): The sparsity pattern.
+        value (Tensor): The values v of its entries.
+        x (Tensor): The node features.
 
     Shapes:
         - **value:** :math:`(|\mathcal{E}|)` or :math:`(H, |\mathcal{E}|)`
@@ -32,10 +37,10 @@ def sparse_product(pattern: Pattern, value: Tensor, x: Tensor) -> Tensor:
 
 def add_product(out: Tensor, pattern: Pattern, value: Tensor, x: Tensor, alpha: float = 1.0
                 ) -> None:
-    """Adds alpha times the product to ``out`` in place, without a gradient; shapes as of one head.
+    """Adds alpha times :func:`sparse_product` to ``out`` in place, for one head; no gradient.
 
     Raises:
-        ValueError: if the sizes do not fit.
+        ValueError: if the shapes do not fit, or ``out`` is not contiguous.
     """
     pattern.check_entries(value)
     pattern.check_nodes(x)
@@ -47,7 +52,11 @@ def add_product(out: Tensor, pattern: Pattern, value: Tensor, x: Tensor, alpha: 
 
 
 def sampled_product(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
-    r"""The inner products :math:`s_e = \langle a_{row(e)}, b_{col(e)} \rangle`, with gradients.
+    r"""The inner products :math:`s_e = \langle a_{row(e)}, b_{col(e)} \rangle`, differentiable.
+
+    Args:
+        pattern (Pattern): The sparsity pattern.
+        a, b (Tensor): Two tensors of node features.
 
     Shapes:
         - **a, b:** :math:`(|\mathcal{V}|, C)` or :math:`(|\mathcal{V}|, H, C)`
@@ -58,7 +67,12 @@ def sampled_product(pattern: Pattern, a: Tensor, b: Tensor) -> Tensor:
 
 
 def segment_sum(pattern: Pattern, value: Tensor, columns: bool = False) -> Tensor:
-    r"""The row sums :math:`z_i = \sum_{e: row(e) = i} v_e`, or column sums, with their gradient.
+    r"""The row sums :math:`z_i = \sum_{e: row(e) = i} v_e`, or column sums, differentiable.
+
+    Args:
+        pattern (Pattern): The sparsity pattern.
+        value (Tensor): The values v of its entries.
+        columns (bool): Whether to sum over columns. (default: :obj:`False`)
 
     Shapes:
         - **value:** :math:`(|\mathcal{E}|)` or :math:`(H, |\mathcal{E}|)`
@@ -69,15 +83,25 @@ def segment_sum(pattern: Pattern, value: Tensor, columns: bool = False) -> Tenso
 
 
 def gather_rows(pattern: Pattern, z: Tensor, columns: bool = False) -> Tensor:
-    r"""Each entry's row value :math:`v_e = z_{row(e)}`, or column value, with its gradient."""
+    r"""The value of each entry's row, :math:`v_e = z_{row(e)}`, or column; differentiable.
+
+    Args:
+        pattern (Pattern): The sparsity pattern.
+        z (Tensor): The values of the rows or columns.
+        columns (bool): Whether z belongs to the columns. (default: :obj:`False`)
+
+    Shapes:
+        - **z:** :math:`(|\mathcal{V}|)` or :math:`(H, |\mathcal{V}|)`
+        - **output:** :math:`(|\mathcal{E}|)` or :math:`(H, |\mathcal{E}|)`
+    """
     result: Tensor = _GatherRows.apply(z, pattern, columns)
     return result
 
 
 def reduced(how: str, pattern: Pattern, value: Tensor, columns: bool = False) -> Tensor:
-    """The :obj:`"sum"` or :obj:`"max"` of each row, or column, for values without a gradient.
+    """The :obj:`"sum"` or :obj:`"max"` over each row, or column; no gradient.
 
-    0 and minus infinity where there is no entry; shapes as of :func:`segment_sum`.
+    It is 0 or minus infinity in rows without entries. The shapes are those of :func:`segment_sum`.
     """
     pattern.check_entries(value)
     if value.numel() == 0:
@@ -101,7 +125,7 @@ class _SparseProduct(torch.autograd.Function):
         _check_heads(value.shape[:-1], x.shape[1:-1])
         if pattern.num_entries == 0 or x.numel() == 0:
             return torch.zeros_like(x)
-        # Into a tensor of our own: torch.mm would make one, fill it, and copy it to another.
+        # Into a preallocated tensor: torch.mm would allocate one and copy the result.
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         for v, y, to in _each_head(value.contiguous(), x.contiguous(), out):
             torch.addmm(to, pattern.matrix(v), y.contiguous(), beta=0.0, out=to)
@@ -132,12 +156,12 @@ class _SampledProduct(torch.autograd.Function):
         if value.numel() == 0 or a.size(-1) == 0:
             return value
         if pattern.num_entries > pattern.num_nodes**2:
-            # So many parallel edges that sampled_addmm would take its output for too large, and
-            # shrink it; all products of two nodes are fewer than the entries then.
+            # With more entries than node pairs, sampled_addmm would shrink its output; the products
+            # of all pairs are then fewer than the entries.
             a, b = (x.movedim(0, -2) for x in (a, b))
             return (a @ b.mT)[..., pattern.row.long(), pattern.col.long()]
         for v, left, right in _each_head(value, a.contiguous(), b.contiguous()):
-            # Into a matrix of our own, or its indices would be copied with the result.
+            # Into an existing matrix, so that its indices are not copied.
             matrix = pattern.matrix(v)
             torch.sparse.sampled_addmm(matrix, left, right.t(), beta=0.0, out=matrix)
         return value
@@ -176,7 +200,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 class _Turned(torch.autograd.Function):
-    """Values in the order of the transpose; the gradient goes back by a gather, not a scatter."""
+    """Values permuted to the order of the transpose; the gradient is a gather, not a scatter."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, pattern: Pattern) -> Tensor:
@@ -194,7 +218,7 @@ def _turned(pattern: Pattern, value: Tensor) -> Tensor:
 
 
 def _each_head(value: Tensor, x: Tensor, y: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """The values and the features of each head, or those given where there is no such dimension."""
+    """The values and the features of each head; the arguments themselves if there are no heads."""
     if value.dim() == 1:
         return [(value, x, y)]
     return zip(value.unbind(0), x.unbind(1), y.unbind(1), strict=True)

@@ -1,4 +1,4 @@
-"""What may stand on the implicit side besides an operator?"""
+"""Which implicit terms are there besides an operator J?"""
 
 from .affine import Affine
 from .nonlinear import Nonlinear

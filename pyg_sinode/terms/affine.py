@@ -1,4 +1,4 @@
-"""What is an implicit part a(t) J u + f(t), linear in the state?"""
+"""How does an implicit term a(t) J u + f(t) depend on time and on its tensors?"""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ OfTime = Callable[[Tensor], Any]
 
 
 class Affine:
-    r"""An implicit part :math:`u \mapsto a(t) J u + f(t)` that depends on time.
+    r"""The implicit term :math:`H(t, u) = a(t) J u + f(t)`, which depends on time.
 
-    A stiff forcing belongs here: in the explicit term it ruins every scheme. For
-    :math:`\dot u = 10^6 (\cos t - u)` with steps of 0.1 the error at t = 10 is 65,000 with ssp222
-    and 1,300 with ark324l2sa if the forcing is explicit, below 0.01 here.
+    Put a stiff forcing f here: in the explicit term it destroys the accuracy of the scheme. For
+    :math:`\dot u = 10^6 (\cos t - u)` with step size 0.1, the error at t = 10 is 65,000 with ssp222
+    and 1,300 with ark324l2sa if the forcing is explicit, and below 0.01 if it is here.
 
     Args:
         operator (LinearOperator): The operator J.
-        f (callable, torch.nn.Module or Tensor, optional): The forcing, called as ``f(t)`` with t a
-            0-dim tensor like the state, of which it must be a function: no dropout; a tensor is a
-            forcing that does not change. A module's parameters receive gradients; a plain function
-            must not need any. (default: :obj:`None`)
-        scale (callable or torch.nn.Module, optional): The factor a, called as ``scale(t)``, gives
-            a number or a 0-dim tensor; each value of it is a factorization. (default: :obj:`None`)
+        f (callable, torch.nn.Module or Tensor, optional): The forcing, called as ``f(t)``, where t
+            is a 0-dim tensor with the dtype and device of the state; a tensor is a constant
+            forcing. It must return the same value for the same t: no dropout. The parameters of a
+            module receive gradients; a plain function must not use tensors that require gradients.
+            No forcing if None. (default: :obj:`None`)
+        scale (callable or torch.nn.Module, optional): The factor a, called as ``scale(t)``; it
+            returns a number or a 0-dim tensor. Each distinct value needs its own factorization. The
+            factor is 1 if None. (default: :obj:`None`)
 
     Shapes:
-        - **f:** any that broadcasts to that of the state, in its units per unit of time
+        - **f:** any that broadcasts to the shape of the state, in its unit per unit of time
         - **scale:** :math:`()`, dimensionless
 
     Raises:
-        TypeError: if an argument is of another kind.
+        TypeError: if an argument is of the wrong type.
     """
 
     def __init__(self, operator: LinearOperator, f: OfTime | Tensor | None = None, *,
@@ -63,11 +65,11 @@ class Affine:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that receive gradients: those of J, of f and of a, in this order."""
+        """The tensors that receive gradients, those of J, of f and of a, in this order."""
         return (*self.operator.tensors, *self.f.tensors, *self.a.tensors)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Affine:
-        """The same part on other tensors, in the order of :attr:`tensors`."""
+        """The same term with other tensors, in the order of :attr:`tensors`."""
         n, m = len(self.operator.tensors), len(self.f.tensors)
         other = Affine(self.operator.with_tensors(tensors[:n]))
         other.f, other.a = self.f.on(tensors[n:n + m]), self.a.on(tensors[n + m:])
@@ -75,7 +77,10 @@ class Affine:
 
     def wrapped(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], last: Tensor
                 ) -> Affine:
-        """The same part with its functions of time wrapped, which then take one tensor more."""
+        """The same term with its functions of time wrapped by ``wrap``.
+
+        The wrapped functions are called with ``last`` as a further argument.
+        """
         other = Affine(self.operator)
         other.a = self.a.wrapped(wrap, last) if self.a.function else _TimeFunction(_one).wrapped(
             wrap, last)
@@ -83,15 +88,15 @@ class Affine:
         return other
 
     def is_constant(self) -> bool:
-        """Whether it is J u, with neither a forcing nor a factor."""
+        """Whether the term is J u, with neither a forcing nor a factor."""
         return self.f.function is None and self.a.function is None
 
     def is_unscaled(self) -> bool:
-        """Whether it has no factor."""
+        """Whether the term has no factor a(t)."""
         return self.a.function is None
 
     def check(self, u: Tensor, t: float) -> None:
-        """Raises a ValueError or TypeError that says why the part does not fit u at time t."""
+        """Raises a ValueError or TypeError if the term does not fit a state u at time t."""
         self.operator.check(u)
         if torch.is_grad_enabled():
             self.operator.check_named(u)
@@ -108,7 +113,18 @@ class Affine:
 
     def check_ends(self, t: float, u: Tensor, *, graph: bool = True
                    ) -> tuple[Tensor | None, Tensor | float]:
-        """Gives f(t) and a(t); refuses what needs the gradient of a tensor that nobody named."""
+        """Returns f(t) and a(t) for a state like u; refuses values whose gradient would be lost.
+
+        Args:
+            t (float): The time.
+            u (Tensor): The state.
+            graph (bool): Whether to record graphs, without which nothing is refused.
+                (default: :obj:`True`)
+
+        Raises:
+            ValueError: if f or a depends on a tensor that requires a gradient but is not in
+                :attr:`tensors`.
+        """
         if self.is_constant():
             return None, 1.0
         own = Affine(self.operator)
@@ -122,7 +138,8 @@ class Affine:
         return forcing, scale
 
     def guarded(self) -> Affine:
-        """The same part where no gradient is wanted: it refuses one that f or a would lose."""
+        """The same term, for a run without gradients; refuses values whose gradient would be lost.
+        """
         if self.is_constant():
             return self
         other = Affine(self.operator)
@@ -156,7 +173,7 @@ class Affine:
         """The value a(t) J u + f(t), differentiable in u and in :attr:`tensors`."""
         product, scale, forcing = self.operator.mv(u), self.scale(t, u), self.forcing(t, u)
         if self.operator.is_foreign() or isinstance(self.operator, MatrixFree):
-            product = product.clone()  # the next one may be written over it
+            product = product.clone()  # the next product may overwrite it
         if isinstance(scale, Tensor) or scale != 1.0:
             product = product * scale
         return product if forcing is None else product + forcing
@@ -165,11 +182,11 @@ class Affine:
         """The product a(t) J^T u."""
         product, scale = self.operator.T.mv(u), as_float(self.scale(t, u))
         if self.operator.is_foreign():
-            product = product.clone()  # the next one may be written over it
+            product = product.clone()  # the next product may overwrite it
         return product if scale == 1.0 else product * scale
 
     def vjp(self, t: float, u: Tensor, w: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """The gradients of <w, a(t) J u + f(t)> with respect to the tensors that are wanted."""
+        """The gradients of <w, a(t) J u + f(t)> with respect to the ``wanted`` :attr:`tensors`."""
         n = len(self.operator.tensors)
         if not any(wanted[n:]):
             scale = as_float(self.scale(t, u))
@@ -186,7 +203,7 @@ class Affine:
         return [next(gradients) if p.requires_grad else None for p in own]
 
     def scaled(self, scale: Tensor | float) -> LinearOperator:
-        """The operator J times a value of the factor."""
+        """The operator J times a value ``scale`` of the factor."""
         if not isinstance(scale, Tensor) and scale == 1.0:
             return self.operator
         return Scaled(self.operator, scale)
@@ -196,11 +213,11 @@ class Affine:
 
 
 class _TimeFunction:
-    """A function of time, a module, a constant tensor or nothing."""
+    """A function of time, given as a callable, a module, a constant tensor or None."""
 
     def __init__(self, source: OfTime | Tensor | None) -> None:
         self.function: Function | None = None
-        self.what = ""  # its name, if values that require a gradient are to be refused
+        self.what = ""  # its name, if values whose gradient would be lost are to be refused
         if isinstance(source, Tensor):
             check_real(source, "the forcing f")
             self.function = Function(_constant, (source,))
@@ -209,29 +226,29 @@ class _TimeFunction:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that it depends on."""
+        """The tensors that the function depends on."""
         return () if self.function is None else self.function.tensors
 
     def on(self, tensors: Sequence[Tensor]) -> _TimeFunction:
-        """The same on other tensors."""
+        """The same function with other tensors."""
         other = _TimeFunction(None)
         other.function = None if self.function is None else self.function.on(tensors)
         return other
 
     def wrapped(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], last: Tensor
                 ) -> _TimeFunction:
-        """The function wrapped, with one more argument; nothing stays nothing."""
+        """The function wrapped, with one further argument; None stays None."""
         other = _TimeFunction(None)
         if self.function is not None:
             other.function = Function(wrap(self.function.fn), (*self.function.args, last))
         return other
 
     def detached(self) -> _TimeFunction:
-        """The same on copies of its tensors, in which its graph ends."""
+        """The same function with detached copies of its tensors, the leaves of its graph."""
         return self.on([p.detach().requires_grad_(p.requires_grad) for p in self.tensors])
 
     def guarded(self, what: str) -> _TimeFunction:
-        """The same; it refuses a value that needs the gradient of a tensor nobody named."""
+        """The same function, which refuses values whose gradient would be lost."""
         other = _TimeFunction(None)
         other.function, other.what = self.function, what
         return other
@@ -249,7 +266,7 @@ class _TimeFunction:
         return value.detach() if self.what else value
 
     def check_named(self, value: Tensor, what: str) -> None:
-        """Refuses a value that needs a gradient with respect to a tensor nobody named."""
+        """Refuses a value that depends on a trainable tensor which is not in :attr:`tensors`."""
         lost = None if self.function is None else self.function.lost(value)
         if lost is not None:
             raise lost_gradient(f"the {what} to use only its own parameters", lost,
@@ -265,13 +282,13 @@ def _one(t: Tensor) -> float:
 
 
 def check_finite(scale: float, t: float) -> None:
-    """Refuses a value of the factor that is not finite."""
+    """Raises a ValueError if a value of the factor is not finite."""
     if not math.isfinite(scale):
         raise ValueError(f"Expected a finite scale (got {scale} at time {t:.6g}).")
 
 
 def _check_same(what: str, value: Tensor, again: Tensor) -> None:
-    """Refuses a function that gives two values at one time."""
+    """Refuses a function of time that returned two different values at the same time."""
     if not torch.equal(value.detach().nan_to_num(), again.detach().nan_to_num()):
         raise ValueError(f"Expected the {what} to be a function of time alone (got another value "
                          "at the second call), since the backward pass evaluates it again; take "

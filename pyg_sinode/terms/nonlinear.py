@@ -1,4 +1,4 @@
-"""What is an implicit part H(t, u) that is not linear in the state?"""
+"""How is a nonlinear implicit term H(t, u) described, evaluated and checked?"""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ..transforms import forward_mode_error, has_tangent, recording
 from ..warn import warn_caller
 
 Jacobian = Callable[[Tensor, Tensor], LinearOperator]
-JACOBIAN_DEFECT = 0.4  # the relative defect of a jacobian from which on it is worth a warning
+JACOBIAN_DEFECT = 0.4  # a larger relative error of a jacobian gives a warning
 
 
 class Nonlinear:
-    r"""An implicit part :math:`u \mapsto H(t, u)` that is not linear, by Newton's method.
+    r"""A nonlinear implicit term :math:`H(t, u)`, for stiff reactions.
 
-    Each implicit stage solves :math:`U = r + c H(t, U)`. Its gradient is that of the solution,
-    by one transposed solve with the derivative at it, whatever Newton's iterations were. This is
-    for stiff reactions; with ``explicit=None`` the integration is fully implicit.
+    Each implicit stage solves :math:`U = r + c H(t, U)` by Newton's method. The gradient is that of
+    the solution (implicit differentiation): one solve with the transposed Jacobian at U,
+    independent of the iterations. With ``explicit=None`` the integration is fully implicit.
 
     .. code-block:: python
 
@@ -38,25 +38,27 @@ class Nonlinear:
         imex_odeint(None, terms.Nonlinear(robertson, k, dims=-1), u0, t, rtol=1e-6)
 
     Args:
-        fn (callable or torch.nn.Module): H, called as ``fn(t, u, *args)``, t a 0-dim tensor. It
-            must give the same value for the same arguments: no dropout. The parameters of a module
-            receive gradients.
-        *args: What it is called with besides; tensors and operators among them receive gradients.
-        dims (int or tuple of int, optional): The dimensions that fn mixes, counted from the end:
-            every index of the others is a system of its own. ``()`` for a function of each entry;
-            all dimensions if None. (default: :obj:`None`)
-        jacobian (callable, optional): From t and u to the derivative of H as an operator, whose
-            closed inverse or preconditioner is then used. An approximation makes Newton's method
-            slower; the gradient uses the exact derivative. (default: :obj:`None`)
-        newton (Newton, optional): How the stages are solved. (default: :obj:`Newton()`)
+        fn (callable or torch.nn.Module): H, called as ``fn(t, u, *args)``, where t is a 0-dim
+            tensor. It must return the same value for the same arguments: no dropout. The parameters
+            of a module receive gradients.
+        *args: Further arguments of fn; tensors and operators among them receive gradients.
+        dims (int or tuple of int, optional): The dimensions of the state that fn mixes, negative.
+            Each index of the other dimensions is then a separate, smaller system. ``()`` if fn
+            treats each entry separately; all dimensions if None. (default: :obj:`None`)
+        jacobian (callable, optional): ``jacobian(t, u)`` returns the derivative of H with respect
+            to u as a :class:`pyg_sinode.operators.LinearOperator`; Newton's method then uses its
+            closed inverse, or solves with it iteratively. It may be approximate, with more
+            iterations; gradients always use the exact derivative. If None, the derivative is
+            computed by autograd. (default: :obj:`None`)
+        newton (Newton, optional): The options of Newton's method. (default: :obj:`Newton()`)
 
     Shapes:
         - **u:** any shape :math:`(*)`
-        - **output of fn:** :math:`(*)`, in units of the state per unit of time
+        - **output of fn:** :math:`(*)`, in the unit of the state per unit of time
 
     Raises:
-        TypeError, ValueError: if an argument is of another kind or out of range, and by
-            :meth:`check`, if fn, its dims or its jacobian do not fit a state.
+        TypeError, ValueError: if an argument is of the wrong type or out of range; and in
+            :meth:`check`, if fn, dims or jacobian do not fit a state.
     """
 
     def __init__(self, fn: Callable[..., Tensor], *args: Any,
@@ -77,22 +79,22 @@ class Nonlinear:
         self.function, self.jacobian = Function(fn, args), jacobian
         self.own_dims = None if dims is None else check_dims("Nonlinear", dims)
         self.newton = Newton() if newton is None else newton
-        self.refuses_lost = False  # whether every value is looked at for gradients that are lost
+        self.refuses_lost = False  # whether each value is checked for lost gradients
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that it depends on: those given, then the parameters of a module."""
+        """The tensors that H depends on, those among args, then the parameters of a module."""
         return self.function.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Nonlinear:
-        """The same part on other tensors, in the order of :attr:`tensors`."""
+        """The same term with other tensors, in the order of :attr:`tensors`."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.function = self.function.on(tensors)
         return other
 
     def local(self) -> Nonlinear:
-        """The same part, whose graphs end in its tensors: copies of those that are no leaves."""
+        """The same term with leaf tensors: detached copies replace those that are no leaves."""
         other = self.with_tensors([_end(p) for p in self.tensors])
         module = self.function.module
         made_so = {} if module is None else {
@@ -102,13 +104,13 @@ class Nonlinear:
         return other
 
     def buffers(self) -> dict[str, Tensor]:
-        """Copies of the buffers that a module has now, by name."""
+        """Copies of the current buffers of a module, by name."""
         module = self.function.module
         return {} if module is None else {
             name: b.detach().clone() for name, b in module.named_buffers()}
 
     def as_it_was(self, tensors: Sequence[Tensor], buffers: dict[str, Tensor]) -> Nonlinear:
-        """The same part on other tensors, with the buffers of another time if they have changed."""
+        """The same term with the given tensors and buffers, as it was when they were taken."""
         module = self.function.module
         present = {} if module is None else dict(module.named_buffers())
         changed = buffers.keys() != present.keys() or not all(
@@ -119,11 +121,12 @@ class Nonlinear:
         return other
 
     def dims(self, u: Tensor) -> tuple[int, ...]:
-        """The dimensions of a state that H mixes."""
+        """The dimensions of a state u that H mixes."""
         return tuple(range(-u.dim(), 0)) if self.own_dims is None else self.own_dims
 
     def guarded(self) -> Nonlinear:
-        """The same part where no gradient is wanted: it refuses one that H would lose."""
+        """The same term, for a run without gradients; refuses values whose gradient would be lost.
+        """
         other = self.with_tensors(self.tensors)
         other.refuses_lost = True
         return other
@@ -148,7 +151,7 @@ class Nonlinear:
         return value
 
     def check_named(self, value: Tensor, u: Tensor) -> None:
-        """Refuses a value at u that needs the gradient of a tensor nobody named."""
+        """Refuses a value at u that depends on a trainable tensor not in :attr:`tensors`."""
         lost = self.function.lost(value, [u])
         if lost is not None:
             raise lost_gradient("H of Nonlinear to use only the state, its args and its own "
@@ -156,7 +159,7 @@ class Nonlinear:
                                 "fn(t, u, tensor), or make fn a torch.nn.Module that holds it.")
 
     def check(self, u: Tensor, t: float) -> None:
-        """Raises a ValueError or TypeError that says why the part does not fit u at time t."""
+        """Raises a ValueError or TypeError if the term does not fit a state u at time t."""
         if u.dim() < max((-d for d in self.dims(u)), default=0):
             raise ValueError(f"Expected a state with the dimensions {self.dims(u)} of Nonlinear "
                              f"(got shape {tuple(u.shape)}).")
@@ -179,7 +182,7 @@ class Nonlinear:
                 self._check_jacobian(value, state, t)
 
     def _check_values(self, u: Tensor, t: float) -> None:
-        """Two values at one state must agree, and some systems not depend on the others."""
+        """Checks that H is deterministic, and that its systems do not depend on each other."""
         dims, generator = self.dims(u), torch.Generator().manual_seed(0)
         size = u.abs().max() if bool(u.any()) else 1.0
         x, y = (u * (1.0 + 0.01 * random) + 1e-3 * size * random for random in (
@@ -202,12 +205,12 @@ class Nonlinear:
                              "that mixes others); name all of them in dims=, or leave it out.")
 
     def _once(self, t: float, u: Tensor) -> Tensor:
-        """A value of its own, with gradients enabled in case H takes some itself."""
+        """A copy of one value, with autograd enabled in case H itself uses derivatives."""
         with recording():
             return self.value(t, u.clone().requires_grad_()).detach().clone()
 
     def operator(self, t: float, u: Tensor) -> LinearOperator:
-        """The user's derivative at a state."""
+        """The value of the user's ``jacobian`` at time t and state u."""
         assert self.jacobian is not None
         with torch.no_grad():
             found: Any = self.jacobian(u.new_full((), t), u)
@@ -218,7 +221,7 @@ class Nonlinear:
         return found
 
     def _check_jacobian(self, value: Tensor, u: Tensor, t: float) -> None:
-        """Refuses a derivative that does not fit; warns of one that is far from that of H."""
+        """Refuses a jacobian that does not fit the state; warns of one far from the derivative."""
         operator = self.operator(t, u.detach())
         operator.check(u.detach())
         if not set(operator.dims) <= set(self.dims(u)):
@@ -245,9 +248,9 @@ class Nonlinear:
 
 
 def _end(p: Tensor) -> Tensor:
-    """A tensor in which a graph may end."""
+    """The tensor as a leaf of a graph: itself or a detached copy."""
     if p.is_inference():
         with recording():
             return p.clone()
-    # A hook on a parameter is for the whole gradient, not for a part of it.
+    # A hook must see the whole gradient of a parameter, not the contributions to it.
     return p if p.is_leaf and not p._backward_hooks else p.detach().requires_grad_(p.requires_grad)
