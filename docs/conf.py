@@ -25,7 +25,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings name the types, as PyG's do
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Shapes", "params_style")]
+napoleon_custom_sections = ["Shapes"]
 
 html_theme = "furo"
 html_title = f"pyg_sinode {version}"
