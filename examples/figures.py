@@ -1,0 +1,81 @@
+"""How do the figures of all examples look? One style, legends off the data, fields on a grid.
+
+Importing it sets the style of figures.mplstyle and a backend that needs no display.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.legend import Legend
+from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
+
+plt.style.use(Path(__file__).with_name("figures.mplstyle"))
+
+BLUE, ORANGE, GREEN, BLACK, PURPLE, SKY, VERMILION = (
+    "#0072B2", "#E69F00", "#009E73", "#000000", "#CC79A7", "#56B4E9", "#D55E00")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes the figure and forgets it."""
+    figure.savefig(path)
+    plt.close(figure)
+    return path
+
+
+def plural(count: int, noun: str) -> str:
+    """A number with its noun: 1 seed, 2 seeds."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def legend_below(ax: Axes, ncols: int = 2, points: float = 34.0, **options) -> Legend:
+    """A legend under the axes, that far below their lower edge."""
+    lower = ScaledTranslation(0.0, -points / 72, ax.figure.dpi_scale_trans)
+    return ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=ncols, borderaxespad=0.0,
+                     bbox_transform=ax.transAxes + lower, **options)
+
+
+def show_field(ax: Axes, field: np.ndarray, extent: tuple[float, float, float, float],
+               limit: float | None = None) -> AxesImage:
+    """An image of a field over time and space, (times, points), on a scale that is symmetric.
+
+    Args:
+        ax: Where.
+        field: The values; what is not finite is left grey.
+        extent: Times and places at the edges.
+        limit: The largest value of the scale; None: the largest of the field.
+    """
+    finite = np.where(np.isfinite(field), field, np.nan)
+    if limit is None:
+        limit = float(np.nanmax(np.abs(finite), initial=0.0)) or 1.0
+    ax.set_facecolor("0.8")
+    return ax.imshow(finite.T, origin="lower", aspect="auto", extent=extent, vmin=-limit,
+                     vmax=limit)
+
+
+def plot_losses(ax: Axes, curves: dict[str, list[float]], x: list[float] | None = None) -> None:
+    """Losses by epoch, or over x, on a logarithmic scale; few of them are marked, so that one is
+    seen too.
+    """
+    for label, curve in curves.items():
+        at = np.arange(1, len(curve) + 1) if x is None else x
+        ax.semilogy(at, curve, label=label, marker="o" if len(curve) < 30 else None)
+    label_decades(ax)
+
+
+def label_decades(ax: Axes) -> None:
+    """Numbers on a logarithmic ordinate that spans less than two decades: 1, 2 and 5 of each."""
+    low, high = ax.get_ylim()
+    if high / low < 100:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
