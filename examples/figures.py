@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.legend import Legend
@@ -32,9 +33,9 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def plural(count: int, noun: str) -> str:
-    """A number with its noun: 1 seed, 2 seeds."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def plural(count: int, noun: str, nouns: str | None = None) -> str:
+    """A number with its noun: 1 seed, 2 seeds; nouns: a plural that is not formed by an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"
 
 
 def legend_below(ax: Axes, ncols: int = 2, points: float = 34.0, **options) -> Legend:
@@ -45,7 +46,7 @@ def legend_below(ax: Axes, ncols: int = 2, points: float = 34.0, **options) -> L
 
 
 def show_field(ax: Axes, field: np.ndarray, extent: tuple[float, float, float, float],
-               limit: float | None = None) -> AxesImage:
+               limit: float | None = None, decades: int = 0) -> AxesImage:
     """An image of a field over time and space, (times, points), on a scale that is symmetric.
 
     Args:
@@ -53,13 +54,29 @@ def show_field(ax: Axes, field: np.ndarray, extent: tuple[float, float, float, f
         field: The values; what is not finite is left grey.
         extent: Times and places at the edges.
         limit: The largest value of the scale; None: the largest of the field.
+        decades: How many the scale shows on both sides of zero; 0: a linear one.
     """
     finite = np.where(np.isfinite(field), field, np.nan)
     if limit is None:
         limit = float(np.nanmax(np.abs(finite), initial=0.0)) or 1.0
+    norm = Normalize(-limit, limit)
+    if decades:
+        linear = 10.0 ** (np.ceil(np.log10(limit)) - decades)
+        norm = SymLogNorm(linear, linscale=0.5, vmin=-limit, vmax=limit)
     ax.set_facecolor("0.8")
-    return ax.imshow(finite.T, origin="lower", aspect="auto", extent=extent, vmin=-limit,
-                     vmax=limit)
+    return ax.imshow(finite.T, origin="lower", aspect="auto", extent=extent, norm=norm)
+
+
+def color_bar(image: AxesImage, axes: Axes | list[Axes], label: str, side: str = "right") -> None:
+    """The scale of an image on one side of its axes; of a logarithmic one only the decades."""
+    bar = image.figure.colorbar(image, ax=axes, label=label, location=side)
+    if isinstance(image.norm, SymLogNorm):
+        decade = round(np.log10(image.norm.linthresh))
+        powers = [10.0**k for k in range(decade, int(np.ceil(np.log10(image.norm.vmax))) + 1)
+                  if 10.0**k <= image.norm.vmax]
+        ticks = [*(-p for p in powers[::-1]), 0.0, *powers]
+        bar.set_ticks(ticks, labels=[f"{p:g}" for p in ticks])
+        bar.minorticks_off()
 
 
 def plot_losses(ax: Axes, curves: dict[str, list[float]], x: list[float] | None = None) -> None:
@@ -69,6 +86,7 @@ def plot_losses(ax: Axes, curves: dict[str, list[float]], x: list[float] | None 
     for label, curve in curves.items():
         at = np.arange(1, len(curve) + 1) if x is None else x
         ax.semilogy(at, curve, label=label, marker="o" if len(curve) < 30 else None)
+    ax.set_xlim(0, None)
     label_decades(ax)
 
 

@@ -182,7 +182,7 @@ def train(args, settings: Preset, data: Data, seed: int, build=make_model) -> di
     model = build(args, settings, data).to(device)
     optimizer = make_optimizer(args, settings, model)
     epochs = epochs_of(args, settings)
-    checkpoint = Checkpoint(args.out, f"{run_name(args)}-{seed}",
+    checkpoint = Checkpoint(args.out, f"{run_name(args)}-seed{seed}",
                             settings_of(args, settings, data, seed), args.restart)
     history = resume(checkpoint, model, optimizer, device)
     bar = tqdm(range(len(history), epochs), initial=len(history), total=epochs,
