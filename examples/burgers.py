@@ -80,9 +80,10 @@ def main() -> None:
         return float(relative_square(found[:, 1:], test[:, 1:2]))
 
     run = train(args, name, model, linear, draw, relative_square, test_loss)
-    print(f"{run.seconds:.0f} s, {figures.plural(run.epoch, 'epoch')}; in the last epoch {run.work['evaluations']} "
-          f"evaluations of G, {run.work['vjps']} vector-Jacobian products, "
-          f"{run.work['solves']} linear solves; factorizations: {run.factorizations} in all")
+    print(f"{run.seconds:.0f} s, {figures.plural(run.epoch, 'epoch')}; in the last epoch "
+          f"{run.work['evaluations']} evaluations of G, {run.work['vjps']} vector-Jacobian "
+          f"products, {run.work['solves']} linear solves; "
+          f"factorizations: {run.factorizations} in all")
     found = rollout(args, model, linear, test[:, 0].float(), test.size(1) - 1)
     error = print_errors("test trajectories", found, test, args.interval)
     for n in args.resolutions:

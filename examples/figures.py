@@ -69,7 +69,8 @@ def show_field(ax: Axes, field: np.ndarray, extent: tuple[float, float, float, f
 
 def color_bar(image: AxesImage, axes: Axes | list[Axes], label: str, side: str = "right") -> None:
     """The scale of an image on one side of its axes; of a logarithmic one only the decades."""
-    bar = image.figure.colorbar(image, ax=axes, label=label, location=side)
+    bar = image.figure.colorbar(image, ax=axes, label=label, location=side,
+                                aspect=20 if side == "right" else 35)
     if isinstance(image.norm, SymLogNorm):
         decade = round(np.log10(image.norm.linthresh))
         powers = [10.0**k for k in range(decade, int(np.ceil(np.log10(image.norm.vmax))) + 1)
@@ -97,3 +98,36 @@ def label_decades(ax: Axes) -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def plot_classification(title: str, runs: list[dict]) -> Path:
+    """Loss and accuracy against the epoch, one line a run; beside the checkpoint of the first.
+
+    Args:
+        title: Of the figure.
+        runs: Each with ``test``, ``best_epoch``, ``checkpoint``, and its ``history``: a row with
+            ``loss`` for each epoch, with ``val`` and ``test`` where it was evaluated.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.2))
+    for number, run in enumerate(runs):
+        loss = [row["loss"] for row in run["history"]]
+        at, val, test = np.array([(epoch, 100 * row["val"], 100 * row["test"])
+                                  for epoch, row in enumerate(run["history"], 1) if "val" in row]).T
+        thin = {"lw": 1.2, "marker": "." if len(loss) < 30 else None}
+        labels = [None] * 3 if number else ["validation", "test", "test at the best validation"]
+        left.semilogy(range(1, len(loss) + 1), loss, color=BLUE, ls="-", **thin)
+        right.plot(at, val, color=ORANGE, ls="--", label=labels[0], **thin)
+        right.plot(at, test, color=GREEN, ls="-", label=labels[1], **thin)
+        right.plot(run["best_epoch"], 100 * run["test"], "o", color=BLACK, zorder=3,
+                   label=labels[2])
+    left.set(xlabel="epoch", ylabel="training loss (cross-entropy)",
+             title="loss on the training nodes")
+    label_decades(left)
+    mean = np.mean([100 * run["test"] for run in runs])
+    right.set(xlabel="epoch", ylabel="accuracy in %", title="test accuracy at the best validation: "
+              f"{mean:.1f} %, {plural(len(runs), 'seed')}")
+    legend_below(right, ncols=3)
+    figure.suptitle(title)
+    first = runs[0]["checkpoint"]
+    more = "" if len(runs) == 1 else f"-and-{len(runs) - 1}-more"
+    return save(figure, first.with_name(f"{first.stem}{more}.png"))

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 import figures
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -302,31 +301,9 @@ def run_name(args) -> str:
 
 
 def plot(args, results: list[dict]) -> Path:
-    """Loss and accuracy against the epoch, one line a seed."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.2))
-    for number, run in enumerate(results):
-        loss = [row["loss"] for row in run["history"]]
-        at, val, test = np.array([(epoch, 100 * row["val"], 100 * row["test"])
-                                  for epoch, row in enumerate(run["history"], 1) if "val" in row]).T
-        best = (run["best_epoch"], 100 * run["test"])
-        thin = {"lw": 1.2, "marker": "." if len(loss) < 30 else None}
-        labels = [None] * 3 if number else ["validation", "test", "test at the best validation"]
-        left.semilogy(range(1, len(loss) + 1), loss, color=figures.BLUE, ls="-", **thin)
-        right.plot(at, val, color=figures.ORANGE, ls="--", label=labels[0], **thin)
-        right.plot(at, test, color=figures.GREEN, ls="-", label=labels[1], **thin)
-        right.plot(*best, "o", color=figures.BLACK, zorder=3, label=labels[2])
-    left.set(xlabel="epoch", ylabel="training loss (cross-entropy)",
-             title="loss on the training nodes")
-    figures.label_decades(left)
-    mean = np.mean([100 * run["test"] for run in results])
-    right.set(xlabel="epoch", ylabel="accuracy in %", title=f"test accuracy at the best "
-              f"validation: {mean:.1f} %, {figures.plural(len(results), 'seed')}")
-    figures.legend_below(right, ncols=3)
+    """The figure of the training, beside the checkpoint of the first seed."""
     model = "GCN" if args.model == "gcn" else f"SINODE, implicit: {args.implicit}"
-    figure.suptitle(f"{args.dataset}, {model}")
-    more = "" if len(results) == 1 else f"-and-{len(results) - 1}-more"
-    path = results[0]["checkpoint"]
-    return figures.save(figure, path.with_name(f"{path.stem}{more}.png"))
+    return figures.plot_classification(f"{args.dataset}, {model}", results)
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
