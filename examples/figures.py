@@ -17,7 +17,7 @@ from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.legend import Legend
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 plt.style.use(Path(__file__).with_name("figures.mplstyle"))
@@ -88,7 +88,15 @@ def plot_losses(ax: Axes, curves: dict[str, list[float]], x: list[float] | None 
         at = np.arange(1, len(curve) + 1) if x is None else x
         ax.semilogy(at, curve, label=label, marker="o" if len(curve) < 30 else None)
     ax.set_xlim(0, None)
+    if x is None:
+        whole_numbers(ax)
     label_decades(ax)
+
+
+def whole_numbers(*axes: Axes) -> None:
+    """Abscissas of epochs or iterations, without fractions."""
+    for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def label_decades(ax: Axes) -> None:
@@ -123,6 +131,7 @@ def plot_classification(title: str, runs: list[dict]) -> Path:
     left.set(xlabel="epoch", ylabel="training loss (cross-entropy)",
              title="loss on the training nodes")
     label_decades(left)
+    whole_numbers(left, right)
     mean = np.mean([100 * run["test"] for run in runs])
     right.set(xlabel="epoch", ylabel="accuracy in %", title="test accuracy at the best validation: "
               f"{mean:.1f} %, {plural(len(runs), 'seed')}")

@@ -160,7 +160,7 @@ def plot(path: Path, t: Tensor, data: Tensor, before: Tensor, after: Tensor, cur
     left.plot([], [], "k:", lw=1.2, label="with the rates at the start")
     left.plot([], [], "ko", ms=4, label="data, a marker for each species")
     left.set(xlabel="time in s", ylabel="concentration (share of the whole)", ylim=(-0.05, 1.3),
-             title="the first trajectory: the learned rates meet the data")
+             title="the first trajectory, before and after the fit")
     figures.legend_below(left)
     for at, (true, color) in enumerate(zip(RATES, colors, strict=True)):
         errors = [abs(math.exp(row["log_rates"][at]) / true - 1) for row in curve]
@@ -169,6 +169,7 @@ def plot(path: Path, t: Tensor, data: Tensor, before: Tensor, after: Tensor, cur
     right.axhline(0.01, color="k", lw=1.0, ls=":", label="1 %")
     right.set(xlabel="iteration of L-BFGS", ylabel="relative error of the rate",
               title="the three rates")
+    figures.whole_numbers(right)
     figures.legend_below(right)
     return figures.save(figure, path)
 
