@@ -52,9 +52,6 @@ def test_the_rates_are_learned_from_a_wrong_start_and_a_longer_run_goes_on(run, 
     assert f"resumed from iteration 2 of {path}\n" in second
     assert max(errors(second)) < 1.0
     assert path.with_suffix(".png").exists()
-    # What is finished is not gone on with, and a shorter run has its own end.
-    assert untimed(run("--wrong", "10")) == untimed(second)
-    assert untimed(run("--iterations", "2", "--wrong", "10")) == untimed(first)
 
 
 def untimed(printed):
@@ -62,15 +59,24 @@ def untimed(printed):
 
 
 def test_each_setting_has_a_file_of_its_own_and_a_resumed_run_ends_as_one_at_once(run, tmp_path):
-    words = ("--iterations", "1", "--times", "3")
-    for wrong in ("1.1", "1.2"):
-        assert "resumed" not in run(*words, "--wrong", wrong)
+    words = ("--times", "3", "--iterations")
+    assert "resumed" not in run(*words, "1", "--wrong", "1.1")
+    first = run(*words, "1", "--wrong", "1.2")
+    assert "resumed" not in first
     assert len(list(tmp_path.glob("*.pt"))) == 2
-    resumed = run("--iterations", "3", *words[2:], "--wrong", "1.2")
+    resumed = run(*words, "3", "--wrong", "1.2")
     assert "resumed from iteration 1" in resumed
-    whole = run("--iterations", "3", *words[2:], "--wrong", "1.2", "--restart")
+    shorter = run(*words, "1", "--wrong", "1.2")  # beside the file of a longer run
+    assert untimed(shorter) == untimed(first)
+    whole = run(*words, "3", "--wrong", "1.2", "--restart")
     assert "resumed" not in whole
     assert untimed(whole) == untimed(resumed)
+
+
+def test_a_fit_has_converged_when_its_loss_hardly_falls(examples):
+    converged = examples["stiff_kinetics"].converged
+    for losses, done in (([1.0], False), ([1.0, 0.5], False), ([1.0, 0.5, 0.5 - 1e-7], True)):
+        assert converged([{"loss": loss} for loss in losses]) == done
 
 
 def test_the_loss_is_zero_at_the_data_and_does_not_mind_what_is_not_there(examples):
