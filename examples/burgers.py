@@ -8,14 +8,17 @@ trained through the steps need not be the true one:
     python examples/burgers.py --explicit mlp
     python examples/burgers.py --explicit gnn --num-points 1024
 
-The trajectories are made at the first run and kept under data/. Writes a figure under runs/.
+The trajectories are made at the first run and kept under data/. Writes a checkpoint, from which an
+interrupted run goes on, and a figure to --out.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-import matplotlib
+import figures
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from grid_learning import (
@@ -24,6 +27,7 @@ from grid_learning import (
     add_arguments,
     default_step,
     energy_spectrum,
+    make_checkpoint,
     parse,
     relative_error,
     rollout,
@@ -32,18 +36,24 @@ from grid_learning import (
     windows,
 )
 from torch import Tensor, nn
+from training import (
+    make_parser,
+    non_negative_int,
+    output_folder,
+    positive_float,
+    positive_int,
+    share,
+)
 
 from pyg_sinode.datasets import BurgersTurbulence
 from pyg_sinode.grid import PeriodicGrid, resample, viscous_burgers
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 REFERENCE = 512  # points of the grid on which the nodes of a flux are neighbours
 
 
 def main() -> None:
     args = parse_arguments()
+    output_folder(args.out)
     torch.manual_seed(args.seed)
     data = {split: BurgersTurbulence(args.root, split, num_points=args.num_points,
                                      trajectories=args.trajectories)
@@ -55,7 +65,6 @@ def main() -> None:
                                       args.num_points)
     model = make_model(args, grid).to(args.device)
     name = f"burgers-{args.num_points}-{args.explicit}-{args.method}"
-    args.out.mkdir(parents=True, exist_ok=True)
     early = round(args.until / args.interval) + 1
     states = data["train"].states[:, :early].float()
     test = data["test"].states.to(args.device)
@@ -71,9 +80,10 @@ def main() -> None:
         return float(relative_square(found[:, 1:], test[:, 1:2]))
 
     run = train(args, name, model, linear, draw, relative_square, test_loss)
-    print(f"{run.seconds:.0f} s, {run.epoch} epochs; in the last epoch {run.work['evaluations']} "
-          f"evaluations of G, {run.work['vjps']} vector-Jacobian products, "
-          f"{run.work['solves']} linear solves; factorizations: {run.factorizations} in all")
+    print(f"{run.seconds:.0f} s, {figures.plural(run.epoch, 'epoch')}; in the last epoch "
+          f"{run.work['evaluations']} evaluations of G, {run.work['vjps']} vector-Jacobian "
+          f"products, {run.work['solves']} linear solves; "
+          f"factorizations: {run.factorizations} in all")
     found = rollout(args, model, linear, test[:, 0].float(), test.size(1) - 1)
     error = print_errors("test trajectories", found, test, args.interval)
     for n in args.resolutions:
@@ -83,7 +93,8 @@ def main() -> None:
         there = rollout(args, other, viscous_burgers(fine, BurgersTurbulence.viscosity).implicit,
                         truth[:, 0].float(), test.size(1) - 1)
         print_errors(f"on {n} points without training", there, truth, args.interval)
-    print(f"figure: {plot(args, name, found, test, error, run)}")
+    path = make_checkpoint(args, name).path.with_suffix(".png")
+    print(f"figure: {plot(args, path, found, test, error, run)}")
 
 
 def make_model(args, grid: PeriodicGrid) -> nn.Module:
@@ -108,63 +119,92 @@ def relative_square(found: Tensor, truth: Tensor) -> Tensor:
     return ((found - truth).square().mean(dim=-1) / truth.square().mean(dim=-1)).mean()
 
 
-def plot(args, name: str, found: Tensor, test: Tensor, error: Tensor, run) -> str:
+def plot(args, path: Path, found: Tensor, test: Tensor, error: Tensor, run) -> Path:
     """Truth beside prediction in space and time and as profiles; errors, spectra and losses."""
-    figure = plt.figure(figsize=(12, 8), constrained_layout=True)
-    axes = figure.subplot_mosaic("ABC;DEF;GHI")
-    found, test, error = (x.cpu().numpy() for x in (found, test, error))
-    last = test.shape[1] - 1
-    at_one = min(round(1.0 / args.interval), last)
+    figure, axes = plt.subplots(3, 3, figsize=(12.5, 10.5))
+    figure.suptitle(f"Viscous Burgers, {args.num_points} points: G by the {args.explicit}, "
+                    f"{args.method}, steps of {args.step_size:g} (all quantities dimensionless)")
+    found, test, error = (x.cpu().double().numpy() for x in (found, test, error))
+    at_one = min(round(1.0 / args.interval), test.shape[1] - 1)
     middle = int(np.abs(error[:, at_one] - np.median(error[:, at_one])).argmin())
-    extent = (0, last * args.interval, 0, 1)
-    for key, field, title in (("A", test[middle], "truth"), ("B", found[middle], "prediction"),
-                              ("C", found[middle] - test[middle], "difference")):
-        image = axes[key].imshow(field.T, origin="lower", aspect="auto", extent=extent,
-                                 cmap="RdBu_r", vmin=-0.8, vmax=0.8)
-        axes[key].set(title=f"{title}, test trajectory {middle}", xlabel="t", ylabel="x")
-    figure.colorbar(image, ax=axes["C"], label="u")
-    n = test.shape[-1]
-    x = np.arange(n) / n
-    for key, time in (("D", 0.1), ("E", 0.5), ("F", 1.0)):
-        i = min(round(time / args.interval), last)
-        axes[key].plot(x, test[middle, i], label="truth")
-        axes[key].plot(x, found[middle, i], "--", label="prediction")
-        axes[key].set(title=f"t = {i * args.interval:g}", xlabel="x", ylabel="u")
-    axes["D"].legend()
-    t = args.interval * np.arange(last + 1)
-    axes["G"].plot(t, 100 * error.mean(axis=0), label="mean")
-    axes["G"].fill_between(t, 100 * error.min(axis=0), 100 * error.max(axis=0), alpha=0.3,
-                           label="least to largest")
-    axes["G"].set(xlabel="t", ylabel="relative error in %", ylim=(0, None))
-    axes["G"].legend()
-    for label, states in (("truth", test), ("prediction", found)):
-        spectrum = energy_spectrum(torch.from_numpy(states[:, at_one])).numpy()
-        axes["H"].loglog(np.arange(1, n // 2), spectrum[1 : n // 2], label=label)
-    axes["H"].set(xlabel="mode", ylabel=f"mean square at t = {at_one * args.interval:g}")
-    axes["H"].legend()
+    plot_fields(axes[0], found[middle], test[middle], args.interval)
+    plot_profiles(axes[1], found[middle], test[middle], args.interval)
+    plot_error(axes[2, 0], error, args.interval)
+    plot_spectra(axes[2, 1], {"truth": test[:, at_one], "prediction": found[:, at_one]},
+                 at_one * args.interval)
     seconds, loss, later = np.array(run.curve).T
-    axes["I"].loglog(seconds, loss, label="training")
-    axes["I"].loglog(seconds, later, label="test, from t = 0")
-    axes["I"].set(xlabel="training time in s", ylabel="relative squared error")
-    axes["I"].legend()
-    path = args.out / f"{name}.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return str(path)
+    figures.plot_losses(axes[2, 2], {"training": loss, "test, first step": later}, x=seconds)
+    axes[2, 2].set(xlabel="training time in s", ylabel="squared error / squared truth",
+                   title=f"loss in {figures.plural(run.epoch, 'epoch')}")
+    figures.legend_below(axes[2, 2])
+    return figures.save(figure, path)
+
+
+def plot_fields(axes, found: np.ndarray, truth: np.ndarray, interval: float) -> None:
+    """Truth and prediction on one scale, their difference on its own."""
+    extent = (0, (len(truth) - 1) * interval, 0, 1)
+    size = float(np.abs(truth).max())
+    images = [figures.show_field(axes[0], truth, extent, size),
+              figures.show_field(axes[1], found, extent, size),
+              figures.show_field(axes[2], found - truth, extent)]
+    titles = ("truth, the median test trajectory", "prediction", "difference (a scale of its own)")
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set(title=title, xlabel="time t", ylabel="position x")
+    figures.color_bar(images[1], list(axes[:2]), "u", side="bottom")
+    figures.color_bar(images[2], axes[2], "prediction - truth", side="bottom")
+
+
+def plot_profiles(axes, found: np.ndarray, truth: np.ndarray, interval: float) -> None:
+    """The states at three times."""
+    x = np.arange(truth.shape[-1]) / truth.shape[-1]
+    for ax, time in zip(axes, (0.1, 0.5, 1.0), strict=True):
+        at = min(round(time / interval), len(truth) - 1)
+        ax.plot(x, truth[at], label="truth")
+        ax.plot(x, found[at], label="prediction")
+        ax.set(title=f"profiles at t = {at * interval:g}", xlabel="position x", ylabel="u")
+        figures.legend_below(ax)
+
+
+def plot_error(ax, error: np.ndarray, interval: float) -> None:
+    t = interval * np.arange(error.shape[1])
+    ax.plot(t, 100 * error.mean(axis=0), label="mean")
+    ax.fill_between(t, 100 * error.min(axis=0), 100 * error.max(axis=0), alpha=0.3, lw=0,
+                    label="smallest to largest")
+    ax.set(xlabel="time t", ylabel="relative error (L2) in %", ylim=(0, None),
+           title=f"error on {figures.plural(len(error), 'test trajectory', 'test trajectories')}")
+    figures.legend_below(ax)
+
+
+def plot_spectra(ax, states: dict[str, np.ndarray], time: float) -> None:
+    for label, fields in states.items():
+        spectrum = energy_spectrum(torch.from_numpy(fields)).numpy()
+        modes = np.arange(1, fields.shape[-1] // 2)
+        ax.loglog(modes, spectrum[modes], label=label)
+    ax.set(xlabel="mode (waves in the domain)", ylabel="mean square of the mode",
+           title=f"spectrum at t = {time:g}")
+    figures.legend_below(ax)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn the nonlinear term of the viscous Burgers equation.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = add_arguments(parser)
-    add("--num-points", type=int, default=512, help="points of the grid")
-    add("--trajectories", type=int, default=100, help="of which a fifth is for testing")
-    add("--until", type=float, default=1.2, help="the latest time that is trained on")
-    add("--from-start", type=float, help="share of windows from t = 0; None: the network's own")
-    add("--radius", type=int, default=3, help="nodes that a flux of the gnn sees on each side")
-    add("--hidden", type=int, default=16, help="width of the gnn's perceptron; 0 for none")
-    add("--rounds", type=int, default=24, help="rounds of message passing in each evaluation")
+    parser = make_parser(
+        "Learn the nonlinear term of the viscous Burgers equation on a domain of length 1. Times "
+        "are in its units, in which states move by up to 1.", "burgers.py --explicit gnn",
+        "burgers.py --explicit mlp", "burgers.py --explicit gnn --num-points 1024",
+        "burgers.py --explicit gnn --resolutions 256 1024")
+    add = add_arguments(parser, interval="0.05, of rk4 0.001")
+    add("--num-points", type=positive_int, default=512, metavar="N", help="points of the grid")
+    add("--trajectories", type=positive_int, default=100, metavar="N",
+        help="trajectories of the data set, of which a fifth is for testing")
+    add("--until", type=positive_float, default=1.2, metavar="TIME",
+        help="the latest time that is trained on")
+    add("--from-start", type=share, metavar="SHARE",
+        help="share of windows that begin at t = 0; default: the network's own")
+    add("--radius", type=positive_int, default=3, metavar="NODES",
+        help="nodes that a flux of the gnn sees on each side")
+    add("--hidden", type=non_negative_int, default=16, metavar="WIDTH",
+        help="width of the gnn's perceptron; 0 for none")
+    add("--rounds", type=positive_int, default=24,
+        help="rounds of message passing in each evaluation of the gnn")
     args = parse(
         parser,
         mlp={"method": "imex_euler", "optimizer": "adam", "epochs": 450, "batch_size": 128,

@@ -15,23 +15,30 @@ Writes a checkpoint, from which an interrupted run goes on, and a figure to --ou
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 from pathlib import Path
 
-import matplotlib
+import figures
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from tqdm import tqdm
+from training import (
+    Checkpoint,
+    add_files,
+    fingerprint,
+    make_parser,
+    output_folder,
+    positive_float,
+    positive_int,
+    share,
+)
 
 from pyg_sinode import SINODEConv, imex_odeint, operators
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 PERIOD, END, FORECAST = 5.0, 10.0, 15.0
+COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN)
 
 
 class Driven(nn.Module):
@@ -68,23 +75,35 @@ class Forecaster(nn.Module):
 
 def main() -> None:
     args = parse_arguments()
+    output_folder(args.out)
     torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
     t, later = observation_times(args.times)
     data, values = make_data(args, torch.cat([t, later]))
     seen = torch.rand(values[:len(t)].shape) >= args.missing
     model = Forecaster(args.channels, args.implicit, args.step_size)
-    curve = train(args, model, data, t, values, seen)
+    curve, path = train(args, model, data, t, values, seen)
     with torch.no_grad():
         forecast = model(data, torch.cat([t, later]))
     test = data.trajectory >= args.trajectories
     spread = values[:, test].std()
     within, beyond = (float((forecast - values)[part][:, test].square().mean().sqrt() / spread)
                       for part in (slice(None, len(t)), slice(len(t), None)))
-    print(f"error on {args.trajectories // 3} unseen trajectories, as a part of their spread: "
+    count = figures.plural(int(data.trajectory.max()) + 1 - args.trajectories, "unseen trajectory",
+                           "unseen trajectories")
+    print(f"error on {count}, as a part of their spread: "
           f"{within:.3f} up to t = {END:g}, {beyond:.3f} from there to t = {FORECAST:g}")
-    times = torch.cat([t, later])
-    print(f"figure: {plot(args, times, len(t), values, forecast, seen, data, curve)}")
+    first = int(test.nonzero()[0])  # the first sensor of the first unseen trajectory
+    sensors = [first + k * (args.nodes // 3) for k in range(3)]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=(2, 1))
+    fine = torch.linspace(0, FORECAST, 151, dtype=torch.float64)
+    with torch.no_grad():
+        plot_sensors(left, fine, model(data, fine)[:, sensors])
+    plot_observations(left, torch.cat([t, later]), values[:, sensors], seen[:, sensors])
+    left.axvspan(END, FORECAST, color="0.92", zorder=0, lw=0, label="forecast")
+    figures.legend_below(left, ncols=3)
+    figures.plot_losses(right, {"training": curve})
+    right.set(xlabel="epoch", ylabel="mean squared error", title="loss on the values seen")
+    print(f"figure: {figures.save(figure, path.with_suffix('.png'))}")
 
 
 def observation_times(count: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +119,7 @@ def make_data(args: argparse.Namespace, t: Tensor) -> tuple[Batch, Tensor]:
     near = torch.cdist(position, position).topk(5, largest=False).indices[:, 1:]
     edges = torch.stack([near.flatten(), torch.arange(args.nodes).repeat_interleave(4)])
     edges = torch.unique(torch.cat([edges, edges.flip(0)], dim=1), dim=1)
-    count = args.trajectories + args.trajectories // 3
+    count = args.trajectories + max(1, args.trajectories // 3)
     data = Batch.from_data_list([
         Data(x=smooth_noise(position), position=position, edge_index=edges) for _ in range(count)])
     data.trajectory = data.batch
@@ -124,95 +143,88 @@ def smooth_noise(position: Tensor) -> Tensor:
 
 
 def train(args: argparse.Namespace, model: Forecaster, data: Batch, t: Tensor, values: Tensor,
-          seen: Tensor) -> list[float]:
-    """Fits the values that were seen; returns the loss of each epoch."""
+          seen: Tensor) -> tuple[list[float], Path]:
+    """Fits the values that were seen; the loss of each epoch, and the checkpoint."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    curve: list[float] = []
-    path = args.out / "graph-forecasting.pt"
-    resume(path, args, model, optimizer, curve)
+    settings = {key: value for key, value in vars(args).items()
+                if key not in ("out", "restart", "checkpoint_every")}
+    checkpoint = Checkpoint(args.out, f"graph-forecasting-{args.implicit}",
+                            settings | {"data": fingerprint(data.edge_index, t, values, seen)},
+                            args.restart)
+    state, curve = checkpoint.load(), []
+    if state is not None:
+        checkpoint.restore(state, model=model, optimizer=optimizer)
+        curve = state["curve"]
+        checkpoint.tell(len(curve))
     seen = seen & (data.trajectory < args.trajectories)
     bar = tqdm(range(len(curve), args.epochs), initial=len(curve), total=args.epochs,
                desc="training", disable=None)
     for epoch in bar:
         optimizer.param_groups[0]["lr"] = 0.02 * 0.996**epoch
-        optimizer.zero_grad()
-        loss = (model(data, t) - values[:len(t)])[seen].square().mean()
-        loss.backward()
-        optimizer.step()
-        curve.append(float(loss.detach()))
+        curve.append(train_epoch(model, optimizer, data, t, values, seen))
         bar.set_postfix(loss=f"{curve[-1]:.2e}")
-        if (epoch + 1) % 20 == 0 or epoch + 1 == args.epochs:
-            save(path, args, model, optimizer, curve)
-    return curve
+        if (epoch + 1) % args.checkpoint_every == 0 or epoch + 1 == args.epochs:
+            checkpoint.save(model=model.state_dict(), optimizer=optimizer.state_dict(),
+                            curve=curve)
+    return curve, checkpoint.path
 
 
-def save(path: Path, args, model: nn.Module, optimizer, curve: list[float]) -> None:
-    """Writes beside the checkpoint, then renames: a killed run leaves the last one whole."""
-    temporary = path.with_suffix(".tmp")
-    torch.save({"key": key(args), "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(), "curve": curve}, temporary)
-    os.replace(temporary, path)
+def train_epoch(model: Forecaster, optimizer: torch.optim.Optimizer, data: Batch, t: Tensor,
+                values: Tensor, seen: Tensor) -> float:
+    optimizer.zero_grad()
+    loss = (model(data, t) - values[:len(t)])[seen].square().mean()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
 
 
-def resume(path: Path, args, model: nn.Module, optimizer, curve: list[float]) -> None:
-    if args.restart or not path.exists():
-        return
-    state = torch.load(path, weights_only=True)
-    if state["key"] != key(args):
-        print(f"{path} belongs to other settings and will be overwritten")
-        return
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    curve.extend(state["curve"])
-    print(f"goes on from epoch {len(curve)} of {path}")
+def plot_sensors(ax, t: Tensor, values: Tensor) -> None:
+    """What the model says of three sensors."""
+    for k, style in enumerate(("-", "--", "-.")):
+        ax.plot(t, values[:, k], ls=style, color=COLORS[k], label=f"model, sensor {k + 1}")
+    ax.set(xlabel="time (dimensionless)", ylabel="value (dimensionless)",
+           title="three sensors of a trajectory that was not trained on")
 
 
-def key(args: argparse.Namespace) -> str:
-    free = {"out", "restart", "epochs"}
-    return json.dumps({k: v for k, v in vars(args).items() if k not in free}, sort_keys=True)
-
-
-def plot(args, t: Tensor, count: int, values: Tensor, forecast: Tensor, seen: Tensor, data: Batch,
-         curve: list[float]) -> Path:
-    """Three sensors of an unseen trajectory, and the loss."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True,
-                                         width_ratios=(2, 1))
-    first = int((data.trajectory == args.trajectories).nonzero()[0])
-    for k, color in zip(range(3), ("tab:blue", "tab:orange", "tab:green"), strict=True):
-        node = first + k * (args.nodes // 3)
-        left.plot(t, forecast[:, node], color=color)
-        own = seen[:, node]
-        left.plot(t[:count][own], values[:count, node][own], "o", color=color, ms=4)
-        left.plot(t[count:], values[count:, node], "x", color=color, ms=4)
-    left.axvspan(END, FORECAST, color="0.9", zorder=0)
-    left.set(xlabel="time", ylabel="value",
-             title="three sensors: model, observed (o), to come (x)")
-    right.semilogy(range(1, len(curve) + 1), curve)
-    right.set(xlabel="epoch", ylabel="mean squared error", title="training")
-    path = args.out / "graph-forecasting.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+def plot_observations(ax, t: Tensor, values: Tensor, seen: Tensor) -> None:
+    """What was seen of them, and what was to come."""
+    observed = len(seen)
+    for k, marker in enumerate("os^"):
+        own = seen[:, k]
+        ax.plot(t[:observed][own], values[:observed, k][own], marker, color=COLORS[k])
+        ax.plot(t[observed:], values[observed:, k], marker, color=COLORS[k], mfc="none")
+    ax.plot([], [], "ko", label="observed")
+    ax.plot([], [], "ko", mfc="none", label="to come, unknown to the model")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn the equation of a graph from observations at irregular times.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--nodes", type=int, default=40, help="sensors")
-    add("--trajectories", type=int, default=12, help="trajectories to learn from")
-    add("--times", type=int, default=16, help="irregular times at which they are seen")
-    add("--missing", type=float, default=0.3, help="the part of the values that is missing")
-    add("--channels", type=int, default=16, help="width of the latent state")
+    parser = make_parser(
+        "Learn the equation of a graph from observations at irregular times, and forecast. Times "
+        f"are dimensionless: observations until {END:g}, forecasts until {FORECAST:g}.",
+        "graph_forecasting.py", "graph_forecasting.py --implicit laplacian --missing 0.6",
+        "graph_forecasting.py --nodes 200 --epochs 500 --step-size 0.25")
+    add = parser.add_argument_group("data").add_argument
+    add("--nodes", type=positive_int, default=40, help="sensors, at least 5")
+    add("--trajectories", type=positive_int, default=12, metavar="N",
+        help="trajectories to learn from; a third as many more are for testing")
+    add("--times", type=positive_int, default=16, metavar="N",
+        help="irregular times at which they are seen, at least 2")
+    add("--missing", type=share, default=0.3, metavar="SHARE",
+        help="share of the values that is missing")
+    add = parser.add_argument_group("network and integration").add_argument
+    add("--channels", type=positive_int, default=16, help="width of the latent state")
     add("--implicit", choices=["decay", "laplacian", "attention"], default="decay",
         help="the part of the equation that is integrated implicitly")
-    add("--step-size", type=float, default=0.5, help="the largest step")
-    add("--epochs", type=int, default=300, help="training epochs")
+    add("--step-size", type=positive_float, default=0.5, metavar="TIME", help="the largest step")
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=positive_int, default=300, help="number of epochs")
     add("--seed", type=int, default=0, help="seed of data and model")
-    add("--out", type=Path, default=Path("runs"), help="where figure and checkpoint go")
-    add("--restart", action="store_true", help="start anew where a checkpoint exists")
-    return parser.parse_args()
+    add_files(parser)
+    args = parser.parse_args()
+    if args.nodes < 5 or args.times < 2:
+        parser.error(f"expected at least 5 --nodes, each joined to its 4 nearest, and 2 --times "
+                     f"(got {args.nodes} and {args.times})")
+    return args
 
 
 if __name__ == "__main__":

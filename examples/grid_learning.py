@@ -1,29 +1,32 @@
-"""How is the nonlinear term of an equation on a grid learned? Networks, training and rollouts.
+"""How is the nonlinear term of an equation on a grid learned? Training, rollouts, their options.
 
-Shared by kuramoto_sivashinsky.py and burgers.py, which have the data, the settings and the figures.
+Shared by kuramoto_sivashinsky.py and burgers.py, which have the data, the settings and the figures;
+the networks are in grid_networks.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
+from grid_networks import GridFlux, GridMLP  # noqa: F401  (named here for those who import both)
 from torch import Tensor, nn
-from torch_geometric.nn import MessagePassing
 from torchdiffeq import odeint
 from tqdm import tqdm
+from training import (
+    Checkpoint,
+    add_files,
+    device_name,
+    positive_float,
+    positive_int,
+)
 
 from pyg_sinode import ExplicitTermError, NonFiniteStateError, imex_odeint
-from pyg_sinode.grid import PeriodicGrid
 from pyg_sinode.operators import Circulant, LinearOperator, LinearSolveError
 from pyg_sinode.solvers import GMRES, Newton, NewtonError
 from pyg_sinode.terms import Nonlinear
@@ -32,94 +35,6 @@ IMEX = ("imex_euler", "ars222", "ars443", "imex_rk2", "imex_rk3", "imex_rk4", "i
 # How an integration says that it has diverged.
 FAILURES = (NonFiniteStateError, ExplicitTermError, LinearSolveError, NewtonError)
 METHODS = (*IMEX, "crank_nicolson", "rk4", "dopri5")
-
-
-class GridMLP(nn.Module):
-    """G(u) by a multilayer perceptron of the whole state, four hidden layers as in the paper."""
-
-    def __init__(self, num_points: int, width: int) -> None:
-        super().__init__()
-        widths = [num_points, width, width, width, width]
-        layers = [layer for a, b in itertools.pairwise(widths)
-                  for layer in (nn.Linear(a, b), nn.ReLU())]
-        last = nn.Linear(width, num_points)
-        with torch.no_grad():  # starts near G = 0, the linear equation
-            last.weight.mul_(0.1)
-            last.bias.zero_()
-        self.net = nn.Sequential(*layers, last)
-
-    def forward(self, t: Tensor, u: Tensor) -> Tensor:
-        return self.net(u)
-
-
-class GridFlux(MessagePassing):
-    r"""G(u) by a learned flux between neighbouring nodes, :math:`v_i \mathrel{+}= F_{i - 1/2} -
-    F_{i + 1/2}`, once or in several rounds from v = u, and :math:`G = (v - u) / s`.
-
-    The flux between nodes i and i + 1 is made of the values z at the nodes i - r + 1 to i + r, by
-    learned coefficients: a linear part and a bilinear one of products of neighbours; and, where
-    :obj:`hidden` is not 0, a perceptron with a second output that gates diffusion between the two
-    nodes. It conserves the mean, commutes with translations, and with the same weights runs on any
-    grid. Several rounds carry values further than the stencil reaches.
-
-    Args:
-        grid (PeriodicGrid): The grid, of one dimension.
-        radius (int): The r: how many nodes the flux sees on each side.
-        hidden (int): Width of the perceptron; 0 for none.
-        rounds (int): How often the message passing is repeated.
-        scale (float, optional): The s, of the dimension of a time step; None: the distance of the
-            nodes, for a flux that does not depend on the grid.
-        stride (int): How many nodes of the grid there are from one neighbour to the next.
-    """
-
-    def __init__(self, grid: PeriodicGrid, radius: int = 3, hidden: int = 0, *, rounds: int = 1,
-                 scale: float | None = None, stride: int = 1) -> None:
-        super().__init__(node_dim=0)
-        self.radius, self.hidden, self.rounds, self.given = radius, hidden, rounds, scale
-        self.scale = grid.spacing[0] * stride if scale is None else scale
-        edge_index, offset = grid.edge_index(radius * stride), grid.edge_offset(radius * stride)
-        loops = torch.arange(grid.num_nodes).repeat(2, 1)
-        # Sorted by their offset, so that the messages of one are a row for all nodes.
-        rows = [loops if o == 0 else edge_index[:, offset[:, 0] == o * stride]
-                for o in range(1 - radius, radius + 1)]
-        self.register_buffer("edges", torch.cat(rows, dim=1), persistent=False)
-        self.register_buffer("left", edge_index[0, offset[:, 0] == -stride], persistent=False)
-        size = 2 * radius
-        self.linear = nn.Parameter(torch.randn(size) * 0.05 / size)
-        self.bilinear = nn.Parameter(torch.randn(size, size) * 0.05 / size)
-        if hidden:
-            self.lin1, self.lin2 = nn.Linear(size, hidden), nn.Linear(hidden, 2)
-            with torch.no_grad():
-                self.lin2.weight.mul_(0.1)
-                self.lin2.bias.copy_(torch.tensor([0.0, -1.0]))
-
-    def on(self, grid: PeriodicGrid, stride: int = 1) -> GridFlux:
-        """The same term on another grid."""
-        other = GridFlux(grid, self.radius, self.hidden, rounds=self.rounds, scale=self.given,
-                         stride=stride).to(self.linear)
-        other.load_state_dict(self.state_dict())
-        return other
-
-    def forward(self, t: Tensor, u: Tensor) -> Tensor:
-        start = v = u.reshape(-1, u.size(-1)).t().contiguous()
-        for _ in range(self.rounds):
-            flux = self.propagate(self.edges, v=v)
-            v = v + flux.index_select(0, self.left) - flux
-        return ((v - start) / self.scale).t().reshape(u.shape)
-
-    def message(self, v_j: Tensor) -> Tensor:
-        return v_j
-
-    def aggregate(self, inputs: Tensor) -> Tensor:
-        """The flux at each node from the neighbours' values side by side, not from their sum."""
-        r = self.radius
-        z = inputs.view(2 * r, -1)
-        flux = ((self.bilinear.t() @ z + self.linear.unsqueeze(1)) * z).sum(dim=0)
-        if self.hidden:
-            inner = torch.addmm(self.lin1.bias.unsqueeze(1), self.lin1.weight, z).tanh()
-            more, gate = torch.addmm(self.lin2.bias.unsqueeze(1), self.lin2.weight, inner)
-            flux = flux + more - 0.5 * gate.sigmoid() * (z[r] - z[r - 1])
-        return flux.view(-1, inputs.size(-1))
 
 
 class Work:
@@ -216,15 +131,20 @@ def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circula
     """Trains on windows of states: epochs of one step, then of ``args.window`` steps.
 
     Args:
+        args: The settings of the example.
+        name: The kind of run, with which the checkpoint's name begins.
+        model: The network for G.
+        linear: J.
         draw: Makes (batch, window + 1, n) states from a batch size, a window and a generator.
         loss: From predicted and true states, (batch, window, n).
         test_loss: The error of a step on held-out states.
     """
-    run, path = Run(), args.out / f"{name}.pt"
-    state = _read_checkpoint(path, args)
+    checkpoint = make_checkpoint(args, name)
+    run, state = Run(), checkpoint.load(args.device)
     if state is not None:
-        model.load_state_dict(state["model"])
+        checkpoint.restore(state, model=model)
         run = Run(**state["run"])
+        checkpoint.tell(run.epoch)
     single = args.epochs - (args.epochs // 3 if args.window > 1 else 0)
     optimizer = None
     bar = tqdm(range(run.epoch, args.epochs), initial=run.epoch, total=args.epochs, desc=name,
@@ -236,9 +156,7 @@ def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circula
             span = (0, single) if epoch < single else (single, args.epochs)
             optimizer, schedule = _make_optimizer(args, model, span, lower=epoch >= single)
             if state is not None and state["window"] == window:
-                optimizer.load_state_dict(state["optimizer"])
-                if schedule is not None:
-                    schedule.load_state_dict(state["schedule"])
+                checkpoint.restore(state, optimizer=optimizer, schedule=schedule)
             state = None
         start, work = time.perf_counter(), Work()
         value = _epoch(args, model, linear, draw, loss, optimizer, schedule, epoch, window, work)
@@ -247,7 +165,8 @@ def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circula
         run.epoch, run.work = epoch + 1, work.totals()
         run.factorizations += run.work["factorizations"]
         bar.set_postfix(loss=f"{value:.2e}", test=f"{run.curve[-1][2]:.2e}")
-        _write_checkpoint(path, args, model, optimizer, schedule, run, window)
+        checkpoint.save(model=model.state_dict(), optimizer=optimizer.state_dict(), window=window,
+                        schedule=schedule.state_dict(), run=vars(run))
     return run
 
 
@@ -283,46 +202,31 @@ def _epoch(args, model, linear, draw, loss, optimizer, schedule, epoch: int, win
                 f"Expected a finite loss and gradient (got {error} in epoch {epoch + 1}, batch "
                 f"{batch + 1}); the last checkpoint in {args.out} is of epoch {epoch}. Take a "
                 "smaller --lr or --step-size.") from error
-        if schedule is not None:
-            schedule.step()
+        schedule.step()
     return total / batches
 
 
 def _make_optimizer(args, model: nn.Module, span: tuple[int, int], lower: bool):
+    """The optimizer of the epochs of a span, and the schedule of its learning rate."""
     if args.optimizer == "lbfgs":
-        return torch.optim.LBFGS(model.parameters(), history_size=50, tolerance_grad=0.0,
-                                 tolerance_change=0.0, line_search_fn="strong_wolfe"), None
+        optimizer = torch.optim.LBFGS(model.parameters(), history_size=50, tolerance_grad=0.0,
+                                      tolerance_change=0.0, line_search_fn="strong_wolfe")
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     rate = args.lr / 4 if lower else args.lr
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    steps = (span[1] - span[0]) * args.batches
+    total = (span[1] - span[0]) * args.batches + 1  # the schedule counts the rate before them too
+    # The rate grows during the first tenth and then falls. OneCycleLR ends the growth at the step
+    # pct_start * total - 1 and divides by it: at least 1, where a tenth of 10 would give 0.
+    growth = max(0.1, 2 / total)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False)
+        optimizer, rate, total_steps=total, pct_start=growth, cycle_momentum=False)
 
 
-def _write_checkpoint(path: Path, args, model, optimizer, schedule, run: Run, window: int) -> None:
-    """Writes beside the checkpoint, then renames: a killed run leaves the last one whole."""
-    state = {"key": checkpoint_key(args), "model": model.state_dict(), "window": window,
-             "optimizer": optimizer.state_dict(), "run": vars(run),
-             "schedule": None if schedule is None else schedule.state_dict()}
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def _read_checkpoint(path: Path, args) -> dict | None:
-    if args.restart or not path.exists():
-        return None
-    state = torch.load(path, weights_only=True, map_location=args.device)
-    if state["key"] == checkpoint_key(args):
-        return state
-    print(f"{path} belongs to other settings and will be overwritten")
-    return None
-
-
-def checkpoint_key(args: argparse.Namespace) -> str:
-    """What must agree between a checkpoint and the run that goes on from it."""
-    free = {"out", "root", "restart", "device", "resolutions", "horizon", "lyapunov_times"}
-    return json.dumps({k: v for k, v in vars(args).items() if k not in free}, sort_keys=True)
+def make_checkpoint(args: argparse.Namespace, name: str) -> Checkpoint:
+    """The file of these settings; what only concerns the rollouts afterwards is not among them."""
+    free = {"out", "root", "restart", "resolutions", "horizon", "lyapunov_times"}
+    settings = {key: value for key, value in vars(args).items() if key not in free}
+    return Checkpoint(args.out, name, settings, args.restart)
 
 
 @torch.no_grad()
@@ -366,6 +270,9 @@ def windows(states: Tensor, count: int, window: int, generator: torch.Generator,
 
     A share of them, from_start, begins at the first time.
     """
+    if window >= states.size(1):
+        raise ValueError(f"Expected trajectories of more than --window states (got {window} and "
+                         f"{states.size(1)} states). Take a smaller --window or a longer time.")
     trajectory = torch.randint(states.size(0), (count, 1), generator=generator)
     start = torch.randint(states.size(1) - window, (count, 1), generator=generator)
     if from_start:
@@ -386,26 +293,38 @@ def turned(states: Tensor, generator: torch.Generator) -> Tensor:
     return moved * sign.unsqueeze(-1)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> Callable[..., None]:
-    """The arguments that both examples share; gives the function that adds more."""
-    add = parser.add_argument
-    add("--explicit", choices=["mlp", "gnn"], default="mlp", help="the network for G")
-    add("--method", choices=METHODS, help="the integration scheme; None: the network's own")
-    add("--step-size", type=float, help="step of the scheme; None: the equation's, or what rk4 "
-        "needs to be stable; dopri5 chooses its own")
-    add("--optimizer", choices=["adam", "lbfgs"], help="None: the network's own")
-    add("--lr", type=float, help="learning rate of Adam at its highest; None: the network's own")
-    add("--epochs", type=int, help="training epochs; None: the network's own")
-    add("--batches", type=int, default=15, help="batches of an epoch of Adam")
-    add("--batch-size", type=int, help="steps in a batch; None: the network's own")
-    add("--window", type=int, help="steps that the last third of the epochs trains on at once")
-    add("--resolutions", type=int, nargs="*", default=[], metavar="N",
-        help="other numbers of points to run the trained gnn on")
+def add_arguments(parser: argparse.ArgumentParser, interval: str) -> Callable[..., None]:
+    """The options that both examples share; gives the function that adds more of the equation.
+
+    Args:
+        parser: Gets them.
+        interval: The time from one saved state to the next, as the help should have it.
+    """
+    group = parser.add_argument_group
+    add = group("network and integration").add_argument
+    add("--explicit", choices=["mlp", "gnn"], default="mlp",
+        help="the network for G: a perceptron, or message passing")
+    add("--method", choices=METHODS, metavar="SCHEME",
+        help=f"one of {', '.join(METHODS)}; default: the network's own")
+    add("--step-size", type=positive_float, metavar="TIME",
+        help=f"step of the scheme, in units of time; default: {interval}, or what rk4 needs to be "
+        "stable; dopri5 chooses its own")
+    add = group("training (without a default named: the network's own)").add_argument
+    add("--optimizer", choices=["adam", "lbfgs"], help="the method of minimization")
+    add("--lr", type=positive_float, help="learning rate of Adam at its highest")
+    add("--epochs", type=positive_int, help="number of epochs")
+    add("--batches", type=positive_int, default=15, help="batches of an epoch of Adam")
+    add("--batch-size", type=positive_int, metavar="STEPS", help="steps in a batch")
+    add("--window", type=positive_int, metavar="STEPS",
+        help="steps that the last third of the epochs trains on at once")
     add("--seed", type=int, default=0, help="seed of the weights and the batches")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
-    add("--root", default="data", help="where the data set is made and kept")
-    add("--out", type=Path, default=Path("runs"), help="where figures and checkpoints go")
-    add("--restart", action="store_true", help="start anew where a checkpoint exists")
+    add("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to compute, such as cpu or cuda:1")
+    add = group("equation, data and tests").add_argument
+    add("--root", default="data", metavar="FOLDER", help="where the data set is made and kept")
+    add("--resolutions", type=positive_int, nargs="*", default=[], metavar="N",
+        help="other numbers of points to run the trained gnn on")
+    add_files(parser, checkpoint_every=False)
     return add
 
 

@@ -7,14 +7,18 @@ steps of 0.2, where RK4 would need 4e-4 (64 points) or 1e-7 (512 points):
     python examples/kuramoto_sivashinsky.py --explicit gnn --resolutions 128 256
     python examples/kuramoto_sivashinsky.py --num-points 512
 
-The trajectories are made at the first run and kept under data/. Writes two figures under runs/.
+The trajectories are made at the first run and kept under data/. Writes a checkpoint, from which an
+interrupted run goes on, and two figures to --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+from pathlib import Path
 
-import matplotlib
+import figures
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from grid_learning import (
@@ -23,6 +27,7 @@ from grid_learning import (
     add_arguments,
     default_step,
     energy_spectrum,
+    make_checkpoint,
     parse,
     relative_error,
     rollout,
@@ -30,13 +35,18 @@ from grid_learning import (
     turned,
     windows,
 )
+from matplotlib.colors import LogNorm
 from torch import Tensor, nn
+from training import (
+    make_parser,
+    non_negative_int,
+    output_folder,
+    positive_float,
+    positive_int,
+)
 
 from pyg_sinode.datasets import KuramotoSivashinsky
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, resample
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 # For L = 22: Edson, Bunder, Mattner, Roberts (2019), https://doi.org/10.1017/S1446181119000105
 LYAPUNOV_TIME = 22.0
@@ -44,6 +54,7 @@ LYAPUNOV_TIME = 22.0
 
 def main() -> None:
     args = parse_arguments()
+    output_folder(args.out)
     torch.manual_seed(args.seed)
     data = {split: KuramotoSivashinsky(args.root, split, num_points=args.num_points,
                                        trajectories=args.trajectories, duration=args.duration)
@@ -54,7 +65,6 @@ def main() -> None:
         args.step_size = default_step(args.method, args.interval, linear, args.num_points)
     model = make_model(args, grid).to(args.device)
     name = f"ks-{args.num_points}-{args.explicit}-{args.method}"
-    args.out.mkdir(parents=True, exist_ok=True)
     states = data["train"].states.float()
     test = data["test"].states.to(args.device)
     print(f"{name}: {states.size(0) * (states.size(1) - 1)} steps to train on, "
@@ -72,7 +82,7 @@ def main() -> None:
 
     run = train(args, name, model, linear, draw, mean_square, test_loss)
     print(f"one-step mean squared error on later times {run.curve[-1][2]:.2e} after "
-          f"{run.seconds:.0f} s and {run.epoch} epochs; in the last epoch "
+          f"{run.seconds:.0f} s and {figures.plural(run.epoch, 'epoch')}; in the last epoch "
           f"{run.work['evaluations']} evaluations of G, {run.work['vjps']} vector-Jacobian "
           f"products, {run.work['solves']} linear solves; "
           f"factorizations: {run.factorizations} in all")
@@ -80,8 +90,9 @@ def main() -> None:
     print_result(result)
     for n in args.resolutions:
         elsewhere(args, model, test, n)
-    print(f"figures: {plot_forecast(args, name, result, run)}, "
-          f"{plot_attractor(args, name, result)}")
+    path = make_checkpoint(args, name).path.with_suffix(".png")
+    print(f"figures: {plot_forecast(args, path, result, run)}, "
+          f"{plot_attractor(path.with_name(f'{path.stem}-attractor.png'), result)}")
 
 
 def make_model(args, grid: PeriodicGrid) -> nn.Module:
@@ -97,26 +108,38 @@ def examine(args, model: nn.Module, linear, test: Tensor) -> dict:
     found = rollout(args, model, linear, truth[:, 0].float(), count)
     error = relative_error(found, truth)
     wrong = error > 0.2
-    time = torch.where(wrong.any(dim=1), wrong.int().argmax(dim=1), count) * args.interval
     long = rollout(args, model, linear, test[:16, 0].float(),
                    round(args.lyapunov_times * LYAPUNOV_TIME / args.interval))
-    return {"truth": truth, "found": found, "error": error, "time": time, "test": test,
-            "long": long, "interval": args.interval, "limit": count * args.interval}
+    # The times to an error of 20 %; infinite for a start that does not reach it in the horizon.
+    time = torch.where(wrong.any(dim=1), wrong.int().argmax(dim=1) * args.interval, torch.inf)
+    return {"truth": truth, "found": found, "error": error, "time": time.double().cpu(),
+            "test": test, "long": long, "interval": args.interval, "horizon": count * args.interval}
 
 
 def print_result(result: dict) -> None:
-    time, long, test = result["time"], result["long"], result["test"]
-    middle, low = float(time.double().median()), float(time.double().quantile(0.1))
-    print(f"20 % relative error after {middle:.1f} units of time, {middle / LYAPUNOV_TIME:.2f} "
-          f"Lyapunov times, from the median of {len(time)} starts ({low:.1f} from the worst tenth; "
-          f"watched for {result['limit']:.0f})")
-    bounded, interval = bool(long.isfinite().all()), result["interval"]
+    print(describe_times(result["time"], result["horizon"]))
+    long, test, interval = result["long"], result["test"], result["interval"]
     late = long[:, long.size(1) // 10 :]
     size, true_size = (float(u.square().mean().sqrt()) for u in (late, test))
     largest, true_largest = (float(u.abs().max()) for u in (late, test))
     print(f"after {(long.size(1) - 1) * interval / LYAPUNOV_TIME:.0f} Lyapunov times "
-          f"{'bounded' if bounded else 'NOT bounded'}: root mean square {size:.3f} (truth "
-          f"{true_size:.3f}), largest {largest:.2f} (truth {true_largest:.2f})")
+          f"{'bounded' if bool(long.isfinite().all()) else 'NOT bounded'}: root mean square "
+          f"{size:.3f} (truth {true_size:.3f}), largest {largest:.2f} (truth {true_largest:.2f})")
+
+
+def describe_times(time: Tensor, horizon: float) -> str:
+    """The median and the worst tenth of the times to 20 % error, and how many are unknown."""
+    ordered = time.sort().values
+    found = []
+    for part in (0.5, 0.1):
+        value = float(ordered[int(part * (len(time) - 1))])
+        sign, value = ("", value) if value < math.inf else (">= ", horizon)
+        found.append(f"{sign}{value:.1f} units of time ({sign}{value / LYAPUNOV_TIME:.2f} Lyapunov "
+                     "times)")
+    return (f"20 % relative error after {found[0]}, the median of "
+            f"{figures.plural(len(time), 'start')}, and {found[1]}, the worst tenth; "
+            f"{int(time.isinf().sum())} never reached it within the horizon of {horizon:.0f} "
+            f"({horizon / LYAPUNOV_TIME:.1f} Lyapunov times)")
 
 
 def elsewhere(args, model: nn.Module, test: Tensor, num_points: int) -> None:
@@ -132,47 +155,80 @@ def elsewhere(args, model: nn.Module, test: Tensor, num_points: int) -> None:
     print_result(result)
 
 
-def plot_forecast(args, name: str, result: dict, run) -> str:
+def plot_forecast(args, path: Path, result: dict, run) -> Path:
     """Truth, prediction and their difference over time; errors; losses against wall time."""
-    figure = plt.figure(figsize=(11, 6.5), constrained_layout=True)
-    axes = figure.subplot_mosaic("AB;CD;EF")
-    steps = min(result["found"].size(1), round(100 / args.interval) + 1)
-    middle = int((result["time"] - result["time"].median()).abs().argmin())
-    truth, found = (result[key][middle, :steps].cpu().numpy() for key in ("truth", "found"))
-    extent = (0, (steps - 1) * args.interval, 0, 22)
-    for key, field, title in (("A", truth, "truth"), ("B", found, "prediction"),
-                              ("C", found - truth, "difference")):
-        image = axes[key].imshow(field.T, origin="lower", aspect="auto", extent=extent,
-                                 cmap="RdBu_r", vmin=-3, vmax=3)
-        axes[key].axvline(float(result["time"][middle]), color="k", linestyle=":")
-        axes[key].set(title=title, ylabel="x", xlabel="t")
-    figure.colorbar(image, ax=[axes[k] for k in "ABC"], label="u", shrink=0.5)
-    t = np.arange(result["error"].size(1)) * args.interval / LYAPUNOV_TIME
-    error = result["error"].cpu().clamp(max=10.0)
-    low, middle, high = np.quantile(error.numpy(), [0.1, 0.5, 0.9], axis=0)
-    axes["D"].semilogy(t, middle, label="median start")
-    axes["D"].fill_between(t, low, high, alpha=0.3, label="10 % to 90 %")
-    axes["D"].axhline(0.2, color="k", linestyle=":")
-    axes["D"].set(xlabel="Lyapunov times", ylabel="relative error", ylim=(1e-5, 3))
-    axes["D"].legend()
+    figure, axes = plt.subplots(3, 2, figsize=(11, 10))
+    figure.suptitle(f"Kuramoto-Sivashinsky, {args.num_points} points: G by the {args.explicit}, "
+                    f"{args.method}, steps of {args.step_size:g} (all quantities dimensionless)")
+    plot_fields(axes[:, 0], result)
+    plot_errors(axes[0, 1], result)
+    plot_times(axes[1, 1], result)
     seconds, loss, test = np.array(run.curve).T
-    axes["E"].loglog(seconds, loss, label="training")
-    axes["E"].loglog(seconds, test, label="later times, one step")
-    axes["E"].set(xlabel="training time in s", ylabel="mean squared error")
-    axes["E"].legend()
-    axes["F"].hist(result["time"].cpu().numpy() / LYAPUNOV_TIME, bins=20)
-    axes["F"].set(xlabel="Lyapunov times to 20 % error", ylabel="starts")
-    path = args.out / f"{name}.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return str(path)
+    figures.plot_losses(axes[2, 1], {"training": loss, "later times, one step": test}, x=seconds)
+    axes[2, 1].set(xlabel="training time in s", ylabel="mean squared error",
+                   title=f"loss in {figures.plural(run.epoch, 'epoch')}")
+    figures.legend_below(axes[2, 1])
+    return figures.save(figure, path)
 
 
-def plot_attractor(args, name: str, result: dict) -> str:
+def plot_fields(axes, result: dict) -> None:
+    """Truth and prediction on one scale, their difference on its own, from a typical start."""
+    time = result["time"].clamp(max=result["horizon"])
+    start = int((time - time.median()).abs().argmin())
+    steps = min(result["found"].size(1), round(100 / result["interval"]) + 1)
+    truth, found = (result[key][start, :steps].cpu().double().numpy() for key in ("truth", "found"))
+    extent = (0, (steps - 1) * result["interval"], 0, 22)
+    fields = {"truth": (truth, 3.0), "prediction": (found, 3.0),
+              "difference (its own logarithmic colour scale)": (found - truth, None, 3)}
+    images = []
+    for ax, (title, field) in zip(axes, fields.items(), strict=True):
+        images.append(figures.show_field(ax, field[0], extent, *field[1:]))
+        ax.set(title=title, xlabel="time t", ylabel="position x")
+        if bool(result["time"][start].isfinite()):
+            ax.axvline(float(result["time"][start]), color="k", ls=":",
+                       label="20 % relative error")
+    figures.color_bar(images[0], axes[:2], "u")
+    figures.color_bar(images[2], axes[2], "prediction - truth")
+    if axes[2].lines:
+        figures.legend_below(axes[2])
+
+
+def plot_errors(ax, result: dict) -> None:
+    """The relative error over time, of the median start and of most."""
+    t = np.arange(result["error"].size(1)) * result["interval"] / LYAPUNOV_TIME
+    low, middle, high = np.quantile(result["error"].cpu().clamp(max=10.0).numpy(), [0.1, 0.5, 0.9],
+                                    axis=0)
+    ax.semilogy(t, middle, label="median start")
+    ax.fill_between(t, low, high, alpha=0.3, lw=0, label="10 % to 90 % of the starts")
+    ax.axhline(0.2, color="k", ls=":", label="20 %")
+    ax.set(xlabel="time in Lyapunov times (22 units)", ylabel="relative error (L2)",
+           ylim=(max(1e-7, 0.5 * float(low[1:].min())), 3), title="error of the prediction")
+    figures.legend_below(ax, ncols=3)
+
+
+def plot_times(ax, result: dict) -> None:
+    """How long predictions last; those that outlast the horizon in a bar of their own."""
+    horizon = result["horizon"] / LYAPUNOV_TIME
+    time = result["time"].numpy() / LYAPUNOV_TIME
+    known, width = time[np.isfinite(time)], horizon / 20
+    ax.hist(known, bins=20, range=(0, horizon), edgecolor="w", label="reached at that time")
+    ax.bar(horizon + 1.5 * width, len(time) - len(known), 2 * width, color="0.7", hatch="//",
+           edgecolor="k", label=f"not within the horizon of {horizon:.1f}")
+    ax.axvline(horizon, color="k", ls=":", label="horizon")
+    ax.set(xlabel="Lyapunov times to 20 % error", ylabel="number of starts",
+           title=f"{len(time) - len(known)} of {figures.plural(len(time), 'start')} never reached "
+           "20 % error")
+    figures.legend_below(ax, ncols=3)
+
+
+def plot_attractor(path: Path, result: dict) -> Path:
     """Spectra and joint densities of (u_x, u_xx), truth beside a long rollout."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2))
     long = result["long"]
     long = long[long.isfinite().all(dim=-1).all(dim=-1)][:, long.size(1) // 10 :]
+    duration = (result["long"].size(1) - 1) * result["interval"] / LYAPUNOV_TIME
+    figure.suptitle(f"Statistics of the attractor: truth beside rollouts of {duration:.0f} Lyapunov"
+                    " times (all quantities dimensionless)")
     pairs = (("truth", result["test"].cpu()), ("rollout", long.double().cpu()))
     n = result["test"].size(-1)
     grid = PeriodicGrid(n, 22.0)
@@ -180,19 +236,20 @@ def plot_attractor(args, name: str, result: dict) -> str:
         if states.numel():
             k = grid.wavenumbers()[: n // 2]
             axes[0].semilogy(k[1:], energy_spectrum(states)[1 : n // 2].numpy(), label=label)
-    axes[0].set(xlabel="wavenumber", ylabel="mean square of the mode", xlim=(0, 6), ylim=(1e-14, 1))
-    axes[0].legend()
+    axes[0].set(xlabel="wavenumber", ylabel="mean square of the mode", xlim=(0, 6), ylim=(1e-14, 1),
+                title="spectrum")
+    figures.legend_below(axes[0])
     for ax, (label, states) in zip(axes[1:], pairs, strict=True):
+        ax.set(xlabel="$u_x$", ylabel="$u_{xx}$", title=f"joint density, {label}")
         if states.numel():
             slope = grid.derivative(1).mv(states).flatten().numpy()
             bend = grid.derivative(2).mv(states).flatten().numpy()
-            ax.hist2d(slope, bend, bins=120, range=[[-3, 3], [-4, 4]], density=True,
-                      norm=matplotlib.colors.LogNorm(1e-5, 1))
-        ax.set(xlabel="u_x", ylabel="u_xx", title=f"density, {label}")
-    path = args.out / f"{name}-attractor.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return str(path)
+            *_, image = ax.hist2d(slope, bend, bins=120, range=[[-4, 2.5], [-4, 4]], density=True,
+                                  norm=LogNorm(1e-5, 1), cmap="cividis")
+        else:
+            ax.text(0.5, 0.5, "no rollout stayed finite", transform=ax.transAxes, ha="center")
+    figure.colorbar(image, ax=axes[1:], label="density", extend="both")
+    return figures.save(figure, path)
 
 
 def mean_square(found: Tensor, truth: Tensor) -> Tensor:
@@ -200,19 +257,27 @@ def mean_square(found: Tensor, truth: Tensor) -> Tensor:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn the nonlinear term of the Kuramoto-Sivashinsky equation.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = add_arguments(parser)
-    add("--num-points", type=int, default=64, help="points of the grid")
+    parser = make_parser(
+        "Learn the nonlinear term of the Kuramoto-Sivashinsky equation on a domain of length 22. "
+        "Times are in its units; a Lyapunov time is 22 of them.", "kuramoto_sivashinsky.py",
+        "kuramoto_sivashinsky.py --explicit gnn --resolutions 128 256",
+        "kuramoto_sivashinsky.py --explicit gnn --method imex_rk2 --horizon 3",
+        "kuramoto_sivashinsky.py --num-points 512 --trajectories 8")
+    add = add_arguments(parser, interval="0.2")
+    add("--num-points", type=positive_int, default=64, metavar="N", help="points of the grid")
     add("--discretization", choices=["spectral", "finite_difference"], default="spectral",
         help="of the linear part; finite_difference is the paper's")
-    add("--radius", type=int, default=3, help="nodes that a flux of the gnn sees on each side")
-    add("--hidden", type=int, default=0, help="width of the gnn's perceptron; 0 for none")
-    add("--trajectories", type=int, default=32, help="trajectories of the data set")
-    add("--duration", type=float, default=500.0, help="their length in time")
-    add("--horizon", type=float, default=6.0, help="Lyapunov times to compare with the truth")
-    add("--lyapunov-times", type=float, default=50.0, help="length of the long rollout")
+    add("--radius", type=positive_int, default=3, metavar="NODES",
+        help="nodes that a flux of the gnn sees on each side")
+    add("--hidden", type=non_negative_int, default=0, metavar="WIDTH",
+        help="width of the gnn's perceptron; 0 for none")
+    add("--trajectories", type=positive_int, default=32, metavar="N",
+        help="trajectories of the data set")
+    add("--duration", type=positive_float, default=500.0, metavar="TIME", help="their length")
+    add("--horizon", type=positive_float, default=6.0, metavar="LYAPUNOV_TIMES",
+        help="how long to compare with the truth")
+    add("--lyapunov-times", type=positive_float, default=50.0, metavar="LYAPUNOV_TIMES",
+        help="length of the long rollout")
     args = parse(
         parser,
         mlp={"method": "imex_rk2", "optimizer": "adam", "epochs": 300, "batch_size": 512,

@@ -6,18 +6,19 @@ neighbours with ten labels per class, and needs no download:
     python examples/node_classification.py
     python examples/node_classification.py --model gcn
     python examples/node_classification.py --dataset Cora --root data/planetoid --runs 5
+
+Prints the test accuracy at the epoch of the best validation accuracy; writes a checkpoint for each
+seed, from which an interrupted run goes on, and a figure of the training to --out.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
 import time
 from pathlib import Path
 
-import matplotlib
+import figures
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,16 +27,36 @@ from torch_geometric.nn import GCNConv
 from torch_geometric.transforms import LargestConnectedComponents
 from torch_geometric.utils import to_undirected
 from tqdm import tqdm
+from training import (
+    Checkpoint,
+    add_files,
+    best_of,
+    device_name,
+    end_of,
+    fingerprint,
+    make_parser,
+    non_negative_float,
+    output_folder,
+    positive_float,
+    positive_int,
+    random_state,
+    set_random_state,
+)
 
 from pyg_sinode.models import SINODE
 from pyg_sinode.presets import GRAND, Preset
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+# Class in torch_geometric.datasets, and its options.
+SOURCES = {
+    **{name: ("Planetoid", {"name": name}) for name in ("Cora", "CiteSeer", "PubMed")},
+    **{f"Coauthor{name}": ("Coauthor", {"name": name}) for name in ("CS", "Physics")},
+    **{name: ("Amazon", {"name": name}) for name in ("Photo", "Computers")},
+    "WikiCS": ("WikiCS", {"is_undirected": True}),
+    **{name: ("HeterophilousGraphDataset", {"name": name}) for name in (
+        "Roman-empire", "Amazon-ratings", "Minesweeper", "Tolokers", "Questions")}}
 # Those of CiteSeer and PubMed are Cora's: GRAND's own were tuned with other features.
-SETTINGS = {
-    "digits": Preset(), "Cora": GRAND["Cora"], "CiteSeer": GRAND["Cora"], "PubMed": GRAND["Cora"],
+SETTINGS = {name: Preset() for name in ("digits", *SOURCES)} | {
+    "Cora": GRAND["Cora"], "CiteSeer": GRAND["Cora"], "PubMed": GRAND["Cora"],
     "CoauthorCS": GRAND["CoauthorCS"], "Photo": GRAND["Photo"]}
 
 
@@ -56,11 +77,11 @@ class GCN(torch.nn.Module):
 
 def main() -> None:
     args = parse_arguments()
+    output_folder(args.out)
     settings = SETTINGS[args.dataset]
-    given = {name: getattr(args, name) for name in ("time", "epochs", "heads", "stochastic")}
+    given = {name: getattr(args, name) for name in ("time", "heads", "stochastic")}
     settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v is not None})
     data = load_data(args.dataset, args.root)
-    args.out.mkdir(parents=True, exist_ok=True)
     print(f"{args.dataset}: {data.num_nodes} nodes, {data.num_edges} directed edges, "
           f"{data.num_features} features, {int(data.y.max()) + 1} classes")
     results = []
@@ -70,10 +91,13 @@ def main() -> None:
         print_run(results[-1])
     accuracy = np.array([100 * r["test"] for r in results])
     spread = accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0
-    print(f"test accuracy: {accuracy.mean():.2f} +- {spread:.2f} % over {len(results)} seeds; "
-          f"each: {', '.join(f'{a:.1f}' for a in accuracy)}")
-    figure = plot(args, results)
-    print(f"training curves: {figure}")
+    print(f"test accuracy: {accuracy.mean():.2f} +- {spread:.2f} % over "
+          f"{figures.plural(len(results), 'seed')}; each: "
+          f"{', '.join(f'{a:.1f}' for a in accuracy)}")
+    print(f"training curves: {plot(args, results)}")
+
+
+# Data
 
 
 def load_data(name: str, root: str) -> Data:
@@ -82,11 +106,8 @@ def load_data(name: str, root: str) -> Data:
         return load_digits()
     from torch_geometric import datasets
 
-    if name in ("Cora", "CiteSeer", "PubMed"):
-        return datasets.Planetoid(root, name)[0]
-    if name == "CoauthorCS":
-        return datasets.Coauthor(root, "CS")[0]
-    return datasets.Amazon(root, "Photo")[0]
+    source, options = SOURCES[name]
+    return getattr(datasets, source)(root, **options)[0]
 
 
 def load_digits(neighbors: int = 5) -> Data:
@@ -103,29 +124,42 @@ def load_digits(neighbors: int = 5) -> Data:
 
 
 def with_split(data: Data, name: str, seed: int, split: str = "own") -> Data:
-    """The data with a split of its own for each seed; Planetoid's public split stays.
+    """The data with a split for the seed: the published one, or one of several, where there is any.
 
     The random split is that of GRAND's experiments, after Shchur et al. (2018),
     https://arxiv.org/abs/1811.05868: of the largest component, 20 nodes a class to train on, the
     rest of 1500 nodes (5000 of CoauthorCS) to validate, all others to test.
     """
-    random = split == "random" or name in ("CoauthorCS", "Photo")
-    data = LargestConnectedComponents()(data) if random else data.clone()
-    if not random and name != "digits":
+    if split == "own" and name == "digits":
+        return split_by_class(data.clone(), seed, train=10, validate=10)
+    if split == "own" and "train_mask" in data:
+        data = data.clone()
+        for mask in ("train_mask", "val_mask", "test_mask"):
+            if data[mask].dim() == 2:
+                data[mask] = data[mask][:, seed % data[mask].size(1)]
         return data
+    data = split_by_class(LargestConnectedComponents()(data), seed, train=20, validate=0)
+    others = torch.randperm(data.num_nodes, generator=torch.Generator().manual_seed(seed))
+    others = others[~data.train_mask[others]]
+    developed = 5000 if name == "CoauthorCS" else 1500
+    data.val_mask[others[: max(developed - int(data.train_mask.sum()), 0)]] = True
+    data.test_mask = ~(data.train_mask | data.val_mask)
+    return data
+
+
+def split_by_class(data: Data, seed: int, train: int, validate: int) -> Data:
+    """So many nodes of each class to train on and to validate, all others to test."""
     order = torch.randperm(data.num_nodes, generator=torch.Generator().manual_seed(seed))
-    train, val = torch.zeros(2, data.num_nodes, dtype=torch.bool)
+    data.train_mask, data.val_mask = torch.zeros(2, data.num_nodes, dtype=torch.bool)
     for label in data.y.unique():
         own = order[data.y[order] == label]
-        train[own[: 20 if random else 10]] = True
-        if not random:
-            val[own[10:20]] = True
-    if random:
-        developed = 5000 if name == "CoauthorCS" else 1500
-        others = order[~train[order]]
-        val[others[: max(developed - int(train.sum()), 0)]] = True
-    data.train_mask, data.val_mask, data.test_mask = train, val, ~(train | val)
+        data.train_mask[own[:train]] = True
+        data.val_mask[own[train : train + validate]] = True
+    data.test_mask = ~(data.train_mask | data.val_mask)
     return data
+
+
+# Training
 
 
 def make_model(args, settings: Preset, data: Data) -> torch.nn.Module:
@@ -145,39 +179,38 @@ def train(args, settings: Preset, data: Data, seed: int, build=make_model) -> di
     device = torch.device(args.device)
     data = data.to(device)
     model = build(args, settings, data).to(device)
-    # A plain GCN is trained by its own paper's optimiser, the same loop around it.
-    kind, lr, decay = ((settings.optimizer, settings.lr, settings.weight_decay)
-                       if args.model == "sinode" else ("Adam", 0.01, 5e-4))
-    epochs = settings.epochs if args.model == "sinode" else max(settings.epochs, 200)
-    epochs = epochs if args.epochs is None else args.epochs
-    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=lr, weight_decay=decay)
-    run = {"seed": seed, "epoch": 0, "best": -1.0, "best_loss": float("inf"), "test": 0.0,
-           "best_epoch": 0, "curve": [], "seconds": 0.0, "solve_seconds": 0.0, "stats": None}
-    checkpoint = args.out / f"{run_name(args)}-{seed}.pt"
-    resume(checkpoint, args, model, optimizer, run)
-    bar = tqdm(range(run["epoch"], epochs), initial=run["epoch"], total=epochs,
+    optimizer = make_optimizer(args, settings, model)
+    epochs = epochs_of(args, settings)
+    checkpoint = Checkpoint(args.out, f"{run_name(args)}-seed{seed}",
+                            settings_of(args, settings, data, seed), args.restart)
+    history = resume(checkpoint, model, optimizer, device)
+    bar = tqdm(range(len(history), epochs), initial=len(history), total=epochs,
                desc=f"seed {seed}", leave=False, disable=None)
     for epoch in bar:
-        start = time.perf_counter()
-        loss = train_epoch(model, optimizer, data)
-        stats = getattr(getattr(model, "conv", None), "stats", None)
-        run["seconds"] += time.perf_counter() - start
-        if stats is not None:
-            run["stats"] = dataclasses.asdict(stats)
-            run["solve_seconds"] += stats.linear_seconds
-        losses, accuracies = evaluate(model, data)
-        run["curve"].append([loss, *accuracies])
-        run["epoch"] = epoch + 1
-        # Ties in accuracy are common among few labels; the smaller validation loss decides.
-        if (accuracies[1], -losses[1]) > (run["best"], -run["best_loss"]):
-            run.update(best=accuracies[1], best_loss=losses[1], test=accuracies[2],
-                       best_epoch=epoch + 1)
-        bar.set_postfix(loss=f"{loss:.3f}", val=f"{run['best']:.3f}", test=f"{run['test']:.3f}")
-        if (epoch + 1) % args.checkpoint_every == 0 or epoch + 1 == epochs:
-            save(checkpoint, args, model, optimizer, run)
-        if epoch + 1 - run["best_epoch"] >= args.patience:
+        if epoch >= end_of(history, epochs, args.patience):
             break
-    return run
+        history.append(one_epoch(args, model, optimizer, data, epoch))
+        done = len(history) == end_of(history, epochs, args.patience)
+        if done or len(history) % args.checkpoint_every == 0:
+            checkpoint.save(model=model.state_dict(), optimizer=optimizer.state_dict(),
+                            history=history, random=random_state(device))
+        bar.set_postfix(loss=f"{history[-1]['loss']:.3f}", val=history[-1].get("val"))
+    history = history[: end_of(history, epochs, args.patience)]
+    return summary(seed, history) | {"checkpoint": checkpoint.path}
+
+
+def one_epoch(args, model, optimizer, data: Data, epoch: int) -> dict:
+    """Trains for an epoch and, if it is its turn, evaluates; what came of it."""
+    start = time.perf_counter()
+    row = {"loss": train_epoch(model, optimizer, data)}
+    row["seconds"] = time.perf_counter() - start
+    stats = getattr(getattr(model, "conv", None), "stats", None)
+    if stats is not None:
+        row["stats"] = dataclasses.asdict(stats)
+    if (epoch + 1) % args.evaluate_every == 0:
+        losses, accuracies = evaluate(model, data)
+        row.update(train=accuracies[0], val=accuracies[1], test=accuracies[2], val_loss=losses[1])
+    return row
 
 
 def train_epoch(model, optimizer, data: Data) -> float:
@@ -201,10 +234,33 @@ def evaluate(model, data: Data) -> tuple[list[float], list[float]]:
     return losses, [float(right[m].mean()) for m in masks]
 
 
+def make_optimizer(args, settings: Preset, model) -> torch.optim.Optimizer:
+    """The data set's own; a plain GCN is trained by its own paper's, the same loop around it."""
+    kind, lr, decay = ((settings.optimizer, settings.lr, settings.weight_decay)
+                       if args.model == "sinode" else ("Adam", 0.01, 5e-4))
+    return getattr(torch.optim, kind)(model.parameters(), lr=lr, weight_decay=decay)
+
+
+def epochs_of(args, settings: Preset) -> int:
+    """The largest number of epochs."""
+    if args.epochs is not None:
+        return args.epochs
+    return settings.epochs if args.model == "sinode" else max(settings.epochs, 200)
+
+
+def summary(seed: int, history: list[dict]) -> dict:
+    """What a run has come to, by its epochs up to its own end."""
+    best_epoch, best = best_of(history)
+    solved = [row["stats"]["linear_seconds"] for row in history if "stats" in row]
+    return {"seed": seed, "epoch": len(history), "best": best["val"], "test": best["test"],
+            "best_epoch": best_epoch, "history": history, "stats": history[-1].get("stats"),
+            "seconds": sum(row["seconds"] for row in history), "solve_seconds": sum(solved)}
+
+
 def print_run(run: dict) -> None:
     line = (f"seed {run['seed']}: test {100 * run['test']:.2f} % at epoch {run['best_epoch']} "
-            f"(validation {100 * run['best']:.2f} %), {run['epoch']} epochs, "
-            f"{run['seconds'] / max(run['epoch'], 1):.3f} s per training epoch")
+            f"(validation {100 * run['best']:.2f} %), {figures.plural(run['epoch'], 'epoch')}, "
+            f"{run['seconds'] / run['epoch']:.3f} s per training epoch")
     stats = run["stats"]
     if stats is not None:
         solves = max(stats["linear_solves"], 1)
@@ -216,33 +272,28 @@ def print_run(run: dict) -> None:
     print(line, flush=True)
 
 
-def save(path: Path, args, model, optimizer, run: dict) -> None:
-    """Writes beside the checkpoint, then renames: a killed run leaves the last one whole."""
-    state = {"settings": checkpoint_key(args), "model": model.state_dict(),
-             "optimizer": optimizer.state_dict(), "run": run, "random": torch.get_rng_state()}
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+# Files
 
 
-def resume(path: Path, args, model, optimizer, run: dict) -> None:
-    """Goes on from a checkpoint of the same settings, unless told to start anew."""
-    if args.restart or not path.exists():
-        return
-    state = torch.load(path, weights_only=True, map_location=args.device)
-    if state["settings"] != checkpoint_key(args):
-        print(f"{path} belongs to other settings and will be overwritten")
-        return
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"].cpu())
-    run.update(state["run"])
+def settings_of(args, settings: Preset, data: Data, seed: int) -> dict:
+    """All that shapes a run; when it ends is read from its history."""
+    free = {"out", "root", "runs", "seed", "restart", "checkpoint_every", "epochs", "patience",
+            "time", "heads", "stochastic"}  # the last three are in the settings
+    return {"network": dataclasses.asdict(dataclasses.replace(settings, epochs=0)), "seed": seed,
+            "data": fingerprint(data.x, data.y, data.edge_index, data.train_mask, data.val_mask,
+                                data.test_mask),
+            **{name: value for name, value in vars(args).items() if name not in free}}
 
 
-def checkpoint_key(args) -> str:
-    """What must agree between a checkpoint and the run that goes on from it."""
-    free = {"out", "runs", "seed", "restart", "checkpoint_every", "epochs", "root", "patience"}
-    return json.dumps({k: v for k, v in vars(args).items() if k not in free}, sort_keys=True)
+def resume(checkpoint: Checkpoint, model, optimizer, device: torch.device) -> list[dict]:
+    """The epochs so far, with the state after them in place; none where there is no checkpoint."""
+    state = checkpoint.load(device)
+    if state is None:
+        return []
+    checkpoint.restore(state, model=model, optimizer=optimizer)
+    set_random_state(state["random"], device)
+    checkpoint.tell(len(state["history"]))
+    return state["history"]
 
 
 def run_name(args) -> str:
@@ -250,60 +301,61 @@ def run_name(args) -> str:
 
 
 def plot(args, results: list[dict]) -> Path:
-    """Loss and accuracy against the epoch, one line a seed."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), constrained_layout=True)
-    for run in results:
-        curve = np.array(run["curve"])
-        epochs = np.arange(1, len(curve) + 1)
-        left.plot(epochs, curve[:, 0], color="tab:blue", alpha=0.6)
-        right.plot(epochs, 100 * curve[:, 2], color="tab:orange", alpha=0.6)
-        right.plot(epochs, 100 * curve[:, 3], color="tab:green", alpha=0.6)
-        right.plot(run["best_epoch"], 100 * run["test"], "k.", zorder=3)
-    left.set(xlabel="epoch", ylabel="training loss", title=run_name(args))
-    right.plot([], [], color="tab:orange", label="validation")
-    right.plot([], [], color="tab:green", label="test")
-    right.plot([], [], "k.", label="test at best validation")
-    mean = np.mean([100 * run["test"] for run in results])
-    right.set(xlabel="epoch", ylabel="accuracy in %", title=f"{mean:.1f} %, {len(results)} seeds")
-    right.legend(loc="lower right")
-    path = args.out / f"{run_name(args)}.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    """The figure of the training, beside the checkpoint of the first seed."""
+    model = "GCN" if args.model == "gcn" else f"SINODE, implicit: {args.implicit}"
+    return figures.plot_classification(f"{args.dataset}, {model}", results)
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Classify the nodes of a graph with a semi-implicit neural diffusion.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--dataset", choices=list(SETTINGS), default="digits", help="digits needs no download")
-    add("--root", default="data", help="where PyG keeps, or puts, the other data sets")
+    parser = make_parser(
+        "Classify the nodes of a graph with a semi-implicit neural diffusion.",
+        "node_classification.py", "node_classification.py --model gcn --runs 5",
+        "node_classification.py --dataset Cora --root data/planetoid --implicit attention "
+        "--step-size 6.1",
+        "node_classification.py --dataset Questions --root data --epochs 500 --evaluate-every 10")
+    group = parser.add_argument_group
+    add = group("data").add_argument
+    add("--dataset", choices=list(SETTINGS), default="digits", metavar="NAME",
+        help=f"one of {', '.join(SETTINGS)}; digits needs no download")
+    add("--root", default="data", metavar="FOLDER",
+        help="where PyG keeps, or puts, the other data sets")
     add("--split", choices=["own", "random"], default="own",
-        help="random: GRAND's, of the largest component; own: the data set's, or GRAND's")
+        help="own: the published split, of several the seed's, or GRAND's where there is none; "
+        "random: GRAND's, of the largest component")
+    add = group("network").add_argument
     add("--model", choices=["sinode", "gcn"], default="sinode", help="gcn is a plain baseline")
     add("--implicit", choices=["decay", "laplacian", "attention"], default="decay",
         help="the part of the equation that is integrated implicitly")
-    add("--method", default="imex_rk2", help="the integration scheme, such as ars222")
-    add("--time", type=float, help="terminal time; None: the data set's own")
-    add("--step-size", type=float, default=1.0, help="the largest step")
-    add("--rtol", type=float, help="tolerance of adaptive steps; None: steps of --step-size")
-    add("--graph-memory", type=float, default=1.0, metavar="GIB",
-        help="GiB that kept graphs may hold for the backward pass; 0 keeps none")
-    add("--checkpoints", type=int,
-        help="states to keep for the backward pass instead of all stages; None: all stages")
-    add("--heads", type=int, help="attention heads; None: the data set's own")
+    add("--time", type=positive_float, help="terminal time, dimensionless; default: the data set's")
+    add("--heads", type=positive_int, help="attention heads; default: the data set's")
     add("--stochastic", choices=["row", "column"],
-        help="whose attention coefficients sum to one; None: the data set's own")
-    add("--epochs", type=int, help="training epochs; None: the data set's own")
-    add("--patience", type=int, default=50, help="epochs without a better validation accuracy")
-    add("--runs", type=int, default=1, help="number of seeds, and so of splits for digits")
+        help="whose attention coefficients sum to one; default: the data set's")
+    add = group("integration").add_argument
+    add("--method", default="imex_rk2", metavar="SCHEME", help="the scheme, such as ars222")
+    add("--step-size", type=positive_float, default=1.0, help="the largest step, in units of time")
+    add("--rtol", type=positive_float,
+        help="relative tolerance of adaptive steps; default: equal steps of --step-size")
+    add("--graph-memory", type=non_negative_float, default=1.0, metavar="GIB",
+        help="GiB that kept graphs may hold for the backward pass; 0 keeps none")
+    add("--checkpoints", type=positive_int, metavar="N",
+        help="states to keep for the backward pass instead of all stages; default: all stages")
+    add = group("training").add_argument
+    add("--epochs", type=positive_int,
+        help="largest number of epochs; default: the data set's, of gcn at least 200")
+    add("--patience", type=positive_int, default=50, metavar="N",
+        help="epochs without a better validation accuracy after which a run ends")
+    add("--evaluate-every", type=positive_int, default=1, metavar="N",
+        help="epochs from one evaluation of the accuracies to the next")
+    add("--runs", type=positive_int, default=1, help="number of seeds, and so of splits for digits")
     add("--seed", type=int, default=0, help="the first seed")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
-    add("--out", type=Path, default=Path("runs"), help="where figures and checkpoints go")
-    add("--checkpoint-every", type=int, default=10, metavar="N", help="epochs between checkpoints")
-    add("--restart", action="store_true", help="start anew where a checkpoint exists")
-    return parser.parse_args(words)
+    add("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to compute, such as cpu or cuda:1")
+    add_files(parser)
+    args = parser.parse_args(words)
+    if args.evaluate_every > epochs_of(args, SETTINGS[args.dataset]):
+        parser.error(f"--evaluate-every {args.evaluate_every} never comes to its turn in "
+                     f"{epochs_of(args, SETTINGS[args.dataset])} --epochs")
+    return args
 
 
 if __name__ == "__main__":

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
+import figures
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -35,6 +34,17 @@ from torch_geometric.data.storage import GlobalStorage
 from torch_geometric.loader import NeighborLoader
 from torch_geometric.utils import index_to_mask, remove_self_loops, scatter, to_undirected
 from tqdm import tqdm
+from training import (
+    Checkpoint,
+    add_files,
+    best_of,
+    device_name,
+    fingerprint,
+    make_parser,
+    output_folder,
+    positive_float,
+    positive_int,
+)
 
 from pyg_sinode.models import SINODE
 from pyg_sinode.presets import GRAND
@@ -43,9 +53,6 @@ try:
     from ogb.nodeproppred import Evaluator, PygNodePropPredDataset
 except ModuleNotFoundError as error:
     raise SystemExit('This example needs OGB: pip install -e ".[examples,ogb]"') from error
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 PRESETS = {"grand": "ogbn-arxiv", "source": "ogbn-arxiv, source"}
 CLASSES, FEATURES, EDGES_PER_NODE = 40, 128, 1_166_243 / 169_343
@@ -59,6 +66,7 @@ STORED_BINARY = [*STORED, np.ndarray, np.dtype, np.dtypes.Int64DType,
 
 def main() -> None:
     args = parse_arguments()
+    output_folder(args.out)
     device = torch.device(args.device)
     if args.ddp:
         if device.type != "cpu":
@@ -67,7 +75,6 @@ def main() -> None:
         # NCCL on NVIDIA's and AMD's accelerators, Gloo on CPUs.
         dist.init_process_group(dist.get_default_backend_for_device(device))
     data = load(args, device)
-    args.out.mkdir(parents=True, exist_ok=True)
     if rank() == 0:
         print(f"{data.num_nodes} nodes, {data.num_edges} directed edges, {data.num_features} "
               f"features, {data.num_classes} classes; {world()} process(es) on {device}")
@@ -76,7 +83,8 @@ def main() -> None:
     if rank() == 0:
         accuracy = np.array([100 * run["test"] for run in results])
         spread = accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0
-        print(f"test accuracy: {accuracy.mean():.2f} +- {spread:.2f} % over {len(results)} seeds")
+        print(f"test accuracy: {accuracy.mean():.2f} +- {spread:.2f} % over "
+              f"{figures.plural(len(results), 'seed')}")
         print(f"training curves: {plot(args, results)}")
     if args.ddp:
         dist.destroy_process_group()
@@ -167,33 +175,37 @@ def train(args, data: Data, seed: int, device: torch.device) -> dict:
         model.parameters(), lr=preset.lr, weight_decay=preset.weight_decay)
     whole = copy.copy(data).to(device) if args.batch_size is None or rank() == 0 else None
     loader = make_loader(args, model, data)
-    run = {"seed": seed, "epoch": 0, "best": -1.0, "test": 0.0, "best_epoch": 0, "curve": [],
-           "seconds": 0.0}
-    checkpoint = args.out / f"{run_name(args)}-{seed}.pt"
-    resume(checkpoint, args, model, optimizer, run, device)
     epochs = preset.epochs if args.epochs is None else args.epochs
-    bar = tqdm(range(run["epoch"], epochs), initial=run["epoch"], total=epochs,
+    checkpoint = Checkpoint(args.out, f"{run_name(args)}-seed{seed}",
+                            settings_of(args, data, seed), args.restart)
+    history = resume(checkpoint, model, optimizer, device)
+    bar = tqdm(range(len(history), epochs), initial=len(history), total=epochs,
                desc=f"seed {seed}", leave=False, disable=True if rank() else None)
     for epoch in bar:
         # Numbers of its own for each epoch and process: a resumed run draws those of one at once.
         torch.manual_seed((seed * 100_003 + epoch) * world() + rank())
         start = time.perf_counter()
         loss = train_epoch(parallel, optimizer, batches(args, loader, whole), device, args.bf16)
-        run["seconds"] += time.perf_counter() - start
+        row = {"loss": loss, "seconds": time.perf_counter() - start}
         if rank() == 0:
-            accuracies = evaluate(model, whole)
-            run["curve"].append([loss, *accuracies])
-            run["epoch"] = epoch + 1
-            if accuracies[1] > run["best"]:
-                run.update(best=accuracies[1], test=accuracies[2], best_epoch=epoch + 1)
-            bar.set_postfix(loss=f"{loss:.3f}", val=f"{run['best']:.3f}", test=f"{run['test']:.3f}")
-            if (epoch + 1) % args.checkpoint_every == 0 or epoch + 1 == epochs:
-                save(checkpoint, args, model, optimizer, run)
-    if rank() == 0:
-        print(f"seed {seed}: test {100 * run['test']:.2f} % at epoch {run['best_epoch']} "
-              f"(validation {100 * run['best']:.2f} %), {run['epoch']} epochs, "
-              f"{run['seconds'] / max(run['epoch'], 1):.3f} s per training epoch", flush=True)
-    return run
+            row.update(zip(("train", "val", "test"), evaluate(model, whole), strict=True))
+            history.append(row)
+            bar.set_postfix(loss=f"{loss:.3f}", val=f"{row['val']:.3f}", test=f"{row['test']:.3f}")
+            if len(history) % args.checkpoint_every == 0 or len(history) == epochs:
+                checkpoint.save(model=model.state_dict(), optimizer=optimizer.state_dict(),
+                                history=history)
+    return summary(seed, history[:epochs], checkpoint.path) if rank() == 0 else {}
+
+
+def summary(seed: int, history: list[dict], checkpoint: Path) -> dict:
+    """Prints and gives what a run has come to, by its epochs up to its own end."""
+    best_epoch, best = best_of(history)
+    seconds = sum(row["seconds"] for row in history)
+    print(f"seed {seed}: test {100 * best['test']:.2f} % at epoch {best_epoch} (validation "
+          f"{100 * best['val']:.2f} %), {figures.plural(len(history), 'epoch')}, "
+          f"{seconds / len(history):.3f} s per training epoch", flush=True)
+    return {"test": best["test"], "best_epoch": best_epoch, "history": history,
+            "checkpoint": checkpoint}
 
 
 def make_loader(args, model: SINODE, data: Data) -> NeighborLoader | None:
@@ -286,32 +298,23 @@ def evaluate(model, data: Data) -> list[float]:
 # Files
 
 
-def save(path: Path, args, model, optimizer, run: dict) -> None:
-    """Writes beside the checkpoint, then renames: a killed run leaves the last one whole."""
-    state = {"settings": checkpoint_key(args), "model": model.state_dict(),
-             "optimizer": optimizer.state_dict(), "run": run}
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+def resume(checkpoint: Checkpoint, model, optimizer, device: torch.device) -> list[dict]:
+    """The epochs so far, with the state after them in place; none where there is no checkpoint."""
+    state = checkpoint.load(device)
+    if state is None:
+        return []
+    checkpoint.restore(state, model=model, optimizer=optimizer)
+    if rank() == 0:
+        checkpoint.tell(len(state["history"]))
+    return state["history"]
 
 
-def resume(path: Path, args, model, optimizer, run: dict, device: torch.device) -> None:
-    """Goes on from a checkpoint of the same settings, unless told to start anew."""
-    if args.restart or not path.exists():
-        return
-    state = torch.load(path, weights_only=True, map_location=device)
-    if state["settings"] != checkpoint_key(args):
-        print(f"{path} belongs to other settings and will be overwritten")
-        return
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    run.update(state["run"])
-
-
-def checkpoint_key(args) -> str:
-    """What must agree between a checkpoint and the run that goes on from it."""
+def settings_of(args, data: Data, seed: int) -> dict:
+    """All that shapes a run; when it ends is read from its history."""
     free = {"out", "runs", "seed", "restart", "checkpoint_every", "epochs", "root"}
-    kept = {k: v for k, v in vars(args).items() if k not in free} | {"processes": world()}
-    return json.dumps(kept, sort_keys=True)
+    return {"seed": seed, "processes": world(), "data": fingerprint(data.x, data.y,
+                                                                    data.edge_index),
+            **{name: value for name, value in vars(args).items() if name not in free}}
 
 
 def run_name(args) -> str:
@@ -320,56 +323,49 @@ def run_name(args) -> str:
 
 
 def plot(args, results: list[dict]) -> Path:
-    """Loss and accuracy against the epoch, one line a seed."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), constrained_layout=True)
-    for run in results:
-        loss, _, val, test = np.array(run["curve"]).T
-        epochs = np.arange(1, len(loss) + 1)
-        left.plot(epochs, loss, "tab:blue")
-        lines = [*right.plot(epochs, 100 * val, "tab:orange"),
-                 *right.plot(epochs, 100 * test, "tab:green"),
-                 *right.plot(run["best_epoch"], 100 * run["test"], "k.", zorder=3)]
-    left.set(xlabel="epoch", ylabel="training loss", title=run_name(args))
-    right.set(xlabel="epoch", ylabel="accuracy in %", title=f"{len(results)} seeds")
-    right.legend(lines, ["validation", "test", "test at best validation"], loc="lower right")
-    path = args.out / f"{run_name(args)}.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    """The figure of the training, beside the checkpoint of the first seed."""
+    name = "generated graph" if args.generated else "ogbn-arxiv"
+    return figures.plot_classification(
+        f"{name}, SINODE, preset {args.preset}, implicit: {args.implicit}", results)
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Classify the papers of ogbn-arxiv with a semi-implicit neural diffusion.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--root", default="data", help="where ogb keeps, or puts, the data set")
-    add("--generated", type=int, metavar="N",
+    parser = make_parser(
+        "Classify the papers of ogbn-arxiv with a semi-implicit neural diffusion.",
+        "ogbn_arxiv.py --root data", "ogbn_arxiv.py --generated 3000 --epochs 50",
+        "ogbn_arxiv.py --root data --batch-size 1024 --bf16")
+    add = parser.add_argument_group("data").add_argument
+    add("--root", default="data", metavar="FOLDER", help="where ogb keeps, or puts, the data set")
+    add("--generated", type=positive_int, metavar="N",
         help="a generated graph of N nodes in the place of the data set, which has 169343")
+    add = parser.add_argument_group("network and integration").add_argument
     add("--preset", choices=list(PRESETS), default="grand",
         help="GRAND's settings: 162 channels and batch normalisation, or 128 and a source term")
     add("--implicit", choices=["decay", "laplacian", "attention"], default="decay",
         help="the part of the equation that is integrated implicitly")
-    add("--step-size", type=float, default=1.0, help="the largest step of the integration")
-    add("--batch-size", type=int, metavar="N",
-        help="training nodes of a sampled step, for each process; None: the whole graph at once")
+    add("--step-size", type=positive_float, default=1.0, metavar="TIME",
+        help="the largest step of the integration, in units of time")
+    add = parser.add_argument_group("training").add_argument
+    add("--batch-size", type=positive_int, metavar="N",
+        help="training nodes of a sampled step, for each process; default: the whole graph at once")
     add("--num-neighbors", type=int, nargs="+", default=[10, 5, 1], metavar="K",
         help="neighbours sampled at each hop, the last number for all further hops; -1: all")
     add("--bf16", action="store_true",
         help="train under autocast to bfloat16; the integration stays in float32")
     add("--ddp", action="store_true",
         help="split the training nodes among the processes that torchrun started")
-    add("--epochs", type=int, help="training epochs; None: the preset's")
-    add("--runs", type=int, default=1, help="number of seeds")
+    add("--epochs", type=positive_int, help="number of epochs; default: the preset's")
+    add("--runs", type=positive_int, default=1, help="number of seeds")
     add("--seed", type=int, default=0, help="the first seed")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
-    add("--out", type=Path, default=Path("runs"),
-        help="where figures and checkpoints go; all processes must see it")
-    add("--checkpoint-every", type=int, default=10, metavar="N", help="epochs between checkpoints")
-    add("--restart", action="store_true", help="start anew where a checkpoint exists")
+    add("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to compute; with --ddp each process takes its own")
+    add_files(parser)
     args = parser.parse_args(words)
     if args.ddp and args.batch_size is None:
         parser.error("--ddp needs --batch-size: it splits batches of training nodes")
+    if any(k < -1 or k == 0 for k in args.num_neighbors):
+        parser.error(f"--num-neighbors needs numbers above 0, or -1 for all (got "
+                     f"{args.num_neighbors})")
     if args.ddp and "LOCAL_RANK" not in os.environ:
         parser.error("--ddp needs torchrun: torchrun --nproc-per-node 2 examples/ogbn_arxiv.py ...")
     return args

@@ -17,22 +17,28 @@ equation: Hairer and Wanner, Solving Ordinary Differential Equations II, section
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import time
 from pathlib import Path
 
-import matplotlib
+import figures
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from training import (
+    Checkpoint,
+    add_files,
+    fingerprint,
+    make_parser,
+    non_negative_float,
+    output_folder,
+    positive_float,
+    positive_int,
+)
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.terms import Nonlinear
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 RATES = (0.04, 3e7, 1e4)
 
@@ -58,8 +64,8 @@ def integrate(kinetics: Kinetics, u0: Tensor, t: Tensor, rtol: float) -> Tensor:
 
 def main() -> None:
     args = parse_arguments()
+    output_folder(args.out)
     torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
     t = torch.cat([torch.zeros(1, dtype=torch.float64),
                    torch.logspace(-4, 4, args.times, dtype=torch.float64)])
     u0 = initial_states(args.trajectories)
@@ -70,15 +76,16 @@ def main() -> None:
                               zip(RATES, (1, -1, 1), strict=True)))
     with torch.no_grad():
         before = integrate(kinetics, u0, t, args.rtol)
-    curve, seconds = fit(args, kinetics, u0, t, data)
+    curve, path = fit(args, kinetics, u0, t, data)
     with torch.no_grad():
+        kinetics.log_rates.copy_(torch.tensor(curve[-1]["log_rates"], dtype=u0.dtype))
         after = integrate(kinetics, u0, t, args.rtol)
-    plot(args.out / "stiff-kinetics.png", t, data, before, after, curve)
     print("| rate | true | at the start | learned | error |\n|---|---|---|---|---|")
-    for name, true, first, last in zip("123", RATES, curve[0][1], curve[-1][1], strict=True):
-        print(f"| k{name} | {true:.4g} | {first:.4g} | {last:.4g} | {abs(last / true - 1):.2%} |")
-    print(f"{len(curve) - 1} iterations in {seconds:.0f} s; figure: "
-          f"{args.out / 'stiff-kinetics.png'}")
+    for at, true in enumerate(RATES):
+        first, last = (math.exp(row["log_rates"][at]) for row in (curve[0], curve[-1]))
+        print(f"| k{at + 1} | {true:.4g} | {first:.4g} | {last:.4g} | {abs(last / true - 1):.2%} |")
+    print(f"{figures.plural(len(curve) - 1, 'iteration')} in {curve[-1]['seconds']:.0f} s; figure: "
+          f"{plot(path.with_suffix('.png'), t, data, before, after, curve)}")
 
 
 def initial_states(count: int) -> Tensor:
@@ -95,12 +102,14 @@ def loss_of(states: Tensor, data: Tensor) -> Tensor:
 
 
 def fit(args: argparse.Namespace, kinetics: Kinetics, u0: Tensor, t: Tensor, data: Tensor
-        ) -> tuple[list[tuple[float, list[float]]], float]:
-    """Fits the rates by L-BFGS; gives the loss and the rates after each iteration."""
+        ) -> tuple[list[dict], Path]:
+    """Fits the rates by L-BFGS; the state after each iteration, and the checkpoint."""
     optimizer = torch.optim.LBFGS(kinetics.parameters(), lr=1.0, max_iter=1, history_size=10,
                                   line_search_fn="strong_wolfe")
-    path = args.out / "stiff-kinetics.pt"
-    curve, seconds = read_checkpoint(args, path, kinetics, optimizer)
+    settings = {name: value for name, value in vars(args).items()
+                if name not in ("out", "restart", "iterations")}  # when it ends is in the curve
+    checkpoint = Checkpoint(args.out, "stiff-kinetics", settings | {"data": fingerprint(t, data)},
+                            args.restart)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -108,87 +117,84 @@ def fit(args: argparse.Namespace, kinetics: Kinetics, u0: Tensor, t: Tensor, dat
         loss.backward()
         return loss
 
-    if not curve:
-        curve.append((float(closure().detach()), kinetics.log_rates.detach().exp().tolist()))
+    def row(seconds: float) -> dict:
+        return {"loss": float(closure().detach()), "seconds": seconds,
+                "log_rates": kinetics.log_rates.tolist()}
+
+    state = checkpoint.load()
+    curve = [row(0.0)] if state is None else state["curve"]
+    if state is not None:
+        checkpoint.restore(state, kinetics=kinetics, optimizer=optimizer)
+        checkpoint.tell(len(curve) - 1, "iteration")
     progress = tqdm(range(len(curve) - 1, args.iterations), desc="fit", disable=None)
     for _ in progress:
+        if converged(curve):
+            break
         start = time.perf_counter()
         optimizer.step(closure)
-        loss = float(closure().detach())
-        curve.append((loss, kinetics.log_rates.detach().exp().tolist()))
-        seconds += time.perf_counter() - start
-        progress.set_postfix(loss=f"{loss:.3e}", rates=" ".join(f"{k:.3g}" for k in curve[-1][1]))
-        write_checkpoint(args, path, kinetics, optimizer, curve, seconds)
-        if curve[-2][0] - loss <= 1e-6 * loss:
-            break
-    return curve, seconds
+        curve.append(row(0.0))
+        curve[-1]["seconds"] = curve[-2]["seconds"] + time.perf_counter() - start
+        progress.set_postfix(loss=f"{curve[-1]['loss']:.3e}")
+        checkpoint.save(kinetics=kinetics.state_dict(), optimizer=optimizer.state_dict(),
+                        curve=curve)
+    return curve[: args.iterations + 1], checkpoint.path
 
 
-def settings_of(args: argparse.Namespace) -> str:
-    """What must agree between a checkpoint and the run that goes on from it."""
-    free = {"out", "restart", "iterations"}
-    return json.dumps({k: v for k, v in vars(args).items() if k not in free}, sort_keys=True)
+def converged(curve: list[dict]) -> bool:
+    """Whether the last iteration made the loss smaller by less than one part in a million."""
+    return len(curve) > 1 and curve[-2]["loss"] - curve[-1]["loss"] <= 1e-6 * curve[-1]["loss"]
 
 
-def write_checkpoint(args: argparse.Namespace, path: Path, kinetics: Kinetics,
-                     optimizer: torch.optim.Optimizer, curve: list, seconds: float) -> None:
-    """Writes beside the checkpoint, then renames: a killed run leaves the last one whole."""
-    temporary = path.with_suffix(".tmp")
-    torch.save({"settings": settings_of(args), "kinetics": kinetics.state_dict(), "curve": curve,
-                "optimizer": optimizer.state_dict(), "seconds": seconds}, temporary)
-    os.replace(temporary, path)
-
-
-def read_checkpoint(args: argparse.Namespace, path: Path, kinetics: Kinetics,
-                    optimizer: torch.optim.Optimizer) -> tuple[list, float]:
-    """The curve and the seconds so far; none where there is no checkpoint of these settings."""
-    if args.restart or not path.exists():
-        return [], 0.0
-    state = torch.load(path, weights_only=True)
-    if state["settings"] != settings_of(args):
-        print(f"{path} belongs to other settings and will be overwritten")
-        return [], 0.0
-    kinetics.load_state_dict(state["kinetics"])
-    optimizer.load_state_dict(state["optimizer"])
-    print(f"goes on from {path}, after {len(state['curve']) - 1} iterations")
-    return state["curve"], state["seconds"]
-
-
-def plot(path: Path, t: Tensor, data: Tensor, before: Tensor, after: Tensor, curve: list) -> None:
+def plot(path: Path, t: Tensor, data: Tensor, before: Tensor, after: Tensor, curve: list[dict]
+         ) -> Path:
     """The first trajectory before and after, and the errors of the rates."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for at, (name, factor) in enumerate((("A", 1.0), ("B", 1e4), ("C", 1.0))):
-        label = name if factor == 1 else rf"$10^{{{round(math.log10(factor))}}}$ {name}"
-        (line,) = left.semilogx(t[1:], factor * after[1:, 0, at], label=label)
-        left.semilogx(t[1:], factor * before[1:, 0, at], ":", color=line.get_color())
-        left.semilogx(t[1:], factor * data[1:, 0, at], "o", ms=3, color=line.get_color())
-    left.set(xlabel="time", ylabel="concentration", ylim=(-0.05, 1.3),
-             title="points: data; dotted: at first; lines: learned")
-    left.legend()
-    for at, true in enumerate(RATES):
-        errors = [abs(rates[at] / true - 1) for _, rates in curve]
-        right.semilogy(errors, "o-", ms=3, label=f"$k_{at + 1}$ = {true:g}")
-    right.axhline(0.01, color="grey", lw=0.8, ls="--")
-    right.set(xlabel="iteration of L-BFGS", ylabel="relative error", title="the rates")
-    right.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8))
+    colors = (figures.BLUE, figures.ORANGE, figures.GREEN)
+    styles = dict(zip(colors, ("-", "--", "-."), strict=True))
+    for at, (name, color) in enumerate(zip("ABC", colors, strict=True)):
+        factor = 1e4 if name == "B" else 1.0
+        label = f"{name}, learned" if factor == 1 else rf"$10^4$ {name}, learned"
+        left.semilogx(t[1:], factor * after[1:, 0, at], color=color, ls=styles[color], label=label)
+        left.semilogx(t[1:], factor * before[1:, 0, at], color=color, ls=":", lw=1.2)
+        left.semilogx(t[1:], factor * data[1:, 0, at], "os^"[at], ms=4, color=color)
+    left.plot([], [], "k:", lw=1.2, label="with the rates at the start")
+    left.plot([], [], "ko", ms=4, label="data, a marker for each species")
+    left.set(xlabel="time in s", ylabel="concentration (share of the whole)", ylim=(-0.05, 1.3),
+             title="the first trajectory, before and after the fit")
+    figures.legend_below(left)
+    for at, (true, color) in enumerate(zip(RATES, colors, strict=True)):
+        errors = [abs(math.exp(row["log_rates"][at]) / true - 1) for row in curve]
+        right.semilogy(errors, color=color, ls=styles[color], marker="os^"[at], ms=4,
+                       label=f"$k_{at + 1}$ = {true:g}")
+    right.axhline(0.01, color="k", lw=1.0, ls=":", label="1 %")
+    right.set(xlabel="iteration of L-BFGS", ylabel="relative error of the rate",
+              title="the three rates")
+    figures.whole_numbers(right)
+    figures.legend_below(right)
+    return figures.save(figure, path)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learns the three rates of Robertson's stiff reaction from trajectories.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--trajectories", type=int, default=4, help="how many, from different mixtures")
-    add("--times", type=int, default=40, help="observations of each, from 1e-4 to 1e4")
-    add("--noise", type=float, default=0.01, help="relative noise of the observations")
-    add("--wrong", type=float, default=10.0, help="factor by which the rates are wrong at first")
-    add("--rtol", type=float, default=1e-5, help="relative tolerance of the adaptive steps")
-    add("--iterations", type=int, default=60, help="largest number of iterations of L-BFGS")
+    parser = make_parser(
+        "Learn the three rates of Robertson's stiff reaction from trajectories.",
+        "stiff_kinetics.py", "stiff_kinetics.py --noise 0 --wrong 100",
+        "stiff_kinetics.py --trajectories 16 --times 20 --rtol 1e-6")
+    add = parser.add_argument_group("data").add_argument
+    add("--trajectories", type=positive_int, default=4, metavar="N",
+        help="how many, from different mixtures")
+    add("--times", type=positive_int, default=40, metavar="N",
+        help="observations of each, at times from 1e-4 to 1e4 s")
+    add("--noise", type=non_negative_float, default=0.01,
+        help="standard deviation of the observations' noise, relative to the value")
     add("--seed", type=int, default=0, help="seed of the noise")
-    add("--out", type=Path, default=Path("runs"), help="where the figure and the checkpoint go")
-    add("--restart", action="store_true", help="start anew where a checkpoint exists")
+    add = parser.add_argument_group("fit").add_argument
+    add("--wrong", type=positive_float, default=10.0, metavar="FACTOR",
+        help="factor by which the rates are wrong at the start")
+    add("--rtol", type=positive_float, default=1e-5,
+        help="relative tolerance of the adaptive steps")
+    add("--iterations", type=positive_int, default=60,
+        help="largest number of iterations of L-BFGS")
+    add_files(parser, checkpoint_every=False)
     return parser.parse_args()
 
 

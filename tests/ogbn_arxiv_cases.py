@@ -1,6 +1,7 @@
 """The example of ogbn-arxiv, and what its tests need."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ ignore_torch_sparse = pytest.mark.filterwarnings(
 def load_example():
     for name in ("ogb", "matplotlib", "tqdm"):
         pytest.importorskip(name, reason=f"the example needs {name}, which is not installed")
+    if str(SCRIPT.parent) not in sys.path:  # it imports its neighbours
+        sys.path.append(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("ogbn_arxiv", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -38,20 +38,62 @@ def errors(printed):
     return [float(x) for x in re.findall(r"([\d.]+) (?:up to|from there)", printed)]
 
 
-def test_it_learns_and_an_interrupted_run_goes_on(run, tmp_path):
-    untrained = errors(run("--epochs", "0"))
-    first = errors(run("--epochs", "6", "--restart"))
-    again = run("--epochs", "12")
-    assert "goes on from epoch 6" in again
-    assert errors(again)[0] < first[0] < untrained[0]
-    whole = run("--epochs", "12", "--restart")
-    assert errors(whole) == errors(again)
-    assert (tmp_path / "graph-forecasting.png").stat().st_size > 10_000
+def test_it_learns_and_draws_a_figure_beside_its_checkpoint(run, tmp_path):
+    short, long = (errors(run("--epochs", count)) for count in ("1", "12"))
+    assert long[0] < short[0]
+    figures, files = (sorted(path.stem for path in tmp_path.glob(f"graph-forecasting-decay-*{end}"))
+                      for end in (".png", ".pt"))
+    assert figures == files
+    assert len(files) == 2
+    assert min(path.stat().st_size for path in tmp_path.glob("*.png")) > 10_000
 
 
-def test_a_checkpoint_of_other_settings_is_not_used(run):
-    run("--epochs", "1")
-    assert "belongs to other settings" in run("--epochs", "1", "--missing", "0.5")
+def test_a_killed_run_goes_on_to_the_last_bit_where_one_at_once_comes(
+        run, forecasting, tmp_path, monkeypatch):
+    words, real, trained = ("--epochs", "8", "--checkpoint-every", "2"), forecasting.train_epoch, []
+
+    def killed(*args):
+        if len(trained) == 5:
+            raise KeyboardInterrupt
+        trained.append(real(*args))
+        return trained[-1]
+
+    run(*words)
+    (path,) = tmp_path.glob("*.pt")
+    whole = torch.load(path, weights_only=True)
+    monkeypatch.setattr(forecasting, "train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(*words, "--restart")
+    assert len(torch.load(path, weights_only=True)["curve"]) == 4
+    monkeypatch.setattr(forecasting, "train_epoch", real)
+    assert f"resumed from epoch 4 of {path}\n" in run(*words)
+    again = torch.load(path, weights_only=True)
+    assert again["curve"] == whole["curve"]
+    assert all(torch.equal(again["model"][name], value) for name, value in whole["model"].items())
+    assert list(tmp_path.glob("*.pt")) == [path]
+
+
+def test_each_setting_has_a_file_of_its_own(run, tmp_path):
+    for words in ((), ("--missing", "0.5"), ("--step-size", "0.4"), ("--epochs", "2")):
+        assert "resumed" not in run("--epochs", "1", *words)
+    assert len(list(tmp_path.glob("*.pt"))) == 4
+    assert "resumed from epoch 2" in run("--epochs", "2")
+
+
+@pytest.mark.parametrize("words", [
+    ("--epochs", "0"), ("--missing", "1"), ("--times", "1"), ("--nodes", "4"),
+    ("--trajectories", "0"), ("--channels", "-1"), ("--step-size", "0"),
+    ("--checkpoint-every", "0")])
+def test_a_number_that_makes_no_sense_is_refused_before_any_work(run, tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        run(*words)
+    assert stopped.value.code == 2
+    assert words[0] in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_trajectories_leave_one_to_test_on(run):
+    assert "error on 1 unseen trajectory, as" in run("--epochs", "1", "--trajectories", "2")
 
 
 def test_the_data_are_a_diffusion_with_a_source(forecasting):

@@ -13,7 +13,7 @@ from torch import nn
 from pyg_sinode.grid import Advection, PeriodicGrid, kuramoto_sivashinsky
 
 EXAMPLES = str(Path(__file__).parents[1] / "examples")
-NAMES = ("grid_learning", "kuramoto_sivashinsky", "burgers")
+NAMES = ("grid_learning", "grid_networks", "kuramoto_sivashinsky", "burgers")
 F64 = torch.float64
 
 
@@ -74,8 +74,11 @@ def test_the_gnn_learns_in_a_few_epochs_and_runs_on_another_grid(run, data, tmp_
     assert float(re.search(r"later times (\S+) after", text)[1]) < 1e-5
     assert float(re.search(r"on 64 points .* error (\S+),", text)[1]) < 1e-4
     assert text.count("bounded") == 2
-    for figure in ("ks-32-gnn-imex_rk4.png", "ks-32-gnn-imex_rk4-attractor.png"):
-        assert (tmp_path / "runs" / figure).stat().st_size > 10_000
+    figures = list((tmp_path / "runs").glob("ks-32-gnn-imex_rk4-*.png"))
+    assert {path.stem.removesuffix("-attractor") for path in figures} == {
+        path.stem for path in (tmp_path / "runs").glob("*.pt")}
+    assert len(figures) == 2
+    assert min(path.stat().st_size for path in figures) > 10_000
 
 
 @pytest.mark.parametrize("explicit", ["mlp", "gnn"])
@@ -94,7 +97,7 @@ def test_burgers_runs_and_draws(examples, run, monkeypatch, tmp_path, explicit):
     steps = 3 * 2 * (2 if explicit == "gnn" else 3)
     assert f"{steps} evaluations of G, {steps} vector-Jacobian products" in text
     assert re.search(r"relative L2 error: \S+ % at t = 0.1, \S+ % at t = 0.5\n", text)
-    figure = tmp_path / "runs" / f"burgers-64-{explicit}-imex_euler.png"
+    (figure,) = (tmp_path / "runs").glob(f"burgers-64-{explicit}-imex_euler-*.png")
     assert figure.stat().st_size > 10_000
 
 
@@ -103,6 +106,94 @@ def test_a_perceptron_is_not_asked_for_another_grid(run, capsys, name):
     with pytest.raises(SystemExit):
         run(name, "--explicit", "mlp", "--resolutions", "128")
     assert "a perceptron knows one grid only" in capsys.readouterr().err
+
+
+def test_how_the_rollouts_are_watched_does_not_train_anew(run, data):
+    words = ("kuramoto_sivashinsky", *SMALL_KS, "--explicit", "gnn", "--epochs", "1")
+    run(*words, root=data)
+    text = run(*words, "--horizon", "0.1", "--resolutions", "64", root=data)
+    assert "resumed from epoch 1 of" in text
+    assert "within the horizon of 2 (0.1 Lyapunov times)" in text
+
+
+@pytest.mark.parametrize("words", [
+    ("--epochs", "0"), ("--batches", "0"), ("--batch-size", "-1"), ("--window", "0"), ("--lr", "0"),
+    ("--step-size", "-0.1"), ("--num-points", "0"), ("--resolutions", "0"), ("--radius", "0"),
+    ("--hidden", "-1"), ("--trajectories", "0"), ("--horizon", "0"), ("--duration", "nan")])
+def test_a_number_that_makes_no_sense_is_refused_before_any_work(run, capsys, tmp_path, words):
+    with pytest.raises(SystemExit) as stopped:
+        run("kuramoto_sivashinsky", *words)
+    assert stopped.value.code == 2
+    assert words[0] in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["kuramoto_sivashinsky", "burgers"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(run, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="Expected --out to be a folder to write to"):
+        run(name, out=tmp_path / "file")
+    assert not (tmp_path / "data").exists()
+
+
+# Predictions
+
+
+@pytest.fixture
+def forecast(examples, tmp_path):
+    """The examination of a term that is the true one times a factor, on short trajectories."""
+    def examine(factor, horizon=1.0):
+        module, grid = examples["kuramoto_sivashinsky"], PeriodicGrid(32, 22.0)
+        G, J, initial = kuramoto_sivashinsky(grid)
+        args = arguments(tmp_path, method="imex_rk4", horizon=horizon, lyapunov_times=0.1,
+                         num_points=32, explicit="gnn")
+        truth = examples["grid_learning"].rollout(args, G, J, initial(6), 120)[:, 10:]
+        return args, module.examine(args, lambda t, u: factor * G(t, u), J, truth)
+
+    return examine
+
+
+def test_starts_that_outlast_the_horizon_are_counted_and_not_given_a_time(examples, forecast):
+    module = examples["kuramoto_sivashinsky"]
+    _, good = forecast(1.0)
+    assert bool(good["time"].isinf().all())
+    assert module.describe_times(good["time"], good["horizon"]) == (
+        "20 % relative error after >= 22.0 units of time (>= 1.00 Lyapunov times), the median of "
+        "6 starts, and >= 22.0 units of time (>= 1.00 Lyapunov times), the worst tenth; 6 never "
+        "reached it within the horizon of 22 (1.0 Lyapunov times)")
+    _, bad = forecast(0.5)
+    assert bool(bad["time"].isfinite().all())
+    text = module.describe_times(bad["time"], bad["horizon"])
+    assert "0 never reached it" in text
+    assert ">=" not in text
+    mixed = torch.tensor([3.0, 8.0, torch.inf, 1.0])
+    text = module.describe_times(mixed, 22.0)
+    assert text.startswith("20 % relative error after 3.0 units")
+    assert "1 never reached it" in text
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_the_figure_has_a_bar_for_them_and_a_difference_that_is_not_blank(
+        examples, forecast, monkeypatch, tmp_path, factor):
+    module, kept = examples["kuramoto_sivashinsky"], []
+    monkeypatch.setattr(module.figures, "save", lambda figure, path: kept.append(figure))
+    args, result = forecast(factor)
+    run = examples["grid_learning"].Run(epoch=1, curve=[[1.0, 0.1, 0.2]])
+    module.plot_forecast(args, tmp_path / "it.png", result, run)
+    (figure,) = kept
+    axes = {ax.get_title(): ax for ax in figure.axes}
+    never = 6 if factor == 1.0 else 0
+    (bars,) = (ax for title, ax in axes.items()
+               if title == f"{never} of 6 starts never reached 20 % error")
+    assert bars.patches[-1].get_height() == never
+    truth, difference = (next(ax.images[0] for title, ax in axes.items() if title.startswith(name))
+                         for name in ("truth", "difference"))
+    largest = float(abs(difference.get_array()).max())
+    assert difference.norm.vmax == pytest.approx(largest)
+    assert difference.norm.vmin == -difference.norm.vmax
+    assert truth.norm.vmax == 3.0
+    assert any("prediction - truth" in ax.get_ylabel() for ax in figure.axes)
+    module.plt.close(figure)
 
 
 # Training
@@ -157,11 +248,48 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(learning, tmp_path, 
         assert torch.equal(a, b)
 
 
-def test_a_checkpoint_of_other_settings_is_not_used(learning, tmp_path, capsys):
-    training(learning, arguments(tmp_path, epochs=3))
-    _, run = training(learning, arguments(tmp_path, epochs=3, lr=1e-3))
-    assert "belongs to other settings" in capsys.readouterr().out
-    assert len(run.curve) == 3
+def test_each_setting_has_a_file_of_its_own_and_a_resumed_run_says_so(learning, tmp_path, capsys):
+    _, slow = training(learning, arguments(tmp_path, epochs=3))
+    for changed in ({"lr": 1e-3}, {"epochs": 4}, {"seed": 1}, {"batches": 3}, {"window": 1}):
+        training(learning, arguments(tmp_path, **{"epochs": 3, **changed}))
+    assert "resumed" not in capsys.readouterr().out
+    files = list(tmp_path.iterdir())
+    assert len(files) == 6
+    _, again = training(learning, arguments(tmp_path, epochs=3))
+    assert again == slow
+    path = learning.make_checkpoint(arguments(tmp_path, epochs=3), "test").path
+    assert capsys.readouterr().out == f"resumed from epoch 3 of {path}\n"
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 9, 10, 19])
+def test_the_learning_rate_grows_for_at_least_a_step_and_falls_to_nothing(learning, tmp_path,
+                                                                          batches):
+    # With 9 steps a tenth of the schedule ended where it began.
+    args = arguments(tmp_path, epochs=1, batches=batches, window=1)
+    optimizer, schedule = learning._make_optimizer(args, nn.Linear(1, 1), (0, 1), lower=False)
+    rates = []
+    for _ in range(batches):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(args.lr / 25)
+    if batches > 1:
+        assert max(rates) == pytest.approx(args.lr, rel=0.1)
+        assert rates[1] == max(rates)
+        assert schedule.get_last_lr()[0] < 1e-3 * args.lr
+
+
+def test_a_training_of_nine_steps_a_phase_works(learning, tmp_path):
+    _, run = training(learning, arguments(tmp_path, epochs=3, batches=9, window=2))
+    assert run.epoch == 3
+    _, run = training(learning, arguments(tmp_path, epochs=1, batches=9, window=2))
+    assert run.epoch == 1
+
+
+def test_windows_longer_than_the_trajectories_are_refused(learning):
+    with pytest.raises(ValueError, match="more than --window states"):
+        learning.windows(torch.zeros(2, 3, 8), 4, 3, torch.Generator())
 
 
 class Explosive(nn.Module):
@@ -182,7 +310,8 @@ def test_a_diverging_training_stops_with_the_step_and_keeps_its_last_checkpoint(
     with pytest.raises(learning.DivergedError, match=r"epoch 3, batch 2\); the last checkpoint in "
                        r".* is of epoch 2. Take a smaller --lr"):
         training(learning, arguments(tmp_path, window=1), Explosive(after=4 + 4 + 3))
-    state = torch.load(tmp_path / "test.pt", weights_only=True)
+    (path,) = tmp_path.iterdir()
+    state = torch.load(path, weights_only=True)
     assert state["run"]["epoch"] == 2
     assert bool(state["model"]["weight"].isfinite())
 

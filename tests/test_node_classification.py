@@ -1,6 +1,8 @@
 """Does the example classify nodes, resume where it was killed, and do the splits agree on Cora?"""
 
-import importlib.util
+import dataclasses
+import importlib
+import inspect
 import os
 import re
 import shutil
@@ -11,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch_geometric.datasets
 from torch_geometric.data import Data
-from torch_geometric.datasets import Planetoid
 
 from pyg_sinode import SINODEConv
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "node_classification.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPT = EXAMPLES / "node_classification.py"
 QUICK = ("--time", "2", "--heads", "2")
 
 
@@ -24,12 +27,10 @@ QUICK = ("--time", "2", "--heads", "2")
 def example():
     for name in ("sklearn", "matplotlib", "tqdm"):
         pytest.importorskip(name, reason=f"the example needs {name}, which is not installed")
-    spec = importlib.util.spec_from_file_location("node_classification", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    sys.path.insert(0, str(EXAMPLES))
+    yield importlib.import_module("node_classification")
+    sys.path.remove(str(EXAMPLES))
+    del sys.modules["node_classification"]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +52,17 @@ def run(example, digits, monkeypatch, capsys):
     return run_with
 
 
-def checkpoint(out, name="digits-decay", seed=0):
-    return torch.load(out / f"{name}-{seed}.pt", weights_only=True)
+def file_of(out, name="digits-decay", seed=0, ending=".pt"):
+    (path,) = out.glob(f"{name}-seed{seed}-*{ending}")
+    return path
+
+
+def checkpoint(out, *name):
+    return torch.load(file_of(out, *name), weights_only=True)
 
 
 def without_times(text):
-    text = re.sub(r"training curves: .*", "", text)
+    text = re.sub(r"training curves: .*|resumed from .*\n", "", text)
     return re.sub(r"[\d.]+ s per training epoch|[\d.]+ % of the time", "", text)
 
 
@@ -120,6 +126,38 @@ def test_the_public_split_of_planetoid_stays(example):
     assert all(torch.equal(split[name], mask) for name, mask in masks.items())
 
 
+@pytest.mark.parametrize("splits", [10, 20])  # of the heterophilous graphs, and of WikiCS
+def test_of_several_published_splits_each_seed_has_its_own(example, splits):
+    several = torch.rand(6, splits) < 0.5
+    data = Data(x=torch.ones(6, 1), train_mask=several, val_mask=~several,
+                test_mask=torch.arange(6) > 3)
+    for seed in (0, 3, splits + 3):
+        found = example.with_split(data, "WikiCS", seed)
+        assert torch.equal(found.train_mask, several[:, seed % splits])
+        assert torch.equal(found.val_mask, ~several[:, seed % splits])
+        assert torch.equal(found.test_mask, data.test_mask)
+    assert data.train_mask.dim() == 2
+
+
+def test_every_data_set_is_one_of_pyg_with_the_options_that_it_takes(example):
+    assert set(example.SETTINGS) == {"digits", *example.SOURCES}
+    for kind, options in example.SOURCES.values():
+        signature = inspect.signature(getattr(torch_geometric.datasets, kind))
+        signature.bind("root", **options)
+
+
+def test_a_data_set_is_read_from_its_folder(example, monkeypatch):
+    asked = []
+
+    def fake(root, **options):
+        asked.append((root, options))
+        return [Data(x=torch.zeros(2, 1))]
+
+    monkeypatch.setattr(torch_geometric.datasets, "HeterophilousGraphDataset", fake)
+    assert example.load_data("Questions", "there").num_nodes == 2
+    assert asked == [("there", {"name": "Questions"})]
+
+
 # Runs
 
 
@@ -129,11 +167,12 @@ def test_the_script_runs_by_itself_prints_the_accuracy_and_draws_a_figure(exampl
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = re.search(r"test accuracy: ([\d.]+) \+- 0\.00 % over 1 seeds", done.stdout)
+    found = re.search(r"test accuracy: ([\d.]+) \+- 0\.00 % over 1 seed;", done.stdout)
     assert found, done.stdout
     assert float(found[1]) > 15  # a guess is right in 10 %
     assert "per epoch: 2 steps, 4 evaluations, 4 vector-Jacobian products, 8 linear" in done.stdout
-    figure = tmp_path / "new" / "digits-decay.png"
+    figure = file_of(tmp_path / "new", ending=".png")
+    assert figure.stem == file_of(tmp_path / "new").stem
     assert f"training curves: {figure}" in done.stdout
     assert figure.read_bytes().startswith(b"\x89PNG\r\n")
     assert figure.stat().st_size > 10_000
@@ -145,15 +184,18 @@ def test_help_names_every_option_and_exits_with_zero(run, tmp_path, capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     for option in ("--dataset", "--root", "--model", "--implicit", "--method", "--time", "--runs",
-                   "--step-size", "--epochs", "--patience", "--seed", "--device", "--out"):
+                   "--step-size", "--epochs", "--patience", "--seed", "--device", "--out",
+                   "--evaluate-every", "examples:\n  python examples/node_classification.py"):
         assert option in text
+    assert "None" not in text
 
 
 def test_a_resumed_run_gives_the_numbers_of_one_that_was_not_interrupted(run, tmp_path):
     at_once = run(tmp_path / "a", "--epochs", "4", *QUICK)
     first = run(tmp_path / "b", "--epochs", "2", *QUICK)
-    assert checkpoint(tmp_path / "b")["run"]["epoch"] == 2
+    assert len(checkpoint(tmp_path / "b")["history"]) == 2
     resumed = run(tmp_path / "b", "--epochs", "4", *QUICK)
+    assert f"resumed from epoch 2 of {file_of(tmp_path / 'b')}\n" in resumed
     assert without_times(resumed) == without_times(at_once)
     assert without_times(resumed) != without_times(first)
     assert_same_state(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
@@ -173,28 +215,84 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(run, example, tmp_path, m
     options = ("--epochs", "5", "--checkpoint-every", "2", *QUICK)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", *options)
-    assert checkpoint(tmp_path / "b")["run"]["epoch"] == 2
+    assert len(checkpoint(tmp_path / "b")["history"]) == 2
     monkeypatch.setattr(example, "train_epoch", real)
     assert without_times(run(tmp_path / "b", *options)) == without_times(at_once)
     assert_same_state(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
 
 
 def assert_same_state(a, b):
-    assert len(a["run"]["curve"]) == a["run"]["epoch"]
-    assert a["run"]["curve"] == b["run"]["curve"]
+    def untimed(state):
+        return [{k: v for k, v in row.items() if k not in ("seconds", "stats")}
+                for row in state["history"]]
+
+    assert untimed(a) == untimed(b)
     assert a["model"].keys() == b["model"].keys()
     assert all(torch.equal(value, b["model"][name]) for name, value in a["model"].items())
+    assert all(torch.equal(x, y) for x, y in zip(a["random"], b["random"], strict=True))
 
 
-def test_a_checkpoint_of_other_settings_is_not_taken_up(run, tmp_path):
+def test_each_setting_has_a_file_of_its_own_which_no_other_takes_up_or_overwrites(
+        run, example, tmp_path, monkeypatch):
     options = ("--epochs", "2", "--time", "3", "--heads", "2")
     run(tmp_path / "a", "--epochs", "2", *QUICK)
-    other = run(tmp_path / "a", *options).splitlines()
-    (told,) = [line for line in other if "belongs to other settings" in line]
-    assert "will be overwritten" in told
-    other.remove(told)
-    fresh = run(tmp_path / "b", *options)
-    assert without_times("\n".join(other)).strip() == without_times(fresh).strip()
+    before = file_of(tmp_path / "a").read_bytes()
+    other = run(tmp_path / "a", *options)
+    assert "resumed" not in other
+    assert without_times(other) == without_times(run(tmp_path / "b", *options))
+    # A learning rate that only the table of the settings names.
+    preset = example.SETTINGS["digits"]
+    monkeypatch.setitem(example.SETTINGS, "digits", dataclasses.replace(preset, lr=0.05))
+    faster = run(tmp_path / "a", *options)
+    assert "resumed" not in faster
+    assert without_times(faster) != without_times(other)
+    files = list((tmp_path / "a").glob("*.pt"))
+    assert len(files) == 3
+    assert before in [path.read_bytes() for path in files]
+    assert len(list((tmp_path / "a").glob("*.png"))) == 3
+
+
+def test_a_shorter_run_beside_the_file_of_a_longer_one_reports_its_own_end(run, tmp_path):
+    short = run(tmp_path / "a", "--epochs", "2", *QUICK)
+    run(tmp_path / "b", "--epochs", "4", *QUICK)
+    before = file_of(tmp_path / "b").read_bytes()
+    again = run(tmp_path / "b", "--epochs", "2", *QUICK)
+    assert "resumed from epoch 4" in again
+    assert ", 2 epochs, " in again
+    assert without_times(again) == without_times(short)
+    assert file_of(tmp_path / "b").read_bytes() == before
+
+
+def test_a_broken_checkpoint_is_named_with_the_remedy(run, tmp_path):
+    run(tmp_path, "--epochs", "2", *QUICK)
+    path = file_of(tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, "--epochs", "3", *QUICK)
+    assert str(path) in str(stopped.value)
+    assert "--restart" in str(stopped.value)
+    assert ", 3 epochs, " in run(tmp_path, "--epochs", "3", "--restart", *QUICK)
+
+
+@pytest.mark.parametrize("words", [
+    ("--epochs", "0"), ("--runs", "0"), ("--checkpoint-every", "0"), ("--patience", "-1"),
+    ("--evaluate-every", "0"), ("--step-size", "0"), ("--time", "nan"), ("--graph-memory", "-1"),
+    ("--heads", "1.5"), ("--checkpoints", "0"), ("--rtol", "0"), ("--device", "abacus"),
+    ("--epochs", "3", "--evaluate-every", "4")])
+def test_a_number_that_makes_no_sense_is_refused_before_any_work(run, tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "new", *words)
+    assert stopped.value.code == 2
+    assert words[-2] in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(
+        run, example, tmp_path, monkeypatch):
+    monkeypatch.setattr(example, "load_data", lambda name, root: pytest.fail("it went to work"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"Expected --out to be a folder to write to .*file/runs"):
+        run(tmp_path / "file" / "runs")
 
 
 def test_a_finished_run_is_read_again_and_made_again_when_told_to(
@@ -217,7 +315,7 @@ def test_the_other_splits_report_their_linear_iterations(run, implicit, tmp_path
     found = re.search(r"8 linear solves of ([\d.]+) iterations, (\d+) % of the time", text)
     assert float(found[1]) >= 1.0
     assert 0 < int(found[2]) < 100
-    assert (tmp_path / f"digits-{implicit}.png").stat().st_size > 10_000
+    assert file_of(tmp_path, f"digits-{implicit}", ending=".png").stat().st_size > 10_000
 
 
 def test_the_baseline_runs_in_the_same_loop_over_several_seeds(run, tmp_path):
@@ -228,22 +326,52 @@ def test_the_baseline_runs_in_the_same_loop_over_several_seeds(run, tmp_path):
     assert float(mean) == pytest.approx(np.mean(each), abs=0.01)
     assert float(spread) == pytest.approx(np.std(each, ddof=1), abs=0.02)
     assert "linear solves" not in text
-    assert (tmp_path / "digits-gcn.png").exists()
+    assert file_of(tmp_path, "digits-gcn", 5, "-and-1-more.png").exists()
+
+
+# Loss and accuracy of validation, accuracy of test; the third epoch wins by its loss.
+SCRIPT_OF_EPOCHS = ((1.0, 0.5, 0.1), (0.9, 0.7, 0.2), (0.8, 0.7, 0.3), (0.8, 0.7, 0.4),
+                    (0.5, 0.6, 0.5), (0.4, 0.6, 0.6), (0.3, 0.9, 0.7), (0.3, 0.1, 0.8))
+
+
+@pytest.fixture
+def scripted(example, monkeypatch):
+    """Starts the script of the epochs; gives the evaluations that were made."""
+    made = []
+
+    def evaluate(model, data):
+        loss, val, test = SCRIPT_OF_EPOCHS[len(made)]
+        made.append(val)
+        return [0.0, loss, 0.0], [1.0, val, test]
+
+    monkeypatch.setattr(example, "evaluate", evaluate)
+    return made
 
 
 def test_the_test_accuracy_is_that_of_the_best_validation_and_training_stops_after_it(
-        run, example, tmp_path, monkeypatch):
-    # Loss and accuracy of validation, accuracy of test; the third epoch wins by its loss.
-    epochs = iter([(1.0, 0.5, 0.1), (0.9, 0.7, 0.2), (0.8, 0.7, 0.3), (0.8, 0.7, 0.4),
-                   (0.5, 0.6, 0.5), (0.4, 0.6, 0.6), (0.3, 0.9, 0.7)])
-
-    def scripted(model, data):
-        loss, val, test = next(epochs)
-        return [0.0, loss, 0.0], [1.0, val, test]
-
-    monkeypatch.setattr(example, "evaluate", scripted)
+        run, scripted, tmp_path):
     text = run(tmp_path, "--model", "gcn", "--epochs", "50", "--patience", "3")
     assert "seed 0: test 30.00 % at epoch 3 (validation 70.00 %), 6 epochs" in text
+    again = run(tmp_path, "--model", "gcn", "--epochs", "50", "--patience", "3")
+    assert "resumed from epoch 6" in again
+    assert len(scripted) == 6
+
+
+def test_a_run_stops_where_its_own_patience_ends_whatever_lies_in_the_folder(
+        run, scripted, tmp_path):
+    longer = run(tmp_path, "--model", "gcn", "--epochs", "8", "--patience", "50")
+    assert "test 70.00 % at epoch 7" in longer
+    assert len(scripted) == 8
+    text = run(tmp_path, "--model", "gcn", "--epochs", "50", "--patience", "3")
+    assert "seed 0: test 30.00 % at epoch 3 (validation 70.00 %), 6 epochs" in text
+    assert "test 70.00 % at epoch 7" in run(tmp_path, "--model", "gcn", "--epochs", "8")
+    assert len(scripted) == 8  # none of the two trained
+
+
+def test_accuracies_can_be_evaluated_more_rarely(run, scripted, tmp_path):
+    text = run(tmp_path, "--model", "gcn", "--epochs", "8", "--evaluate-every", "3")
+    assert len(scripted) == 2  # after epochs 3 and 6
+    assert "test 20.00 % at epoch 6 (validation 70.00 %), 8 epochs" in text
 
 
 # Cora
@@ -256,7 +384,7 @@ def cora(tmp_path_factory):
         pytest.skip("PYG_SINODE_DATA is not set: Cora's files are not at hand")
     root = tmp_path_factory.mktemp("planetoid")
     shutil.copytree(Path(data) / "planetoid" / "Cora" / "raw", root / "Cora" / "raw")
-    return Planetoid(str(root), "Cora")[0]
+    return torch_geometric.datasets.Planetoid(str(root), "Cora")[0]
 
 
 def cora_layer(steps, **kwargs):

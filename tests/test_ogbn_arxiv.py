@@ -34,14 +34,24 @@ def run(example, monkeypatch, capsys):
     return run_with
 
 
-def checkpoint(out, name="generated-arxiv-grand-decay-0.pt"):
-    return torch.load(out / name, weights_only=True)
+def file_of(out, name="generated-arxiv-grand-decay", seed=0, ending=".pt"):
+    (path,) = out.glob(f"{name}-seed{seed}-*{ending}")
+    return path
 
 
-def assert_same_state(a, b):
-    assert len(a["run"]["curve"]) == a["run"]["epoch"]
-    assert a["run"]["curve"] == b["run"]["curve"]
-    assert all(torch.equal(value, b["model"][name]) for name, value in a["model"].items())
+def checkpoint(out, *name):
+    return torch.load(file_of(out, *name), weights_only=True)
+
+
+def curve(out, *name):
+    return np.array([[row[key] for key in ("loss", "train", "val", "test")]
+                     for row in checkpoint(out, *name)["history"]])
+
+
+def assert_same_state(a, b, name):
+    np.testing.assert_array_equal(curve(a, name), curve(b, name))
+    first, second = (checkpoint(out, name)["model"] for out in (a, b))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 # OGB's files
@@ -154,39 +164,58 @@ def command(*launcher):
 def test_the_script_runs_by_itself_prints_the_accuracy_and_draws_a_figure(example, tmp_path):
     done = command(str(SCRIPT), "--generated", "300", "--epochs", "2", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert re.search(r"test accuracy: [\d.]+ \+- 0\.00 % over 1 seeds", done.stdout), done.stdout
+    assert re.search(r"test accuracy: [\d.]+ \+- 0\.00 % over 1 seed\n", done.stdout), done.stdout
     assert re.search(r"300 nodes, \d+ directed edges, 128 features, 40 classes", done.stdout)
-    figure = tmp_path / "generated-arxiv-grand-decay.png"
+    figure = file_of(tmp_path, ending=".png")
     assert f"training curves: {figure}" in done.stdout
     assert figure.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("preset", ["grand", "source"])
 def test_a_resumed_run_gives_the_numbers_of_one_that_was_not_interrupted(run, tmp_path, preset):
-    name = f"generated-arxiv-{preset}-decay-0.pt"
+    name = f"generated-arxiv-{preset}-decay"
     run(tmp_path / "a", "--epochs", "4", "--preset", preset)
     run(tmp_path / "b", "--epochs", "2", "--preset", preset)
-    assert checkpoint(tmp_path / "b", name)["run"]["epoch"] == 2
-    run(tmp_path / "b", "--epochs", "4", "--preset", preset)
-    assert_same_state(checkpoint(tmp_path / "a", name), checkpoint(tmp_path / "b", name))
+    path = file_of(tmp_path / "b", name)
+    assert len(curve(tmp_path / "b", name)) == 2
+    text = run(tmp_path / "b", "--epochs", "4", "--preset", preset)
+    assert f"resumed from epoch 2 of {path}\n" in text
+    assert_same_state(tmp_path / "a", tmp_path / "b", name)
+    shorter = run(tmp_path / "b", "--epochs", "2", "--preset", preset)
+    assert ", 2 epochs, " in shorter
+    assert len(curve(tmp_path / "b", name)) == 4
 
 
 def test_mixed_precision_changes_little_and_several_seeds_learn_more_than_chance(run, tmp_path):
     text = run(tmp_path / "a", "--epochs", "15", "--bf16", "--runs", "2", nodes=1000)
     assert "over 2 seeds" in text
     run(tmp_path / "b", "--epochs", "15", nodes=1000)
-    short, full = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
-    losses = [np.array(c["run"]["curve"])[:, 0] for c in (short, full)]
+    short, full = curve(tmp_path / "a"), curve(tmp_path / "b")
+    losses = [short[:, 0], full[:, 0]]
     assert losses[0][0] != losses[1][0]  # another precision indeed
     assert losses[0][0] == pytest.approx(losses[1][0], rel=0.01)
-    assert {p.dtype for p in short["model"].values()} == {torch.float32, torch.int64}
-    assert min(c["run"]["test"] for c in (short, full)) > 0.2  # a guess is right in 2.5 %
+    model = checkpoint(tmp_path / "a")["model"]
+    assert {p.dtype for p in model.values()} == {torch.float32, torch.int64}
+    assert min(c[c[:, 2].argmax(), 3] for c in (short, full)) > 0.2  # a guess is right in 2.5 %
 
 
-def test_a_checkpoint_of_other_settings_is_not_taken_up(run, tmp_path):
-    run(tmp_path, "--epochs", "1", nodes=200)
-    told = run(tmp_path, "--epochs", "1")
-    assert "belongs to other settings and will be overwritten" in told
+def test_each_setting_has_a_file_of_its_own(run, tmp_path):
+    for options in ({"nodes": 200}, {}):
+        assert "resumed" not in run(tmp_path, "--epochs", "1", **options)
+    assert "resumed" not in run(tmp_path, "--epochs", "1", "--step-size", "2")
+    assert len(list(tmp_path.glob("generated-arxiv-grand-decay-seed0-*.pt"))) == 3
+    assert "resumed from epoch 1" in run(tmp_path, "--epochs", "1")
+
+
+@pytest.mark.parametrize("words", [
+    ("--epochs", "0"), ("--runs", "0"), ("--checkpoint-every", "0"), ("--batch-size", "0"),
+    ("--generated", "-5"), ("--step-size", "0"), ("--num-neighbors", "0")])
+def test_a_number_that_makes_no_sense_is_refused_before_any_work(run, tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "new", *words)
+    assert stopped.value.code == 2
+    assert words[0] in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @needs_sampler
@@ -194,12 +223,12 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(run, tmp_path):
 @pytest.mark.parametrize("more", [(), ("--bf16",), ("--num-neighbors", "5", "1")])
 def test_sampled_training_learns_and_resumes(run, tmp_path, more):
     options = ("--batch-size", "200", "--preset", "source", "--step-size", "3", *more)
-    name = "generated-arxiv-source-decay-0.pt"
+    name = "generated-arxiv-source-decay"
     run(tmp_path / "a", "--epochs", "6", *options, nodes=600)
     run(tmp_path / "b", "--epochs", "3", *options, nodes=600)
     run(tmp_path / "b", "--epochs", "6", *options, nodes=600)
-    assert_same_state(checkpoint(tmp_path / "a", name), checkpoint(tmp_path / "b", name))
-    assert checkpoint(tmp_path / "a", name)["run"]["test"] > 0.1
+    assert_same_state(tmp_path / "a", tmp_path / "b", name)
+    assert curve(tmp_path / "a", name)[:, 3].max() > 0.1
 
 
 @needs_sampler
@@ -208,8 +237,8 @@ def test_a_batch_of_all_nodes_with_all_neighbours_is_a_step_on_the_whole_graph(r
     options = ("--preset", "source", "--epochs", "3", "--checkpoint-every", "1")
     run(tmp_path / "a", *options)
     run(tmp_path / "b", *options, "--batch-size", "300", "--num-neighbors", "-1")
-    name = "generated-arxiv-source-decay-0.pt"
-    a, b = (np.array(checkpoint(tmp_path / k, name)["run"]["curve"]) for k in "ab")
+    name = "generated-arxiv-source-decay"
+    a, b = (curve(tmp_path / k, name) for k in "ab")
     np.testing.assert_allclose(a[:, 0], b[:, 0], rtol=1e-4)
 
 
@@ -224,8 +253,8 @@ def test_two_processes_under_torchrun_take_the_steps_of_one_and_one_of_them_writ
     assert done.returncode == 0, done.stderr
     assert "2 process(es) on cpu" in done.stdout
     assert done.stdout.count("test accuracy") == 1
-    name = "generated-arxiv-source-decay-0.pt"
-    a, b = (np.array(checkpoint(tmp_path / k, name)["run"]["curve"]) for k in "ab")
+    name = "generated-arxiv-source-decay"
+    a, b = (curve(tmp_path / k, name) for k in "ab")
     np.testing.assert_allclose(a[:, 0], b[:, 0], rtol=1e-4)
 
 

@@ -43,21 +43,40 @@ def errors(printed):
     return [float(x) for x in re.findall(r"([\d.]+)% \|", printed)]
 
 
-def test_the_rates_are_learned_from_a_wrong_start_and_an_interrupted_run_goes_on(run, tmp_path):
+def test_the_rates_are_learned_from_a_wrong_start_and_a_longer_run_goes_on(run, tmp_path):
     first = run("--iterations", "2", "--wrong", "10")
     assert "2 iterations" in first
     assert max(errors(first)) > 1.0
+    (path,) = tmp_path.glob("stiff-kinetics-*.pt")
     second = run("--wrong", "10")
-    assert "goes on from" in second
-    assert "after 2 iterations" in second
+    assert f"resumed from iteration 2 of {path}\n" in second
     assert max(errors(second)) < 1.0
-    assert (tmp_path / "stiff-kinetics.png").exists()
+    assert path.with_suffix(".png").exists()
 
 
-def test_a_checkpoint_of_other_settings_is_not_used(run):
-    run("--iterations", "1", "--wrong", "1.1", "--times", "3")
-    assert "belongs to other settings" in run("--iterations", "1", "--wrong", "1.2", "--times", "3")
-    assert "goes on" not in run("--iterations", "0", "--wrong", "1.2", "--times", "3", "--restart")
+def untimed(printed):
+    return re.sub(r" in \d+ s; figure: .*|resumed from .*\n", "", printed)
+
+
+def test_each_setting_has_a_file_of_its_own_and_a_resumed_run_ends_as_one_at_once(run, tmp_path):
+    words = ("--times", "3", "--iterations")
+    assert "resumed" not in run(*words, "1", "--wrong", "1.1")
+    first = run(*words, "1", "--wrong", "1.2")
+    assert "resumed" not in first
+    assert len(list(tmp_path.glob("*.pt"))) == 2
+    resumed = run(*words, "3", "--wrong", "1.2")
+    assert "resumed from iteration 1" in resumed
+    shorter = run(*words, "1", "--wrong", "1.2")  # beside the file of a longer run
+    assert untimed(shorter) == untimed(first)
+    whole = run(*words, "3", "--wrong", "1.2", "--restart")
+    assert "resumed" not in whole
+    assert untimed(whole) == untimed(resumed)
+
+
+def test_a_fit_has_converged_when_its_loss_hardly_falls(examples):
+    converged = examples["stiff_kinetics"].converged
+    for losses, done in (([1.0], False), ([1.0, 0.5], False), ([1.0, 0.5, 0.5 - 1e-7], True)):
+        assert converged([{"loss": loss} for loss in losses]) == done
 
 
 def test_the_loss_is_zero_at_the_data_and_does_not_mind_what_is_not_there(examples):

@@ -1,0 +1,248 @@
+"""How does a training keep its place? Checkpoints, the output folder, and the command line.
+
+Shared by the examples that train. A checkpoint's name holds the kind of run and a digest of all the
+settings that shape it, so that each setting has a file of its own:
+
+    checkpoint = Checkpoint(args.out, "digits-decay", settings, args.restart)
+    state = checkpoint.load()
+    if state is not None:
+        checkpoint.restore(state, model=model, optimizer=optimizer)
+        checkpoint.tell(state["epoch"])
+    ...
+    checkpoint.save(model=model.state_dict(), optimizer=optimizer.state_dict(), epoch=epoch)
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyg_sinode
+
+FORMAT = 2  # of the checkpoints; a new number where their content changes
+
+
+class CheckpointError(SystemExit):
+    """A checkpoint that cannot be read or written; ends a script with its message alone."""
+
+
+class Checkpoint:
+    """One file, which belongs to one setting of one kind of run.
+
+    Args:
+        folder: Where it lies.
+        kind: The beginning of its name.
+        settings: All that shapes the run, as numbers, strings, lists and dictionaries.
+        restart: Whether a file that exists is ignored, and overwritten by the first save.
+    """
+
+    def __init__(self, folder: Path, kind: str, settings: dict[str, Any], restart: bool = False
+                 ) -> None:
+        whole = {"format": FORMAT, "pyg_sinode": pyg_sinode.__version__, **settings}
+        self.settings = json.dumps(whole, sort_keys=True, default=str)
+        digest = hashlib.sha256(self.settings.encode()).hexdigest()[:10]
+        self.path, self.restart = folder / f"{kind}-{digest}.pt", restart
+
+    def load(self, device: str | torch.device = "cpu") -> dict[str, Any] | None:
+        """What was saved; None where there is no file, or where the run starts anew."""
+        if self.restart or not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, weights_only=True, map_location=device)
+        except Exception as error:  # torch.load raises errors of many kinds on a broken file
+            raise self._unusable(error) from error
+        if not isinstance(state, dict) or state.get("settings") != self.settings:
+            raise self._unusable("a file of something else")
+        return state
+
+    def restore(self, state: dict[str, Any], **parts: Any) -> None:
+        """Loads what was saved under these names into modules, optimizers and schedules."""
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        except Exception as error:  # of many kinds, by what the state is of
+            raise self._unusable(error) from error
+
+    def tell(self, count: int, unit: str = "epoch") -> None:
+        """Prints where the run goes on."""
+        print(f"resumed from {unit} {count} of {self.path}", flush=True)
+
+    def save(self, **state: Any) -> None:
+        """Writes beside the file, then renames: a killed run leaves the last one whole."""
+        content = io.BytesIO()
+        torch.save({"settings": self.settings, **state}, content)
+        temporary = self.path.with_suffix(".tmp")
+        try:
+            temporary.write_bytes(content.getbuffer())
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise CheckpointError(
+                f"Expected to write {len(content.getbuffer())} bytes to {self.path} (got: "
+                f"{error.strerror}). Make room, or name another folder with --out; what was saved "
+                "there before is still whole.") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _unusable(self, reason: object) -> CheckpointError:
+        told = str(reason).strip().splitlines()
+        kind = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
+        return CheckpointError(
+            f"Expected {self.path} to be a whole checkpoint of this run (got {kind}"
+            f"{told[0] if told else 'an empty file'}). Pass --restart to train anew and overwrite "
+            "it, or move it away.")
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """A digest of sizes, types and values, by which two data sets of one name differ."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        tensor = tensor.detach().cpu()
+        if tensor.is_sparse:
+            tensor = tensor.coalesce()
+        for part in (tensor.indices(), tensor.values()) if tensor.is_sparse else (tensor,):
+            digest.update(f"{tuple(tensor.shape)} {part.dtype} ".encode())
+            digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """The state of the random numbers on the CPU, and on the device where it has its own."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """What :func:`random_state` gave is put back."""
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1].cpu(), device)
+
+
+# When a run ends
+
+
+def end_of(history: list[dict], epochs: int, patience: float = math.inf) -> int:
+    """After which epoch a run ends, as far as its history tells; it may be longer than the run.
+
+    Args:
+        history: A row for each epoch, with ``val`` and ``val_loss`` where it was evaluated.
+        epochs: The largest number of epochs.
+        patience: After how many epochs without a better validation it ends; at an evaluated one.
+    """
+    best, best_epoch = None, 0
+    for epoch, row in enumerate(history[:epochs], 1):
+        if "val" not in row:
+            continue
+        if best is None or _rank(row) > best:
+            best, best_epoch = _rank(row), epoch
+        elif epoch - best_epoch >= patience:
+            return epoch
+    return epochs
+
+
+def best_of(history: list[dict]) -> tuple[int, dict]:
+    """The epoch of the best validation, the first of equals, and its row."""
+    evaluated = [(epoch, row) for epoch, row in enumerate(history, 1) if "val" in row]
+    return max(evaluated, key=lambda pair: _rank(pair[1]))
+
+
+def _rank(row: dict) -> tuple[float, float]:
+    # Ties in accuracy are common among few labels; the smaller validation loss decides.
+    return row["val"], -row.get("val_loss", 0.0)
+
+
+# The command line
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Names the defaults that are set, and leaves the lines of the examples as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unset = action.default is None or action.default is False or action.default == []
+        return action.help if unset else super()._get_help_string(action)
+
+
+def make_parser(description: str, *examples: str) -> argparse.ArgumentParser:
+    """A parser whose help ends with examples of calls."""
+    lines = "".join(f"  python examples/{example}\n" for example in examples)
+    return argparse.ArgumentParser(description=description, epilog=f"examples:\n{lines}",
+                                   formatter_class=HelpFormatter)
+
+
+def add_files(parser: argparse.ArgumentParser, checkpoint_every: bool = True) -> None:
+    """The options that say what is written where."""
+    add = parser.add_argument_group("files").add_argument
+    add("--out", type=Path, default=Path("runs"), metavar="FOLDER",
+        help="folder of figures and checkpoints; made where it is missing")
+    if checkpoint_every:
+        add("--checkpoint-every", type=positive_int, default=10, metavar="N",
+            help="epochs from one checkpoint to the next")
+    add("--restart", action="store_true",
+        help="train anew and overwrite the checkpoint of these settings")
+
+
+def output_folder(path: Path) -> Path:
+    """The folder, made where it is missing; an error now where nothing can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise SystemExit(f"Expected --out to be a folder to write to (got {path}: "
+                         f"{error.strerror}). Name another one.") from error
+    return path
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    return _number(text, int, "a whole number of at least 1", lambda n: n >= 1)
+
+
+def non_negative_int(text: str) -> int:
+    """A whole number of at least 0."""
+    return _number(text, int, "a whole number of at least 0", lambda n: n >= 0)
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    return _number(text, float, "a finite number above 0", lambda x: 0 < x < math.inf)
+
+
+def non_negative_float(text: str) -> float:
+    """A finite number of at least 0."""
+    return _number(text, float, "a finite number of at least 0", lambda x: 0 <= x < math.inf)
+
+
+def share(text: str) -> float:
+    """A number from 0 to below 1."""
+    return _number(text, float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+
+
+def device_name(text: str) -> str:
+    """The name of a device, as PyTorch knows it."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a device of this PyTorch, such as cpu or cuda:0 (got {text!r})") from error
+    return text
+
+
+def _number(text: str, kind: type, expected: str, accepts) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not accepts(value):
+        raise argparse.ArgumentTypeError(f"expected {expected} (got {text!r})")
+    return value
