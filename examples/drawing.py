@@ -22,11 +22,11 @@ plt.rcParams.update({
     "legend.handlelength": 3.2, "lines.linewidth": 1.6, "lines.markersize": 5.5})
 
 
-def style(color: int, marker: int, dashes: int, filled: bool = True) -> dict[str, Any]:
-    """The options of a line; no two solvers of a figure share both marker and colour."""
+def style(color: int, marker: int, dashes: int, inside: str | None = None) -> dict[str, Any]:
+    """The options of a line, by places in COLORS, MARKERS and DASHES; inside: of its markers."""
     options = {"color": COLORS[color % len(COLORS)], "marker": MARKERS[marker % len(MARKERS)],
                "linestyle": DASHES[dashes % len(DASHES)]}
-    return options if filled else {**options, "markerfacecolor": "white"}
+    return options if inside is None else {**options, "markerfacecolor": inside}
 
 
 def marked(count: int, most: int = 8) -> int:
@@ -39,6 +39,12 @@ def legend(figure: Any, axis: Any, place: str, **options: Any) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc=f"outside {place}", **options)
+
+
+def note(figure: Any, lines: list[str]) -> None:
+    """Small print below all panels."""
+    if lines:
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize="small")
 
 
 def save(figure: Any, path: Path) -> Path:

@@ -13,14 +13,15 @@ from typing import Any
 from drawing import legend, plt, save, style
 from stiff_problems import Problem
 
-# The colour, the marker and the dashes of drawing.style, and whether the marker is filled.
+PACKAGES = {"pyg_sinode": "pyg_sinode", "torchdiffeq": "torchdiffeq", "scipy": "SciPy"}
+# The colour, the marker and the dashes of drawing.style, and what the marker has inside.
 STYLES = {
-    "ark324l2sa": (5, 0, 0, True), "ark436l2sa": (0, 1, 0, True), "ark548l2sa": (2, 3, 0, True),
-    "ssp222, equal steps": (1, 2, 1, False), "sbdf2, equal steps": (6, 4, 1, False),
-    "ark436l2sa, equal steps": (0, 1, 1, False),
-    "dopri5": (4, 5, 3, True), "implicit_adams, order 4": (3, 9, 3, True),
-    "implicit_adams, order 12": (1, 6, 3, True),
-    "BDF": (3, 7, 2, True), "Radau": (6, 8, 2, True),
+    "ark324l2sa": (5, 0, 0, None), "ark436l2sa": (0, 1, 0, None), "ark548l2sa": (2, 3, 0, None),
+    "ssp222, equal steps": (1, 2, 1, "white"), "sbdf2, equal steps": (6, 4, 1, "white"),
+    "ark436l2sa, equal steps": (0, 1, 1, "white"),
+    "dopri5": (4, 5, 3, None), "implicit_adams, order 4": (3, 9, 3, None),
+    "implicit_adams, order 12": (1, 6, 3, None),
+    "BDF": (3, 7, 2, None), "Radau": (6, 8, 2, None),
 }
 
 
@@ -41,7 +42,7 @@ def plot(path: Path, problem: Problem, difference: float, results: Sequence[Any]
             continue
         for axis, work in zip(axes, ([r.evaluations for r in good],
                                      [min(r.seconds) for r in good]), strict=True):
-            axis.loglog(work, [r.error for r in good], label=f"{family}: {solver}",
+            axis.loglog(work, [r.error for r in good], label=f"{PACKAGES[family]}: {solver}",
                         **style(*STYLES[solver]))
     for axis, label in zip(axes, ("evaluations of the right-hand side (pyg_sinode: of G)",
                                   "wall time in s"), strict=True):

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawing import legend, plt, save
+from drawing import legend, note, plt, save
 from grids import GridProblem
 from measuring import FAILURES, Work
-from solver_styles import marked_line
+from solver_styles import LEGEND, marked_line
 from torch import Tensor, nn
 
 
@@ -30,22 +30,22 @@ def plot_losses(path: Path, name: str, rows: list[dict[str, Any]], target: float
             continue
         solver, _, other = row["system"].partition(", ")
         ax.loglog(*curve.T, label=row["system"] + (" (fails later)" if row["failure"] else ""),
-                  **marked_line(solver, len(curve), usual=not other))
+                  **marked_line(solver, len(curve), other=bool(other)))
     if target is not None:
         ax.axhline(target, color="0.4", linestyle=(0, (1, 3)),
                    label=f"loss of {target:g}, to which\nthe paper compares times")
         bottom = min(bottom, 0.7 * target)
     ax.set(title=f"{name}: training loss against training time", xlabel="training time in s",
            ylabel="mean squared error, dimensionless", ylim=(bottom, top))
-    legend(figure, ax, "right upper", title="open markers: another step\nthan the paper's")
-    if without:
-        figure.text(0.01, -0.01, "without a line: " + lines_of(without), fontsize="small", va="top")
+    legend(figure, ax, "right upper", title=LEGEND)
+    note(figure, lines_of(without))
     save(figure, path)
 
 
-def lines_of(parts: list[str], each: int = 3) -> str:
-    """Parts in lines of so many."""
-    return ",\n".join("; ".join(parts[i : i + each]) for i in range(0, len(parts), each))
+def lines_of(without: list[str], each: int = 3) -> list[str]:
+    """What has no line, so many in a line of text."""
+    lines = ["; ".join(without[i : i + each]) for i in range(0, len(without), each)]
+    return ["without a line: " + lines[0], *lines[1:]] if lines else []
 
 
 def smoothed(curve: np.ndarray, points: int = 60) -> np.ndarray:

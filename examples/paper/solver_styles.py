@@ -1,7 +1,8 @@
 """How is each solver drawn, the same in every figure of this folder?
 
 The kind of a solver has a line style, each solver a colour and a marker: IMEX solid, explicit
-dashed, implicit dash-dotted, adaptive dotted. Open markers: another step than the paper's.
+dashed, implicit dash-dotted, adaptive dotted. Markers are filled at the paper's step, and white,
+then grey inside at other ones.
 """
 
 from __future__ import annotations
@@ -19,6 +20,17 @@ STYLES = {
 }
 
 
-def marked_line(name: str, points: int, usual: bool = True) -> dict[str, Any]:
-    """The options of a solver's line of so many points; usual: at the paper's step."""
-    return {**style(*STYLES[name], filled=usual), "markevery": marked(points)}
+INSIDE = (None, "white", "0.75")
+LEGEND = "white or grey inside:\nother steps than the paper's"
+
+
+def marked_line(name: str, points: int, other: int = 0) -> dict[str, Any]:
+    """The options of a solver's line of so many points.
+
+    Args:
+        name: Of the solver.
+        points: Of its line.
+        other: 0 at the paper's step, else which of its other steps it is.
+    """
+    inside = INSIDE[min(other, len(INSIDE) - 1)]
+    return {**style(*STYLES[name], inside=inside), "markevery": marked(points)}

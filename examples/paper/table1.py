@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from drawing import legend, plt, save
+from drawing import legend, note, plt, save
 from graphs import PROBLEMS, GraphODE, GraphProblem, load, make_network, nc, with_split
 from measuring import DivergedError, Record, Work, markdown, number, write
 from race import Training, race
-from solver_styles import marked_line
+from solver_styles import LEGEND, marked_line
 from systems import SYSTEMS, System, count_evaluations
 from torch_geometric.data import Data
 
@@ -183,8 +184,9 @@ def table(entries: Sequence[Entry], problem: GraphProblem) -> str:
 def plot(path: Path, title: str, entries: Sequence[Entry]) -> None:
     """Test accuracy against training time."""
     figure, axis = plt.subplots(figsize=(8.5, 4.6))
-    without = []
+    without, others = [], Counter[str]()
     for entry in entries:
+        others[entry.system.name] += not entry.listed
         curve = np.array(entry.trainings[0].curve).reshape(-1, 3)
         if len(entry.trainings) > 1 or not len(curve):
             why = "fails" if entry.trainings[0].failure else "an epoch is too long"
@@ -192,12 +194,10 @@ def plot(path: Path, title: str, entries: Sequence[Entry]) -> None:
             continue
         failed = " (fails later)" if entry.trainings[0].failure else ""
         axis.plot(curve[:, 0], curve[:, 2], label=entry.label + failed,
-                  **marked_line(entry.system.name, len(curve), usual=entry.listed))
+                  **marked_line(entry.system.name, len(curve), others[entry.system.name]))
     axis.set(xscale="log", xlabel="training time in s", ylabel="test accuracy in %",
              title=f"Accuracy against training time\n{title}")
     axis.tick_params(axis="x", which="minor", labelbottom=False)
-    legend(figure, axis, "right upper", title="open markers: another step\nthan the paper's")
-    if without:
-        figure.text(0.01, -0.01, "without a line: " + "; ".join(without), fontsize="small",
-                    va="top")
+    legend(figure, axis, "right upper", title=LEGEND)
+    note(figure, [f"without a line: {'; '.join(without)}"] * bool(without))
     save(figure, path)

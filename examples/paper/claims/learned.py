@@ -191,7 +191,7 @@ def draw(grid: PeriodicGrid, record: dict[str, Any], figure: Any) -> None:
     waves = [2 * math.pi * k / grid.length[0] for k in range(len(record["true"]))]
     for j, (key, label) in enumerate((("true", "true J"), ("found", "learned J"))):
         left.plot(waves, [-x[0] for x in record[key]], label=label,
-                  **style(6 - 2 * j, j, j, filled=j == 0), markevery=marked(len(waves), 12))
+                  **style(6 - 2 * j, j, j), markevery=marked(len(waves), 12))
     left.set(xlabel="wavenumber, dimensionless", ylabel="decay rate, dimensionless",
              title="How fast J damps each Fourier mode")
     left.legend(loc="upper left")
