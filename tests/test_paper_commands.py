@@ -1,9 +1,11 @@
 """Do the commands of the paper answer --help before anything is loaded, and say what they do?"""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import benchmark_commands
 import commands
 import pytest
 from paper_commands import CLAIMS, FOLDER, GRAPHS, GRIDS, SYSTEMS
@@ -96,3 +98,14 @@ def test_defaults_are_said_in_words(capsys):
     for words in ("which (default: all)", "numbers (default: 1 2)", "--none NONE nothing --n",
                   "how many (default: all of them; with --quick: 3)", "--quick less"):
         assert words in text
+
+
+@pytest.mark.parametrize("page", ["paper", "measurements"])
+def test_the_commands_that_the_pages_name_are_understood(page):
+    folders = {"paper": FOLDER, "benchmarks": benchmark_commands.FOLDER}
+    text = " ".join((ROOT / "docs" / f"{page}.md").read_text().split())
+    found = re.findall(r"`python examples/(paper|benchmarks) ([^`]+)`", text)
+    assert len(found) > 5
+    for folder, words in found:
+        if "NAME" not in words:
+            assert folders[folder].parse(words.split()).command == words.split()[0]
