@@ -81,8 +81,8 @@ def plot_rollout(path: Path, problem: GridProblem, row: Any, model: nn.Module,
             images.append(ax.imshow(field.T, origin="lower", aspect="auto", extent=extent,
                                     cmap="RdBu_r", vmin=-size, vmax=size))
         line[0].set_ylabel("x, dimensionless")
-        figure.colorbar(images[0], ax=line[:2], label="u, dimensionless", pad=0.01)
-        figure.colorbar(images[2], ax=line[2], label="difference", pad=0.02)
+        figure.colorbar(images[1], ax=line[:2], pad=0.01, extend="both").ax.set_title("u")
+        figure.colorbar(images[2], ax=line[2], pad=0.02).ax.set_title("error")
     for ax in axes[-1]:
         ax.set_xlabel("time, dimensionless")
     figure.suptitle(f"{problem.name}: prediction after {batches} batches of training")
