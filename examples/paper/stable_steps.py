@@ -280,9 +280,9 @@ def plot(path: Path, everything: dict[str, dict[str, Found]]) -> None:
                   label="largest stable step, of those up to 64 times the paper's")
         axis.plot([found[n].step for n in rows], y + 0.12, **accurate,
                   label="largest step with an error below 1 % at the final time")
-        axis.set(xscale="log", title=name, xlabel="step size,\ndimensionless", yticks=y)
+        axis.set(xscale="log", title=name, xlabel="step size,\ndimensionless", yticks=y,
+                 ylim=(len(rows) - 0.5, -0.5))
         axis.set_yticklabels(rows)
-    axes[0, 0].invert_yaxis()
     legend(figure, axes[0, 0], "lower center")
     figure.suptitle("How large may equal steps be?")
     save(figure, path)
