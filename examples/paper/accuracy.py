@@ -129,14 +129,18 @@ def each(accuracy: np.ndarray) -> str:
 def plot(args: argparse.Namespace, found: dict[tuple[str, int], np.ndarray]) -> None:
     """The mean accuracy of each choice of J against the step size."""
     figure, axis = plt.subplots(figsize=(6, 3.8))
+    sizes = [PROBLEMS["Cora"].settings.time / n for n in args.steps]
     for k, implicit in enumerate(IMPLICIT):
         runs = np.array([found[implicit, steps] for steps in args.steps])
-        axis.errorbar([PROBLEMS["Cora"].settings.time / n for n in args.steps],
-                      runs.mean(axis=1), yerr=runs.std(axis=1, ddof=min(1, runs.shape[1] - 1)),
-                      capsize=3, label=f'implicit="{implicit}"', **style(k, k, k))
+        axis.errorbar(sizes, runs.mean(axis=1),
+                      yerr=runs.std(axis=1, ddof=min(1, runs.shape[1] - 1)), capsize=3,
+                      label=f'implicit="{implicit}"', **style(k, k, k))
     seeds = "one seed" if args.step_seeds == 1 else (
         f"mean and standard deviation of {args.step_seeds} seeds")
-    axis.set(xscale="log", xlabel="step size, dimensionless", ylabel="test accuracy in %",
+    axis.set(xscale="log", xlabel="step size, dimensionless (number of steps)",
+             ylabel="test accuracy in %",
              title=f"Cora: accuracy with larger steps, by implicit part\n{seeds}")
+    axis.set_xticks(sizes, [f"{h:.2g}\n({n})" for h, n in zip(sizes, args.steps, strict=True)])
+    axis.set_xticks([], minor=True)
     legend(figure, axis, "lower center", ncols=len(IMPLICIT))
     save(figure, args.out / "accuracy-steps.png")
