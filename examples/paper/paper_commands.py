@@ -96,8 +96,8 @@ def table2(command: Command) -> None:
     also nearly at their largest stable step. Where the limit ends an integration by equal steps,
     evaluations follow from the steps, and seconds from a window of 4 steps ("about").
 
-    Time: up to --budget seconds for each row, a night for all four problems; with --quick about
-    20 minutes, of which the data sets of 1024 points are most.
+    Time: up to --budget seconds for each row, a night for all four problems; with --quick tens of
+    minutes.
     Writes: table2.jsonl, table2.md, table2-NAME-loss.png (training loss against training time) and
     table2-NAME-prediction.png (truth and prediction). Problems that were finished with the same
     settings on the same machine are not measured again.
@@ -139,7 +139,7 @@ def stable_steps(command: Command) -> None:
     evaluations. Graphs have a network that was trained for some epochs, in float32; grids the true
     G and the paper's finite differences in float64.
 
-    Time: hours, most of it for Crank-Nicolson and for fine grids; with --quick about ten minutes.
+    Time: hours, most of it for Crank-Nicolson and for fine grids; with --quick some minutes.
     Writes: stable_steps.jsonl, stable_steps.md and stable_steps.png.
 
         python examples/paper stable_steps --root data
@@ -180,7 +180,7 @@ def claims(command: Command) -> None:
     Each is measured, and a threshold that its section names decides whether the numbers bear it
     out.
 
-    Time: about 20 minutes, half of it for newton; with --quick about eight.
+    Time: some 20 minutes; with --quick about six.
     Writes: claims.jsonl, claims.md and claims-learned.png.
 
         python examples/paper claims
