@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from grid_networks import GridFlux, GridMLP  # noqa: F401  (named here for those who import both)
+from measuring import FAILURES, Work
 from torch import Tensor, nn
 from torchdiffeq import odeint
 from tqdm import tqdm
@@ -26,31 +27,13 @@ from training import (
     positive_int,
 )
 
-from pyg_sinode import ExplicitTermError, NonFiniteStateError, imex_odeint
-from pyg_sinode.operators import Circulant, LinearOperator, LinearSolveError
-from pyg_sinode.solvers import GMRES, Newton, NewtonError
+from pyg_sinode import imex_odeint
+from pyg_sinode.operators import Circulant, LinearOperator
+from pyg_sinode.solvers import GMRES, Newton
 from pyg_sinode.terms import Nonlinear
 
 IMEX = ("imex_euler", "ars222", "ars443", "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
-# How an integration says that it has diverged.
-FAILURES = (NonFiniteStateError, ExplicitTermError, LinearSolveError, NewtonError)
 METHODS = (*IMEX, "crank_nicolson", "rk4", "dopri5")
-
-
-class Work:
-    """Counts what integrations and their backward passes do."""
-
-    def __init__(self) -> None:
-        self.explicit_evaluations, self.explicit_vjps = 0, 0
-        self.parts: list[object] = [self]  # the solvers' own statistics, which fill up later
-
-    def totals(self) -> dict[str, int]:
-        """The sums so far: evaluations of G, its vector-Jacobian products, set-ups and solves."""
-        names = {"evaluations": ("explicit_evaluations", "implicit_evaluations"),
-                 "factorizations": ("factorizations",), "solves": ("linear_solves",),
-                 "vjps": ("explicit_vjps", "implicit_vjps")}
-        return {ours: sum(getattr(part, name, 0) for part in self.parts for name in theirs)
-                for ours, theirs in names.items()}
 
 
 def integrate(method: str, term: nn.Module, linear: Circulant, u0: Tensor, t: Tensor,
@@ -72,16 +55,7 @@ def integrate(method: str, term: nn.Module, linear: Circulant, u0: Tensor, t: Te
         work.parts.append(stats)
         return states
 
-    def right_hand_side(t: Tensor, u: Tensor) -> Tensor:
-        work.explicit_evaluations += 1
-        g = term(t, u)
-        if g.requires_grad:
-            g.register_hook(count_vjp)
-        return g + linear.mv(u)
-
-    def count_vjp(_: Tensor) -> None:
-        work.explicit_vjps += 1
-
+    right_hand_side = work.counted(lambda t, u: term(t, u) + linear.mv(u))
     if method == "rk4":
         return odeint(right_hand_side, u0, t, method="rk4", options={"step_size": step_size})
     return odeint(right_hand_side, u0, t, method="dopri5", rtol=1e-4, atol=1e-6)

@@ -21,141 +21,30 @@ and a figure to --out.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import math
-import os
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
 import torch
+from diffusion_problems import Problem, graph_problem, grid_problem
+from figures import BLACK, BLUE, GREEN, plt, save
+from figures import VERMILION as ORANGE
 from torch import Tensor, nn
 from tqdm import tqdm
+from training import (
+    Checkpoint,
+    add_files,
+    make_parser,
+    non_negative_float,
+    output_folder,
+    positive_float,
+    positive_int,
+)
 
 from pyg_sinode import imex_odeint
-from pyg_sinode.operators import Diagonal, Graph, LinearOperator
 from pyg_sinode.solvers import Direct
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 RK4_BOUND = 2.785  # of a step times a negative real eigenvalue: Hairer and Wanner II, section IV.2
-FINER = 4  # the grid of the data beside that of the fit
-PRIOR = 10.0  # standard deviation of the weights of a network and of the logarithm of a rate
-BLACK, ORANGE, BLUE, GREEN = "#000000", "#D55E00", "#0072B2", "#009E73"  # Okabe and Ito
-
-
-def diffusion(edge_index: Tensor, weight: Tensor, num_nodes: int) -> LinearOperator:
-    """The operator sum_j w_ij (u_j - u_i) on states whose last dimension is the nodes."""
-    degree = weight.new_zeros(num_nodes).index_add(0, edge_index[1], weight)
-    return Graph(edge_index, weight, num_nodes, dim=-1) + Diagonal(-degree)
-
-
-class Reaction(nn.Module):
-    """r(u) by a small network, the same everywhere; zero at first."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
-        first, _, last = self.net
-        nn.init.constant_(first.weight, 10.0)  # steps in u, a tenth wide, all over [0, 1]
-        first.bias.data = -10.0 * torch.linspace(0.0, 1.0, width)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
-        return 0.1 * self.net(u.unsqueeze(-1)).squeeze(-1)
-
-
-class Fisher(nn.Module):
-    """r(u) = rate u (1 - u) with an unknown rate."""
-
-    def __init__(self, rate: float = 1.0) -> None:
-        super().__init__()
-        self.log_rate = nn.Parameter(torch.tensor(math.log(rate)))
-
-    def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
-        return self.log_rate.exp() * u * (1.0 - u)
-
-
-class Ring(nn.Module):
-    r"""A periodic grid of length 1 with kappa at the midpoints between neighbours, and a reaction.
-
-    log kappa = a_0 + sum_m roughness / (pi m) (a_m cos(2 pi m x) + b_m sin(2 pi m x)), where all
-    a_m and b_m have the prior N(0, 1): it is rough like a random walk.
-    """
-
-    def __init__(self, points: int, kappa: float, reaction: nn.Module, *, modes: int = 16,
-                 roughness: float = 1.0) -> None:
-        super().__init__()
-        self.spacing, self.reaction = 1.0 / points, reaction
-        left = torch.arange(points)
-        right = (left + 1) % points
-        self.edge_index = torch.stack([torch.cat([left, right]), torch.cat([right, left])])
-        self.middle = (left + 0.5) * self.spacing
-        m = torch.arange(1, min(modes, (points - 1) // 2) + 1).unsqueeze(1)
-        waves = 2 * math.pi * m * self.middle
-        self.basis = torch.cat([waves.cos() / m, waves.sin() / m]) * (roughness / math.pi)
-        self.mean = nn.Parameter(torch.tensor(math.log(kappa)))
-        self.series = nn.Parameter(torch.zeros(len(self.basis)))
-
-    def log_coefficient(self) -> Tensor:
-        return self.mean + self.series @ self.basis
-
-    def operator(self) -> LinearOperator:
-        return self.operator_of(self.log_coefficient())
-
-    def operator_of(self, log_kappa: Tensor) -> LinearOperator:
-        """The divergence of the fluxes kappa_{i + 1/2} (u_{i + 1} - u_i) / h."""
-        weight = log_kappa.exp() / self.spacing**2
-        return diffusion(self.edge_index, weight.repeat(2), len(weight))
-
-    def prior(self) -> Tensor:
-        """Residuals whose squares, halved and summed, are minus the logarithm of the prior."""
-        return torch.cat([self.series, *(p.flatten() / PRIOR for p in self.reaction.parameters())])
-
-
-class Conductances(nn.Module):
-    """A graph whose edges' weights are a network of their attributes, and Fisher's reaction."""
-
-    def __init__(self, edge_index: Tensor, edge_attr: Tensor, num_nodes: int,
-                 width: int = 12) -> None:
-        super().__init__()
-        self.edge_index, self.num_nodes = edge_index, num_nodes
-        self.edge_attr = (edge_attr - edge_attr.mean(dim=0)) / edge_attr.std(dim=0)
-        self.net = nn.Sequential(nn.Linear(edge_attr.size(1), width), nn.Tanh(),
-                                 nn.Linear(width, 1))
-        self.reaction = Fisher()
-
-    def log_coefficient(self) -> Tensor:
-        return self.net(self.edge_attr).squeeze(-1)
-
-    def operator(self) -> LinearOperator:
-        return self.operator_of(self.log_coefficient())
-
-    def operator_of(self, log_weight: Tensor) -> LinearOperator:
-        return diffusion(self.edge_index, log_weight.exp(), self.num_nodes)
-
-    def prior(self) -> Tensor:
-        return torch.cat([p.flatten() / PRIOR for p in self.parameters()])
-
-
-@dataclass
-class Problem:
-    """What is observed, what is to be found, and the truth to compare with."""
-
-    name: str                     # of the coefficient
-    medium: nn.Module             # of the fit, with operator(), reaction, prior()
-    t: Tensor                     # of the snapshots, and later ones, (T,)
-    seen: int                     # how many of them are for the fit, the first included
-    exact: Tensor                 # (T, trajectories, nodes)
-    data: Tensor                  # the same with noise; the first is known exactly
-    log_true: Tensor              # the logarithm of the true coefficient
-    true_reaction: Callable
 
 
 @dataclass
@@ -171,18 +60,26 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(args.seed)
     problem = (grid_problem if args.on == "grid" else graph_problem)(args)
-    path = args.out / f"learn-diffusion-{args.on}-{key_of(args)}"
+    checkpoint = checkpoint_of(args)
+    picture = checkpoint.path.with_suffix(".png")
     limit = stable_step(problem)
     print(f"{problem.exact[1:problem.seen].numel()} observations with noise of {args.noise:g}; an "
           f"explicit RK4 is stable up to steps of {limit:.2g}: the interval between snapshots, "
           f"{args.interval:g}, is {args.interval / limit:.0f} times that")
-    run = fit(args, problem, path.with_suffix(".pt"))
+    run = fit(args, problem, checkpoint)
     spread, reaction_spread = error_bars(args, problem)
     with torch.no_grad():
         found = integrate(args, problem.medium, problem.exact[0], problem.t)
     report(args, problem, run, spread, found)
-    plot(path.with_suffix(".png"), args, problem, run, spread, reaction_spread, found)
-    print(f"figure: {path.with_suffix('.png')}")
+    plot(picture, args, problem, run, spread, reaction_spread, found)
+    print(f"figure: {picture}")
+
+
+def checkpoint_of(args: argparse.Namespace) -> Checkpoint:
+    """The file of these settings; more iterations go on from fewer."""
+    free = {"out", "restart", "iterations"}
+    settings = {k: v for k, v in vars(args).items() if k not in free}
+    return Checkpoint(args.out, f"learn-diffusion-{args.on}", settings, args.restart)
 
 
 def integrate(args: argparse.Namespace, medium: nn.Module, u0: Tensor, t: Tensor) -> Tensor:
@@ -202,75 +99,22 @@ def residuals(args: argparse.Namespace, problem: Problem) -> Tensor:
     return torch.cat([misfit.flatten(), problem.medium.prior()])
 
 
-def grid_problem(args: argparse.Namespace) -> Problem:
-    """A bistable reaction, u = 0 and u = 1 being stable, in a medium of varying kappa."""
-    n = args.nodes or 128
-    medium = Ring(n, 0.05, Reaction(), roughness=args.roughness)
-    fine = Ring(FINER * n, 1.0, nn.Identity())
-    x = fine.middle - 0.5 * fine.spacing
-    waves = 2 * math.pi * torch.arange(1, 5).unsqueeze(1) * x
-    a, b = torch.randn(2, args.trajectories, 4)
-    start = torch.sigmoid(2.0 * (a @ waves.cos() + b @ waves.sin()))
-    t, exact = observe(args, fine.operator_of(log_kappa(fine.middle)), bistable, start, FINER)
-    return Problem("kappa", medium, t, args.times + 1, exact, with_noise(args, exact),
-                   log_kappa(medium.middle), bistable)
-
-
-def log_kappa(x: Tensor) -> Tensor:
-    """Of the truth: a wave and a bump."""
-    return (math.log(0.02) + 0.8 * (2 * math.pi * x).sin()
-            + (-(((x - 0.7) / 0.08) ** 2)).exp())
-
-
-def bistable(t: Tensor | float, u: Tensor) -> Tensor:
-    return 10.0 * u * (1.0 - u) * (u - 0.3)
-
-
-def graph_problem(args: argparse.Namespace) -> Problem:
-    """An invasion of a network of sites: the conductance depends on length and on porosity."""
-    n = args.nodes or 200
-    position = torch.rand(n, 2)
-    near = torch.cdist(position, position).topk(7, largest=False).indices[:, 1:]
-    edges = torch.stack([near.flatten(), torch.arange(n).repeat_interleave(6)])
-    edges = torch.unique(torch.cat([edges, edges.flip(0)], dim=1), dim=1)
-    porosity = 0.5 + 0.4 * (5.0 * position[:, 0]).sin() * (4.0 * position[:, 1]).cos()
-    length = (position[edges[0]] - position[edges[1]]).norm(dim=1)
-    middle = 0.5 * (porosity[edges[0]] + porosity[edges[1]])
-    log_true = (0.2 * middle**2 / (length**2 + 0.03**2)).log()
-    medium = Conductances(edges, torch.stack([length.log(), middle], dim=1), n)
-    fisher = Fisher(2.0).requires_grad_(False)
-    centre = torch.rand(args.trajectories, 1, 2)
-    start = 0.8 * (-((position - centre) ** 2).sum(dim=-1) / (2 * 0.1**2)).exp()
-    t, exact = observe(args, medium.operator_of(log_true), fisher, start, 1)
-    return Problem("conductances", medium, t, args.times + 1, exact, with_noise(args, exact),
-                   log_true, fisher)
-
-
-@torch.no_grad()
-def observe(args: argparse.Namespace, J: LinearOperator, G: Callable, u0: Tensor, every: int
-            ) -> tuple[Tensor, Tensor]:
-    """Times, three times as many as are for the fit, and accurate states at every so many nodes."""
-    t = args.interval * torch.arange(3 * args.times + 1)
-    exact = imex_odeint(G, J, u0, t, method="ark436l2sa", rtol=1e-8, atol=1e-10, solver=Direct())
-    return t, exact[..., ::every].contiguous()
-
-
-def with_noise(args: argparse.Namespace, exact: Tensor) -> Tensor:
-    return exact + args.noise * torch.randn_like(exact)
-
-
 def stable_step(problem: Problem) -> float:
     """The largest stable step of RK4 for the true operator, by its spectral radius."""
     matrix = problem.medium.operator_of(problem.log_true).mv(torch.eye(problem.exact.size(-1)))
     return RK4_BOUND / float(-torch.linalg.eigvalsh(matrix).min())
 
 
-def fit(args: argparse.Namespace, problem: Problem, path: Path) -> Run:
+def fit(args: argparse.Namespace, problem: Problem, checkpoint: Checkpoint) -> Run:
     """Fits by L-BFGS, one iteration at a time, until the loss stops falling."""
     # One iteration a call, for the checkpoints; max_eval, since its default allows no line search.
     optimizer = torch.optim.LBFGS(problem.medium.parameters(), max_iter=1, max_eval=26,
                                   history_size=50, line_search_fn="strong_wolfe")
-    run = read_checkpoint(args, path, problem.medium, optimizer)
+    run, state = Run(), checkpoint.load()
+    if state is not None:
+        checkpoint.restore(state, medium=problem.medium, optimizer=optimizer)
+        run = Run(state["curve"], state["seconds"])
+        checkpoint.tell(len(run.curve), "iteration")
     count = problem.data[1:problem.seen].numel()
 
     def closure() -> Tensor:
@@ -289,7 +133,8 @@ def fit(args: argparse.Namespace, problem: Problem, path: Path) -> Run:
         run.curve.append([loss, coefficient_error(problem)])
         run.seconds += time.perf_counter() - start
         progress.set_postfix(loss=f"{loss:.4f}", error=f"{run.curve[-1][1]:.2%}")
-        write_checkpoint(path, problem.medium, optimizer, run)
+        checkpoint.save(medium=problem.medium.state_dict(), optimizer=optimizer.state_dict(),
+                        **vars(run))
     return run
 
 
@@ -370,8 +215,7 @@ def plot(path: Path, args: argparse.Namespace, problem: Problem, run: Run, sprea
                    title="convergence of the fit")
     for axis in axes.flat:
         axis.legend(fontsize=8, loc="best")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_field(axis, problem: Problem, spread: Tensor) -> None:
@@ -427,92 +271,42 @@ def plot_prediction(axis, problem: Problem, found: Tensor) -> None:
              title="prediction beyond the data")
 
 
-def key_of(args: argparse.Namespace) -> str:
-    """A short hash of the settings that a checkpoint depends on."""
-    free = {"out", "restart", "iterations"}
-    settings = {k: v for k, v in vars(args).items() if k not in free}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def write_checkpoint(path: Path, medium: nn.Module, optimizer: torch.optim.Optimizer, run: Run
-                     ) -> None:
-    """Writes beside the checkpoint, then renames: a killed run leaves the last one whole."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        torch.save({"medium": medium.state_dict(), "optimizer": optimizer.state_dict(),
-                    "curve": run.curve, "seconds": run.seconds}, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_checkpoint(args: argparse.Namespace, path: Path, medium: nn.Module,
-                    optimizer: torch.optim.Optimizer) -> Run:
-    """What an earlier run of the same settings has done; nothing where there is none."""
-    if args.restart or not path.exists():
-        return Run()
-    try:
-        state = torch.load(path, weights_only=True)
-        medium.load_state_dict(state["medium"])
-        optimizer.load_state_dict(state["optimizer"])
-        run = Run(state["curve"], state["seconds"])
-    except Exception as error:  # of almost any type, depending on what the file holds
-        raise SystemExit(f"{path} is damaged or no checkpoint of this script "
-                         f"({type(error).__name__}: {error}); remove it, or pass --restart to "
-                         "start anew and overwrite it.") from error
-    print(f"resumed from iteration {len(run.curve)} ({path})")
-    return run
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn a diffusion coefficient and a reaction from noisy snapshots.",
-        epilog="examples:\n"
-               "  python examples/learn_diffusion.py                       a grid\n"
-               "  python examples/learn_diffusion.py --on graph            an irregular graph\n"
-               "  python examples/learn_diffusion.py --noise 0.05 --trajectories 32\n",
-        formatter_class=type("Formatter", (argparse.ArgumentDefaultsHelpFormatter,
-                                           argparse.RawDescriptionHelpFormatter), {}))
-    add = parser.add_argument
+    parser = make_parser(
+        "Learn a diffusion coefficient and a reaction from noisy snapshots.",
+        "learn_diffusion.py                                       a grid",
+        "learn_diffusion.py --on graph                            an irregular graph",
+        "learn_diffusion.py --noise 0.05 --trajectories 32")
+    add = parser.add_argument_group("the problem").add_argument
     add("--on", choices=["grid", "graph"], default="grid", help="where the field lives")
-    add("--nodes", type=int, help="points or nodes; None: 128 on the grid, 200 on the graph")
-    add("--trajectories", type=int, default=16, help="how many fields are watched")
-    add("--times", type=int, default=10, help="snapshots of each, after the initial one")
-    add("--interval", type=float, default=0.05, help="time between snapshots")
-    add("--noise", type=float, default=0.01, help="standard deviation of the noise; u is in [0, 1]")
-    add("--step-size", type=float, default=0.025, help="largest time step in the fit")
-    add("--rtol", type=float, help="relative tolerance: adaptive steps instead of equal ones")
-    add("--roughness", type=float, default=1.0,
-        help="prior on the grid: how much log kappa changes over a unit of length")
-    add("--iterations", type=int, default=120, help="largest number of iterations of L-BFGS")
+    add("--nodes", type=nodes,
+        help="points or nodes, 16 at least (default: 128 on the grid, 200 on the graph)")
+    add("--trajectories", type=positive_int, default=16, help="how many fields are watched")
+    add("--times", type=positive_int, default=10, help="snapshots of each, after the initial one")
+    add("--interval", type=positive_float, default=0.05, help="time between snapshots")
+    add("--noise", type=non_negative_float, default=0.01,
+        help="standard deviation of the noise; u is in [0, 1]")
     add("--seed", type=int, default=0, help="seed of data and networks")
-    add("--out", type=Path, default=Path("runs"), help="where the figure and the checkpoint go")
-    add("--restart", action="store_true", help="start anew where a checkpoint exists")
+    add = parser.add_argument_group("the fit").add_argument
+    add("--step-size", type=positive_float, default=0.025, help="largest time step in the fit")
+    add("--rtol", type=positive_float,
+        help="relative tolerance: adaptive steps instead of equal ones")
+    add("--roughness", type=positive_float, default=1.0,
+        help="prior on the grid: how much log kappa changes over a unit of length")
+    add("--iterations", type=positive_int, default=120,
+        help="largest number of iterations of L-BFGS")
+    add_files(parser, checkpoint_every=False)
     args = parser.parse_args()
-    check(parser, args)
+    output_folder(args.out)
     return args
 
 
-def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuses arguments before any work."""
-    positive: dict[str, Callable[[float], bool]] = {
-        name: lambda x: 0 < x < math.inf for name in ("interval", "step_size", "rtol", "roughness")}
-    whole = {"nodes": 16, "trajectories": 1, "times": 1, "iterations": 1}
-    for name, value in vars(args).items():
-        shown = "--" + name.replace("_", "-")
-        if value is not None and name in positive and not positive[name](value):
-            parser.error(f"{shown} expects a positive number (got {value})")
-        if value is not None and name in whole and value < whole[name]:
-            parser.error(f"{shown} expects at least {whole[name]} (got {value})")
-    if not 0 <= args.noise < math.inf:
-        parser.error(f"--noise expects a number from 0 up (got {args.noise})")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=args.out).close()
-    except OSError as error:
-        parser.error(f"--out {args.out} cannot be written to ({error.strerror}); name another "
-                     "folder")
+def nodes(text: str) -> int:
+    """A number of nodes; each has six neighbours on the graph."""
+    count = positive_int(text)
+    if count < 16:
+        raise argparse.ArgumentTypeError(f"expected at least 16 (got {count})")
+    return count
 
 
 if __name__ == "__main__":

@@ -112,8 +112,9 @@ def imex_odeint(
 
     Put the stiff terms into H, and a stiff forcing into :class:`pyg_sinode.terms.Affine`: in G it
     destroys the accuracy of all Runge-Kutta schemes that are not stiffly accurate in both parts
-    (imex_euler, ars222 and ars443 are). If solutions of H grow by a large factor within one step, as those of a fast decay integrated backwards in time do, then equal steps do
-    not resolve that growth but damp it.
+    (imex_euler, ars222 and ars443 are). If solutions of H grow by a large factor within one step,
+    as those of a fast decay integrated backwards in time do, then equal steps do not resolve that
+    growth but damp it.
 
     With :obj:`step_size` the steps are equal. Without it they are adaptive: the scheme's embedded
     pair estimates the error, which :obj:`rtol` and :obj:`atol` bound. Do not use ssp222 and ars122

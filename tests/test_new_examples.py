@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_finite_differences(example, monkeypatch, tmp_pa
 def fitted(example, monkeypatch, tmp_path, *arguments):
     """Fits without error bars and figure; the curve and the parameters."""
     args, problem = problem_of(example, monkeypatch, tmp_path, *arguments)
-    run = example.fit(args, problem, tmp_path / f"{example.key_of(args)}.pt")
+    run = example.fit(args, problem, example.checkpoint_of(args))
     return run.curve, problem.medium.state_dict()
 
 
@@ -150,17 +150,18 @@ def test_a_damaged_checkpoint_is_named_with_a_remedy(example, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("--iterations", "0"), "--iterations expects at least 1 (got 0)"),
-    (("--step-size", "0"), "--step-size expects a positive number (got 0.0)"),
-    (("--noise", "-1"), "--noise expects a number from 0 up (got -1.0)"),
-    (("--out", "/dev/null/x"), "--out /dev/null/x cannot be written to"),
+    (("--iterations", "0"), "--iterations: expected a whole number of at least 1 (got '0')"),
+    (("--nodes", "9"), "--nodes: expected at least 16 (got 9)"),
+    (("--step-size", "0"), "--step-size: expected a finite number above 0 (got '0')"),
+    (("--noise", "-1"), "--noise: expected a finite number of at least 0 (got '-1')"),
+    (("--out", "/dev/null/x"), "Expected --out to be a folder to write to (got /dev/null/x"),
 ])
 def test_a_wrong_argument_is_refused_before_any_work(example, monkeypatch, capsys, arguments,
                                                      message):
     monkeypatch.setattr(sys, "argv", ["learn_diffusion.py", *arguments])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as found:
         example.parse_arguments()
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().err + str(found.value)
 
 
 @pytest.fixture(scope="module")

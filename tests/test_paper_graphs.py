@@ -1,64 +1,48 @@
 """Do the races on graphs give every system the same task, and count what the paper counts?"""
 
-import importlib
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = str(Path(__file__).parents[1] / "examples" / "paper")
-SCRIPTS = ("accuracy", "table1", "figure2", "stable_steps")
-MODULES = (*SCRIPTS, "graphs", "records", "systems", "node_classification")
+pytest.importorskip("matplotlib", reason="the scripts need matplotlib, which is not installed")
+pytest.importorskip("torchdiffeq", reason="the scripts need torchdiffeq, which is not installed")
+pytest.importorskip("sklearn", reason="the scripts need scikit-learn, which is not installed")
+
+import graphs
+import race
+import stable_steps
+import systems
+import table1
+from measuring import DivergedError
+from paper_commands import FOLDER
+
 SYSTEMS = ("rk4", "dopri5", "dopri5_adjoint", "explicit_adams", "implicit_adams", "crank_nicolson",
            "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
 
 
 @pytest.fixture(scope="module")
-def paper():
-    """The scripts, by name."""
-    for name in ("matplotlib", "torchdiffeq", "sklearn"):
-        pytest.importorskip(name, reason=f"the scripts need {name}, which is not installed")
-    path = list(sys.path)
-    sys.path.insert(0, FOLDER)
-    for name in MODULES:
-        sys.modules.pop(name, None)
-    yield importlib.import_module
-    sys.path[:] = path
-    for name in MODULES:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def graphs(paper):
-    return paper("graphs")
-
-
-@pytest.fixture(scope="module")
-def tiny(graphs):
+def tiny():
     """A problem with the settings of Photo, time 3.6, on a graph that is quick."""
     return replace(graphs.PROBLEMS["Photo"], raw="nowhere", sizes=(1600, 8000, 20, 3, 5))
 
 
 @pytest.fixture(scope="module")
-def data(graphs, tiny):
+def data(tiny):
     data, source = graphs.load(tiny, None, Path("unused"))
     assert source == "stochastic block model"
     return graphs.with_split(tiny, data, 0)
 
 
 @pytest.fixture
-def run(paper, tiny, monkeypatch, tmp_path, capsys):
+def run(tiny, monkeypatch, tmp_path, capsys):
     """Runs a script on the tiny graph; gives its records, the first being the environment."""
     def run_script(name, *words):
-        script = paper(name)
-        for other in ("graphs", name):
-            monkeypatch.setitem(paper(other).PROBLEMS, "Photo", tiny)
-        monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path), "--quick", *words])
-        script.main()
+        monkeypatch.setitem(graphs.PROBLEMS, "Photo", tiny)
+        FOLDER.main([name, "--out", str(tmp_path), "--quick", *words])
         capsys.readouterr()
         lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines], tmp_path
@@ -69,7 +53,7 @@ def run(paper, tiny, monkeypatch, tmp_path, capsys):
 # Data
 
 
-def test_a_stand_in_has_the_size_and_the_homophily_of_the_data_set(graphs):
+def test_a_stand_in_has_the_size_and_the_homophily_of_the_data_set():
     data = graphs.stochastic_block_model(2708, 10556, 1433, 7, 18)
     assert data.x.size() == (2708, 1433)
     assert data.num_edges == pytest.approx(10556, rel=0.01)
@@ -84,7 +68,7 @@ def test_a_stand_in_has_the_size_and_the_homophily_of_the_data_set(graphs):
     assert torch.equal(data.x, again.x)
 
 
-def test_a_data_set_is_read_from_a_copy_of_its_files(graphs, tiny, tmp_path, monkeypatch):
+def test_a_data_set_is_read_from_a_copy_of_its_files(tiny, tmp_path, monkeypatch):
     folder = tmp_path / "root" / "amazon" / "Photo" / "raw"
     folder.mkdir(parents=True)
     (folder / "file").write_text("content")
@@ -101,9 +85,9 @@ def test_a_data_set_is_read_from_a_copy_of_its_files(graphs, tiny, tmp_path, mon
 # The network
 
 
-def test_imex_rk2_integrates_what_the_layer_integrates(paper, graphs, tiny, data):
+def test_imex_rk2_integrates_what_the_layer_integrates(tiny, data):
     net = graphs.make_network(tiny, data, seed=0).eval()
-    model = graphs.GraphODE(net, paper("systems").SYSTEMS["imex_rk2"], 1.0).eval()
+    model = graphs.GraphODE(net, systems.SYSTEMS["imex_rk2"], 1.0).eval()
     with torch.no_grad():
         expected = net(data.x, data.edge_index)
         assert torch.equal(model(data.x, data.edge_index), expected)
@@ -111,7 +95,7 @@ def test_imex_rk2_integrates_what_the_layer_integrates(paper, graphs, tiny, data
     torch.testing.assert_close(sparse, expected)
 
 
-def test_dropout_of_sparse_features_keeps_their_mean(paper, graphs, tiny, data):
+def test_dropout_of_sparse_features_keeps_their_mean(tiny, data):
     model = graphs.GraphODE(graphs.make_network(tiny, data, 0), None, 1.0)
     model.net.norm = None
     x = data.x.to_sparse_coo().coalesce()
@@ -121,12 +105,12 @@ def test_dropout_of_sparse_features_keeps_their_mean(paper, graphs, tiny, data):
     assert float((mean - expected).norm() / expected.norm()) < 0.1
 
 
-def test_all_systems_agree_on_the_loss_and_its_gradient(paper, graphs, tiny, data):
+def test_all_systems_agree_on_the_loss_and_its_gradient(tiny, data):
     gradients, losses = {}, {}
     for name in SYSTEMS:
         net = graphs.make_network(tiny, data, seed=0)
         net.input_dropout = net.dropout = 0.0
-        model = graphs.GraphODE(net, paper("systems").SYSTEMS[name], 0.3)
+        model = graphs.GraphODE(net, systems.SYSTEMS[name], 0.3)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         losses[name] = graphs.nc.train_epoch(model, optimizer, data)
         gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters()
@@ -143,9 +127,8 @@ def test_all_systems_agree_on_the_loss_and_its_gradient(paper, graphs, tiny, dat
 
 
 @pytest.mark.parametrize("name", ["Cora", "CoauthorCS", "Photo"])
-def test_the_paper_s_counts_come_out_exactly(paper, graphs, name):
+def test_the_paper_s_counts_come_out_exactly(name):
     problem = graphs.PROBLEMS[name]
-    systems = paper("systems")
     t = torch.tensor([0.0, problem.settings.time], dtype=torch.float64)
     for system, expected in problem.evaluations.items():
         kind = systems.SYSTEMS[system].kind
@@ -190,11 +173,10 @@ def test_a_system_that_takes_too_long_is_named_and_the_others_go_on(run):
     assert found["imex_rk2, step 1"]["repetitions"] == 2
 
 
-def test_an_epoch_that_is_not_run_is_estimated_from_few_steps(paper, graphs, tiny, data,
+def test_an_epoch_that_is_not_run_is_estimated_from_few_steps(tiny, data,
                                                               monkeypatch):
-    table1 = paper("table1")
-    entry = table1.Entry(paper("systems").SYSTEMS["rk4"], 0.005, listed=True)
-    entry.trainings = [paper("records").Training("", None, seconds=[1.0 + 0.5 * steps])
+    entry = table1.Entry(systems.SYSTEMS["rk4"], 0.005, listed=True)
+    entry.trainings = [race.Training("", None, seconds=[1.0 + 0.5 * steps])
                        for steps in table1.SHORT]
     assert table1.seconds(entry, tiny) == pytest.approx(1.0 + 0.5 * 717)
 
@@ -208,33 +190,32 @@ def test_figure2_has_a_row_for_every_system_and_step(run):
     assert (out / "figure2.png").exists()
 
 
-def test_a_race_goes_by_turns_and_ends_what_fails_or_has_had_its_time(paper):
-    records, systems = paper("records"), paper("systems")
+def test_a_race_goes_by_turns_and_ends_what_fails_or_has_had_its_time():
     turns = []
 
     def fail():
         turns.append("fails")
         if turns.count("fails") == 2:
-            raise systems.DivergedError("a loss of nan")
+            raise DivergedError("a loss of nan")
         return 1.0
 
-    runs = [records.Training("fails", fail),
-            records.Training("goes on", lambda: turns.append("goes on") or 0.5, lambda: 7.0),
-            records.Training("twice", lambda: turns.append("twice") or 0.5, epochs=2)]
-    records.race(runs, 3, budget=60.0, description="")
+    runs = [race.Training("fails", fail),
+            race.Training("goes on", lambda: turns.append("goes on") or 0.5, lambda: 7.0),
+            race.Training("twice", lambda: turns.append("twice") or 0.5, epochs=2)]
+    race.race(runs, 3, budget=60.0, description="")
     assert turns == ["fails", "goes on", "twice"] * 2 + ["goes on"]
     assert runs[0].failure == "epoch 2: a loss of nan"
     assert [len(run.seconds) for run in runs] == [1, 3, 2]
     assert [point[1:] for point in runs[1].curve] == [(0.5, 7.0)] * 3
-    assert math.isnan(records.Training("", None).median())
-    records.race([late := records.Training("late", lambda: 1.0)], 5, budget=0.0, description="")
+    assert math.isnan(race.Training("", None).median())
+    race.race([late := race.Training("late", lambda: 1.0)], 5, budget=0.0, description="")
     assert len(late.seconds) == 1
 
 
 # Accuracy
 
 
-def test_accuracies_are_written_with_their_runs_and_not_trained_again(run, monkeypatch, paper):
+def test_accuracies_are_written_with_their_runs_and_not_trained_again(run, monkeypatch):
     words = ("--datasets", "Photo", "--splits", "2", "--epochs", "1")
     (_, *rows), out = run("accuracy", *words)
     assert [row["seed"] for row in rows] == [0, 1]
@@ -243,7 +224,7 @@ def test_accuracies_are_written_with_their_runs_and_not_trained_again(run, monke
     text = (out / "accuracy.md").read_text()
     assert f"{50 * (first + second):.1f} +- {100 * abs(first - second) / 2 ** 0.5:.1f}" in text
     assert "92.4 +- 0.8" in text
-    monkeypatch.setattr(paper("graphs").nc, "train_epoch", None)
+    monkeypatch.setattr(graphs.nc, "train_epoch", None)
     (_, *again), _ = run("accuracy", *words)
     assert again == rows
 
@@ -251,8 +232,7 @@ def test_accuracies_are_written_with_their_runs_and_not_trained_again(run, monke
 # The largest stable steps
 
 
-def test_bisection_finds_the_largest_step_without_a_failure(paper):
-    stable_steps = paper("stable_steps")
+def test_bisection_finds_the_largest_step_without_a_failure():
 
     def failing_beyond(bound):
         return lambda step: None if step <= bound else f"beyond {bound}"
@@ -270,14 +250,13 @@ def test_bisection_finds_the_largest_step_without_a_failure(paper):
 @pytest.mark.parametrize(("name", "reach"), [("rk4", 2.785), ("explicit_adams", 6 / 11),
                                              ("implicit_adams", 8 / 3 * 1e-5 ** 0.01),
                                              ("imex_rk2", math.inf), ("crank_nicolson", math.inf)])
-def test_the_stable_step_of_a_linear_decay_is_that_of_theory(paper, name, reach):
+def test_the_stable_step_of_a_linear_decay_is_that_of_theory(name, reach):
     from pyg_sinode.operators import ScaledIdentity
 
-    stable_steps, systems = paper("stable_steps"), paper("systems")
     u0 = torch.ones(2, 3, dtype=torch.float64)
     equation = systems.Equation(systems.Zero(), ScaledIdentity(-10.0), dim=-1)
     case = stable_steps.Case("decay", equation, u0, 1.0, lambda t: 10.0, (0.1, 0.1))
-    args = stable_steps.parse_arguments(["--problems", "ks-64"])
+    args = FOLDER.parse(["stable_steps", "--problems", "ks-64"])
     truth = u0 * math.exp(-10.0)
     with torch.no_grad():
         found = stable_steps.examine(case, systems.SYSTEMS[name], truth, args)

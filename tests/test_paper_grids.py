@@ -1,11 +1,8 @@
 """Do the paper's grid problems train every system alike, and count what the paper counts?"""
 
 import argparse
-import importlib
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,32 +10,28 @@ import torch
 
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
 
-FOLDER = str(Path(__file__).parents[1] / "examples" / "paper")
-MODULES = ("table2", "grid_figures", "grids", "records", "systems", "grid_learning")
+pytest.importorskip("matplotlib", reason="the table needs matplotlib, which is not installed")
+pytest.importorskip("torchdiffeq", reason="the table needs torchdiffeq, which is not installed")
+
+import grid_figures
+import systems
+import table2
+from grid_learning import GridMLP
+from measuring import DivergedError, TimeLimitError, Work
+from paper_commands import FOLDER
+
 NAMES = ("rk4", "dopri5", "dopri5_adjoint", "explicit_adams", "implicit_adams", "crank_nicolson",
          "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
 
 
 @pytest.fixture(scope="module")
-def table2():
-    for name in ("matplotlib", "torchdiffeq"):
-        pytest.importorskip(name, reason=f"the table needs {name}, which is not installed")
-    path = list(sys.path)
-    sys.path.insert(0, FOLDER)
-    yield importlib.import_module("table2")
-    sys.path[:] = path
-    for name in MODULES:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def problems(table2):
+def problems():
     return {name: replace(table2.resized(problem, num_points=32, batch_size=3), width=16)
             for name, problem in table2.PROBLEMS.items()}
 
 
 @pytest.fixture
-def trainer(table2, problems):
+def trainer(problems):
     def made(problem, system, step=None, states=None):
         problem, system = problems[problem], table2.SYSTEMS[system]
         row = table2.Row(system.name, system, step or problem.step_size(system))
@@ -58,7 +51,7 @@ def waves(problem):
 
 
 @pytest.mark.parametrize("problem", ["ks-64", "ks-512", "burgers-512", "burgers-1024"])
-def test_the_paper_s_counts_come_out_exactly(table2, trainer, problem):
+def test_the_paper_s_counts_come_out_exactly(trainer, problem):
     place = list(table2.PROBLEMS).index(problem)
     compared = 0
     for system in ("rk4", "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5"):
@@ -72,14 +65,14 @@ def test_the_paper_s_counts_come_out_exactly(table2, trainer, problem):
     assert compared >= 4
 
 
-def test_the_widths_and_points_are_the_paper_s(table2):
+def test_the_widths_and_points_are_the_paper_s():
     sizes = [(p.num_points, p.width) for p in table2.PROBLEMS.values()]
     assert sizes == [(64, 200), (512, 576), (512, 576), (1024, 1152)]
 
 
 @pytest.mark.parametrize("system", ["rk4", "explicit_adams"])
 @pytest.mark.parametrize("name", ["ks-64", "burgers-512"])
-def test_a_system_is_stable_at_its_stable_step_and_not_at_a_quarter_more(table2, problems, name,
+def test_a_system_is_stable_at_its_stable_step_and_not_at_a_quarter_more(problems, name,
                                                                          system):
     problem = problems[name]
     matrix = torch.eye(problem.num_points, dtype=torch.float64)
@@ -98,12 +91,12 @@ def test_a_system_is_stable_at_its_stable_step_and_not_at_a_quarter_more(table2,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_system_has_the_gradient_of_the_equation(table2, trainer, name):
+def test_every_system_has_the_gradient_of_the_equation(trainer, name):
     def gradient(system, step):
         one = trainer("ks-64", system, step)
         one.model.double()
         states = one.problem.batch(one.states.double(), 0, 0)
-        one.gradient(states, torch.tensor([0.0, 0.04], dtype=torch.float64), table2.Work())
+        one.gradient(states, torch.tensor([0.0, 0.04], dtype=torch.float64), Work())
         return torch.cat([p.grad.flatten() for p in one.model.parameters()])
 
     exact = gradient("rk4", 0.0005)
@@ -113,7 +106,7 @@ def test_every_system_has_the_gradient_of_the_equation(table2, trainer, name):
 
 
 def test_all_systems_start_with_the_same_weights_and_see_the_same_batches(
-        table2, trainer, monkeypatch):
+        trainer, monkeypatch):
     seen = []
 
     def loss(found, truth):
@@ -134,27 +127,27 @@ def test_all_systems_start_with_the_same_weights_and_see_the_same_batches(
 
 @pytest.mark.parametrize("name", ["rk4", "dopri5", "dopri5_adjoint", "crank_nicolson"])
 @pytest.mark.parametrize("phase", ["forward", "backward"])
-def test_an_integration_ends_at_its_limit_in_either_pass(table2, trainer, name, phase):
-    one, work = trainer("burgers-512", name, 0.05), table2.Work(0.0 if phase == "forward" else 60.0)
+def test_an_integration_ends_at_its_limit_in_either_pass(trainer, name, phase):
+    one, work = trainer("burgers-512", name, 0.05), Work(0.0 if phase == "forward" else 60.0)
     equation, u = one.problem.split(one.model), one.states[0, :2]
     if phase == "forward":
-        with pytest.raises(sys.modules["systems"].TimeLimitError, match="longer than"):
+        with pytest.raises(TimeLimitError, match="longer than"):
             one.row.system.integrate(equation, u, one.problem.t, 0.05, work)
         return
     states = one.row.system.integrate(equation, u, one.problem.t, 0.05, work)
     work.end = 0.0
-    with pytest.raises(sys.modules["systems"].TimeLimitError, match="longer than"):
+    with pytest.raises(TimeLimitError, match="longer than"):
         states.sum().backward()
 
 
-def test_the_evaluations_of_a_long_integration_follow_from_a_short_one(table2, problems):
+def test_the_evaluations_of_a_long_integration_follow_from_a_short_one(problems):
     for name, each in (("rk4", 4), ("explicit_adams", 1)):
         row = table2.Row(name, table2.SYSTEMS[name], 0.001)
         start = 0 if name == "rk4" else 6  # two steps of rk4
         assert table2.evaluations_of(problems["ks-64"], row) == 200 * each + start
 
 
-def test_a_window_of_few_steps_estimates_an_epoch(table2, trainer):
+def test_a_window_of_few_steps_estimates_an_epoch(trainer):
     about = table2.estimated(trainer("ks-64", "rk4"), 800)
     assert about is not None
     assert about > 0
@@ -164,12 +157,12 @@ def test_a_window_of_few_steps_estimates_an_epoch(table2, trainer):
 
 
 @pytest.fixture(scope="module")
-def command(table2, tmp_path_factory):
+def command(tmp_path_factory):
     """Runs the command on a tiny problem, of which the data are made once."""
     root = tmp_path_factory.mktemp("data")
 
     def run(out, *more):
-        table2.main(["--problems", "burgers-512", "--points", "32", "--batch-size", "4",
+        FOLDER.main(["table2", "--problems", "burgers-512", "--points", "32", "--batch-size", "4",
                      "--trajectories", "5", "--duration", "0.3", "--turn", "1", "--epochs", "1",
                      "--budget", "1000", "--root", str(root), "--out", str(out), *more])
         first, *lines = map(json.loads, (out / "table2.jsonl").read_text().splitlines())
@@ -179,13 +172,13 @@ def command(table2, tmp_path_factory):
 
 
 def test_a_system_that_fails_is_recorded_and_the_others_go_on(
-        table2, command, tmp_path, monkeypatch):
+        command, tmp_path, monkeypatch):
     calls = []
 
     def fails_at_last(*args):
         calls.append(args)
         if len(calls) > 2:
-            raise table2.DivergedError("the state is not finite")
+            raise DivergedError("the state is not finite")
         return table2.SYSTEMS["imex_rk3"].run(*args)
 
     monkeypatch.setitem(table2.SYSTEMS, "crank_nicolson",
@@ -215,7 +208,7 @@ def test_what_was_ended_has_its_count_from_the_steps(command, tmp_path):
 
 
 def test_a_finished_problem_is_measured_again_only_with_other_settings(
-        table2, command, tmp_path, monkeypatch):
+        command, tmp_path, monkeypatch):
     _, found = command(tmp_path, "--systems", "imex_rk2")
     runs = []
 
@@ -232,22 +225,21 @@ def test_a_finished_problem_is_measured_again_only_with_other_settings(
     assert len(runs) == 2
 
 
-def test_crank_nicolson_refuses_steps_whose_residual_is_rounding(table2):
+def test_crank_nicolson_refuses_steps_whose_residual_is_rounding():
     problem, system = table2.PROBLEMS["ks-512"], table2.SYSTEMS["crank_nicolson"]
     u0 = torch.zeros(1, 512)
-    with pytest.raises(table2.DivergedError, match=r"rounding of h/2 J u in torch.float32"):
+    with pytest.raises(DivergedError, match=r"rounding of h/2 J u in torch.float32"):
         system.integrate(problem.split(problem.model(0)), u0, problem.t, 0.2)
 
 
-def test_crank_nicolson_takes_no_more_than_newton_with_one_fixed_tolerance(table2):
+def test_crank_nicolson_takes_no_more_than_newton_with_one_fixed_tolerance():
     # A plain Newton-GMRES, each linear solve to 1e-3, took 43 evaluations of G + J u and 1230
     # products with its derivative in the forward pass, 1869 of all kinds with the backward pass.
-    systems = sys.modules["systems"]
     J, initial = kuramoto_sivashinsky(PeriodicGrid(64, 22.0))[1:]
     u0 = initial(16, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    term = sys.modules["grid_learning"].GridMLP(64, 200).double()
-    work = systems.Work()
+    term = GridMLP(64, 200).double()
+    work = Work()
     states = systems.SYSTEMS["crank_nicolson"].integrate(
         systems.Equation(term, J, (), -1), u0.requires_grad_(),
         torch.tensor([0.0, 2.0], dtype=torch.float64), 0.2, work)
@@ -263,7 +255,7 @@ def test_crank_nicolson_takes_no_more_than_newton_with_one_fixed_tolerance(table
     assert error < 0.05
 
 
-def test_predictions_are_compared_over_the_time_that_all_truths_have(table2, trainer, monkeypatch,
+def test_predictions_are_compared_over_the_time_that_all_truths_have(trainer, monkeypatch,
                                                                      tmp_path):
     one, lengths = trainer("ks-64", "imex_rk2"), []
 
@@ -271,7 +263,7 @@ def test_predictions_are_compared_over_the_time_that_all_truths_have(table2, tra
         lengths.append(truth.size(1))
         return truth
 
-    monkeypatch.setattr(sys.modules["grid_figures"], "rollout", rollout)
+    monkeypatch.setattr(grid_figures, "rollout", rollout)
     truths = {"long": waves(one.problem)[:1], "short": waves(one.problem)[1:, :4]}
     table2.plot_rollout(tmp_path / "a.png", one.problem, one.row, one.model, truths, 0)
     assert lengths == [4, 4]

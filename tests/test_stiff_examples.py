@@ -1,39 +1,28 @@
 """Does the example of stiff kinetics learn its rates and go on, and does the benchmark run?"""
 
-import importlib
 import math
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("stiff_kinetics", "stiff_reactions")
+pytest.importorskip("matplotlib", reason="the examples need matplotlib, which is not installed")
 
-
-@pytest.fixture(scope="module")
-def examples():
-    pytest.importorskip("matplotlib", reason="the examples need matplotlib, which is not installed")
-    folders = [str(EXAMPLES), str(EXAMPLES / "benchmarks")]
-    sys.path[:0] = folders
-    yield {name: importlib.import_module(name) for name in NAMES}
-    for folder in folders:
-        sys.path.remove(folder)
-    for name in NAMES:
-        del sys.modules[name]
+import stiff_kinetics
+import stiff_reactions
+from benchmark_commands import FOLDER, REACTION_PARTS
 
 
 @pytest.fixture
-def run(examples, monkeypatch, capsys, tmp_path):
+def run(monkeypatch, capsys, tmp_path):
     """Runs the example of kinetics in this process; returns what it printed."""
     def run_with(*arguments):
         monkeypatch.setattr(sys, "argv", ["stiff_kinetics.py", "--out", str(tmp_path), "--rtol",
                                           "1e-4", "--trajectories", "1", "--times", "8",
                                           "--noise", "0", *arguments])
         capsys.readouterr()
-        examples["stiff_kinetics"].main()
+        stiff_kinetics.main()
         return capsys.readouterr().out
 
     return run_with
@@ -79,21 +68,19 @@ def test_a_fit_has_converged_when_its_loss_hardly_falls(examples):
         assert converged([{"loss": loss} for loss in losses]) == done
 
 
-def test_the_loss_is_zero_at_the_data_and_does_not_mind_what_is_not_there(examples):
-    kinetics = examples["stiff_kinetics"]
+def test_the_loss_is_zero_at_the_data_and_does_not_mind_what_is_not_there():
     states = torch.rand(4, 2, 3, dtype=torch.float64)
     states[2, 0, 1] = 0.0
-    assert float(kinetics.loss_of(states, states)) == 0.0
-    found = float(kinetics.loss_of(1.1 * states, states))
+    assert float(stiff_kinetics.loss_of(states, states)) == 0.0
+    found = float(stiff_kinetics.loss_of(1.1 * states, states))
     assert found == pytest.approx(17 / 18 * math.log(1.1) ** 2)
 
 
-def test_the_benchmark_measures_every_part(examples, monkeypatch, capsys):
-    bench = examples["stiff_reactions"]
-    monkeypatch.setattr(bench, "EQUATIONS", {"Robertson": (*bench.EQUATIONS["Robertson"][:2], 1.0)})
-    monkeypatch.setattr(sys, "argv", ["stiff_reactions.py", "--systems", "3", "--points", "64",
-                                      "--repeats", "1"])
-    bench.main()
+def test_the_benchmark_measures_every_part(monkeypatch, capsys):
+    assert tuple(stiff_reactions.PARTS) == REACTION_PARTS
+    equations = {"Robertson": (*stiff_reactions.EQUATIONS["Robertson"][:2], 1.0)}
+    monkeypatch.setattr(stiff_reactions, "EQUATIONS", equations)
+    FOLDER.main(["stiff_reactions", "--systems", "3", "--points", "64", "--repeats", "1"])
     printed = capsys.readouterr().out
     for name in ("ark436l2sa", "Radau", "| 3 |", "H, autograd", "H, closed", "| G |"):
         assert name in printed

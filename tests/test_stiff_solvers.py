@@ -1,51 +1,44 @@
 """Does the benchmark of stiff solvers solve what it says, and own up to what fails?"""
 
 import argparse
-import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-FOLDER = str(Path(__file__).parents[1] / "examples" / "benchmarks")
-PROBLEMS = ("advection", "allen-cahn", "ks")
+pytest.importorskip("matplotlib", reason="the benchmark needs matplotlib, which is not installed")
+pytest.importorskip("torchdiffeq", reason="the benchmark needs torchdiffeq, which is not installed")
+
+import stiff_figure
+import stiff_methods
+import stiff_problems
+import stiff_solvers
+from benchmark_commands import FOLDER, PROBLEMS
 
 
 @pytest.fixture(scope="module")
-def bench():
-    for name in ("matplotlib", "torchdiffeq"):
-        pytest.importorskip(name, reason=f"the benchmark needs {name}, which is not installed")
-    sys.path.insert(0, FOLDER)
-    yield importlib.import_module("stiff_solvers")
-    sys.path.remove(FOLDER)
-    del sys.modules["stiff_solvers"]
-
-
-@pytest.fixture(scope="module")
-def problems(bench):
+def problems():
     with torch.no_grad():
-        return {name: bench.make_problem(name, quick=True) for name in PROBLEMS}
+        return {name: stiff_problems.make_problem(name, quick=True) for name in PROBLEMS}
 
 
-def one_solver(bench, name, values):
+def one_solver(name, values):
     """A solver of the benchmark, with other values of its setting."""
-    (solver,) = (s for s in bench.make_solvers() if s.name == name)
+    (solver,) = (s for s in stiff_methods.make_solvers() if s.name == name)
     return solver._replace(values=lambda _: values)
 
 
 @pytest.fixture
-def measure(bench):
+def measure():
     """The results of one solver on a problem."""
     def measured(problem, name, values, **limits):
-        reference = bench.Reference(problem.exact(problem.time), "exact", 0.0)
+        reference = stiff_solvers.Reference(problem.exact(problem.time), "exact", 0.0)
         args = argparse.Namespace(**{"repeats": 1, "time_limit": 60.0, "repeat_below": 10.0,
                                      **limits})
         with torch.no_grad():
-            return bench.measure(problem, reference, [one_solver(bench, name, values)], args)
+            return stiff_solvers.measure(problem, reference, [one_solver(name, values)], args)
 
     return measured
 
@@ -75,8 +68,8 @@ def test_the_jacobian_is_that_of_the_right_hand_side(problems, name):
         np.testing.assert_allclose(jacobian @ v, slope, rtol=1e-6, atol=1e-7 * np.abs(slope).max())
 
 
-def test_the_exact_solution_starts_at_u0_and_satisfies_the_equation(bench):
-    problem, t, dt = bench.advection_diffusion(64), 0.3, 1e-3
+def test_the_exact_solution_starts_at_u0_and_satisfies_the_equation():
+    problem, t, dt = stiff_problems.advection_diffusion(64), 0.3, 1e-3
     torch.testing.assert_close(problem.exact(0.0), problem.u0)
     at = {k: problem.exact(t + k * dt) for k in (-2, -1, 1, 2)}
     rate = (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * dt)
@@ -85,9 +78,10 @@ def test_the_exact_solution_starts_at_u0_and_satisfies_the_equation(bench):
 
 @pytest.mark.parametrize(("name", "least"), [("advection", 1e4), ("allen-cahn", 1e4),
                                              ("ks", 5e4)])
-def test_the_problems_of_full_size_are_stiff(bench, monkeypatch, name, least):
-    monkeypatch.setattr(bench, "imex_odeint", lambda G, J, u0, t, **_: torch.stack([u0, u0]))
-    problem = bench.make_problem(name)
+def test_the_problems_of_full_size_are_stiff(monkeypatch, name, least):
+    monkeypatch.setattr(stiff_problems, "imex_odeint",
+                        lambda G, J, u0, t, **_: torch.stack([u0, u0]))
+    problem = stiff_problems.make_problem(name)
     assert problem.time * problem.stiffness() > least
     assert len(problem.u0) == (64 if name == "ks" else 512)
 
@@ -100,22 +94,22 @@ def test_the_problems_of_full_size_are_stiff(bench, monkeypatch, name, least):
     ("ssp222, equal steps", (1 / 64, 1 / 128, 1 / 256), 2.0),
     ("sbdf2, equal steps", (1 / 128, 1 / 256, 1 / 512), 2.0),
     ("ark436l2sa, equal steps", (1 / 32, 1 / 64, 1 / 128), 4.0)])
-def test_errors_fall_with_the_setting_at_the_expected_slope(bench, measure, name, values, slope):
-    errors = [r.error for r in measure(bench.advection_diffusion(64), name, values)]
+def test_errors_fall_with_the_setting_at_the_expected_slope(measure, name, values, slope):
+    errors = [r.error for r in measure(stiff_problems.advection_diffusion(64), name, values)]
     found = math.log(errors[0] / errors[-1]) / math.log(values[0] / values[-1])
     assert found == pytest.approx(slope, rel=0.2)
 
 
-def test_the_calls_that_are_counted_are_those_that_the_solvers_report(bench, measure):
-    problem = bench.advection_diffusion(32)
+def test_the_calls_that_are_counted_are_those_that_the_solvers_report(measure):
+    problem = stiff_problems.advection_diffusion(32)
     for name, value, key in (("ark548l2sa", 1e-5, "explicit_evaluations"), ("Radau", 1e-5, "nfev"),
                              ("sbdf2, equal steps", 1 / 64, "explicit_evaluations")):
         (result,) = measure(problem, name, (value,))
         assert result.evaluations == result.counts[key] > 10
 
 
-def test_each_run_makes_its_own_inverses(bench, measure):
-    problem = bench.advection_diffusion(32)
+def test_each_run_makes_its_own_inverses(measure):
+    problem = stiff_problems.advection_diffusion(32)
     first, second = (measure(problem, "ssp222, equal steps", (0.05,))[0] for _ in range(2))
     assert first.counts["factorizations"] == second.counts["factorizations"] == 1
 
@@ -126,44 +120,44 @@ def test_each_run_makes_its_own_inverses(bench, measure):
 @pytest.mark.parametrize(("name", "value", "words"), [
     ("implicit_adams, order 12", 0.05, "Functional iteration did not converge (at t = "),
     ("sbdf2, equal steps", 0.05, "relative error"), ("sbdf2, equal steps", 1e-3, None)])
-def test_a_run_that_diverges_is_a_failure_with_its_reason(bench, measure, name, value, words):
-    (result,) = measure(bench.advection_diffusion(64, viscosity=1e-3), name, (value,))
+def test_a_run_that_diverges_is_a_failure_with_its_reason(measure, name, value, words):
+    (result,) = measure(stiff_problems.advection_diffusion(64, viscosity=1e-3), name, (value,))
     if words is None:
         assert result.failure is None
         assert result.error < 0.1
         return
     assert words in result.failure
     assert result.error is None
-    assert bench.cells(result)[0] == f"failed: {result.failure}"
+    assert stiff_solvers.cells(result)[0] == f"failed: {result.failure}"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_result_that_is_not_finite_is_a_failure(bench, measure, monkeypatch, value):
-    monkeypatch.setattr(bench.torchdiffeq, "odeint", lambda f, u0, t, **_: value * u0[None])
-    (result,) = measure(bench.advection_diffusion(32), "dopri5", (1e-3,))
+def test_a_result_that_is_not_finite_is_a_failure(measure, monkeypatch, value):
+    monkeypatch.setattr(stiff_methods.torchdiffeq, "odeint", lambda f, u0, t, **_: value * u0[None])
+    (result,) = measure(stiff_problems.advection_diffusion(32), "dopri5", (1e-3,))
     assert result.failure == "the result is not finite"
     assert result.error is None
 
 
-def test_a_scipy_run_that_gives_up_is_a_failure_with_its_message(bench, measure, monkeypatch):
-    problem = bench.advection_diffusion(32)
-    monkeypatch.setattr(bench, "solve_ivp", lambda *_, **__: argparse.Namespace(
+def test_a_scipy_run_that_gives_up_is_a_failure_with_its_message(measure, monkeypatch):
+    problem = stiff_problems.advection_diffusion(32)
+    monkeypatch.setattr(stiff_methods, "solve_ivp", lambda *_, **__: argparse.Namespace(
         success=False, message="Required step size is less than spacing between numbers."))
     (result,) = measure(problem, "BDF", (1e-3,))
     assert result.failure.startswith("RuntimeError: Required step size is less than spacing")
 
 
-def test_after_a_run_out_of_time_the_finer_settings_are_left_out(bench, measure):
-    first, second = measure(bench.advection_diffusion(32), "BDF", (1e-3, 1e-4), time_limit=1e-9,
-                            repeats=2)
+def test_after_a_run_out_of_time_the_finer_settings_are_left_out(measure):
+    problem = stiff_problems.advection_diffusion(32)
+    first, second = measure(problem, "BDF", (1e-3, 1e-4), time_limit=1e-9, repeats=2)
     assert first.failure.startswith("longer than 1e-09 s (at t = 0 of 1, after 1 evaluations")
     assert second.failure == "not run: longer than the limit of 1e-09 s already with 1.0e-03"
     assert len(first.seconds) == 1
     assert not second.seconds
 
 
-def test_slow_runs_are_not_repeated(bench, measure):
-    problem = bench.advection_diffusion(32)
+def test_slow_runs_are_not_repeated(measure):
+    problem = stiff_problems.advection_diffusion(32)
     for below, count in ((0.0, 1), (60.0, 3)):
         (result,) = measure(problem, "BDF", (1e-3,), repeats=3, repeat_below=below)
         assert len(result.seconds) == count
@@ -172,22 +166,44 @@ def test_slow_runs_are_not_repeated(bench, measure):
 # The whole
 
 
-def test_a_quick_run_writes_figures_data_and_tables(bench, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["stiff_solvers.py", "--quick", "--repeats", "1", "--out",
-                                      str(tmp_path)])
-    bench.main()
+def test_a_quick_run_writes_figures_data_and_tables(capsys, tmp_path):
+    FOLDER.main(["stiff_solvers", "--quick", "--repeats", "1", "--out", str(tmp_path)])
     text = capsys.readouterr().out
     lines = (tmp_path / "stiff-solvers.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    assert records[0]["kind"] == "settings"
-    references = [r for r in records if r["kind"] == "reference"]
+    assert records[0]["environment"]["settings"]["quick"]
+    references = [r for r in records[1:] if r["kind"] == "reference"]
     assert [r["problem"] for r in references] == list(PROBLEMS)
     assert all(0 < r["difference"] < 1e-10 for r in references)
-    runs = [r for r in records if r["kind"] == "run"]
-    assert {r["solver"] for r in runs} == {s.name for s in bench.make_solvers()}
+    runs = [r for r in records[1:] if r["kind"] == "run"]
+    assert {r["solver"] for r in runs} == {s.name for s in stiff_methods.make_solvers()}
     assert all((r["error"] is None) == (r["failure"] is not None) for r in runs)
     assert any(r["failure"] for r in runs)
     assert text.count("failed: ") == sum(r["failure"] is not None for r in runs)
-    assert sum(line.startswith("| ") for line in text.splitlines()) == len(runs) + 3
+    assert sum(line.startswith("| ") for line in text.splitlines()) == len(runs) + 2 * len(PROBLEMS)
     for name in PROBLEMS:
         assert (tmp_path / f"stiff-{name}.png").stat().st_size > 10_000
+
+
+def test_no_two_solvers_look_alike():
+    names = {s.name for s in stiff_methods.make_solvers()}
+    assert set(stiff_figure.STYLES) == names
+    assert len({style[:2] + style[3:] for style in stiff_figure.STYLES.values()}) == len(names)
+
+
+@pytest.mark.parametrize("name", FOLDER.names)
+def test_every_benchmark_says_what_it_measures_and_what_it_writes(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        FOLDER.parse([name, "--help"])
+    text = capsys.readouterr().out
+    assert f"usage: python examples/benchmarks {name}" in text
+    assert "Time: " in text
+    assert "rites" in text.split("Time: ")[1]
+    assert f"python examples/benchmarks {name}" in text.split("Time: ")[1]
+
+
+@pytest.mark.parametrize("words", [["--repeats", "0"], ["--time-limit", "0"]])
+def test_settings_that_measure_nothing_are_refused(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        FOLDER.parse(["stiff_solvers", *words])
+    assert words[0] in capsys.readouterr().err

@@ -1,8 +1,8 @@
 """Which accuracy on Cora is left when the same equation is integrated in fewer and fewer steps?
 
-Trains GRAND's network with the three choices of J, and with torchdiffeq's RK4, at each number of equal
-steps; writes cora_steps.json beside this file, for the figures that show it. About 40 minutes on one
-thread, seconds with ``--epochs 2 --seeds 0 --steps 3``:
+Trains GRAND's network with the three choices of J, and with torchdiffeq's RK4, at each number of
+equal steps; writes cora_steps.json beside this file, for the figures that show it. About an hour on
+one thread, seconds with ``--epochs 2 --seeds 0 --steps 3``:
 
     python docs/figures/cora_steps.py --root data/planetoid
 """

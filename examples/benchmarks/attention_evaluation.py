@@ -1,28 +1,15 @@
-"""What does one evaluation of the attention cost beside PyG's layers, compiled and not?
-
-The diffusion term of SINODEConv (fused sparse products), the same term by gather and scatter
-(plain), GATConv and TransformerConv of the same heads and widths; the last three also under
-torch.compile. Forward, and forward with the vector-Jacobian product, in one interleaved run, as
-ratios to the fused one; above 1 the fused one is faster. GATConv and TransformerConv compute other
-functions, with values of the width of all heads where the diffusion keeps its channels.
-
-    python examples/benchmarks/attention_evaluation.py
-    python examples/benchmarks/attention_evaluation.py --graph arxiv --heads 4 --head-channels 8 \
-        --repeats 3
-"""
+"""What does one evaluation of the attention cost beside PyG's layers, compiled and not?"""
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from attention_iteration import PlainAttention
+from measuring import Timings, interleaved, print_table
 from torch import Tensor
 from torch_geometric.nn import GATConv, TransformerConv
-from tqdm import tqdm
 
 from pyg_sinode import SINODEConv
 from pyg_sinode.sparse import Pattern
@@ -60,8 +47,7 @@ class Job:
         return sum(kept.values())
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     torch.zeros(8_000_000)  # its release teaches the allocator to keep memory, as a data set does
@@ -71,7 +57,9 @@ def main() -> None:
     print(f"{nodes} nodes, {edge_index.size(1)} edges with self-loops, {args.channels} channels, "
           f"{args.heads} heads of {args.head_channels}, {args.normalizer}, {args.threads} "
           "thread(s)")
-    report(measure(jobs_of(args, edge_index, nodes), args.repeats), edge_index.size(1), args.heads)
+    jobs = jobs_of(args, edge_index, nodes)
+    kept = {name: job.saved() / edge_index.size(1) / args.heads for name, job in jobs.items()}
+    report(measure(jobs, args.repeats), kept)
 
 
 def jobs_of(args: argparse.Namespace, edge_index: Tensor, nodes: int) -> dict[str, Job]:
@@ -98,53 +86,20 @@ def jobs_of(args: argparse.Namespace, edge_index: Tensor, nodes: int) -> dict[st
     return jobs
 
 
-def measure(jobs: dict[str, Job], repeats: int) -> dict[str, tuple[list[float], list[float], int]]:
-    """Seconds forward, seconds with the product, and numbers kept; all jobs in every round."""
-    found: dict[str, tuple[list[float], list[float], int]] = {}
-    for name, job in tqdm(jobs.items(), desc="first calls", leave=False, disable=None):
-        for _ in range(2):
-            job.forward()
-            job.with_vjp()
-        found[name] = [], [], job.saved()
-    for _ in tqdm(range(repeats), desc="rounds", leave=False, disable=None):
-        for name, job in jobs.items():
-            for seconds, call in zip(found[name][:2], (job.forward, job.with_vjp), strict=True):
-                start = time.perf_counter()
-                call()
-                seconds.append(time.perf_counter() - start)
-    return found
+def measure(jobs: dict[str, Job], repeats: int) -> Timings:
+    """Of each job forward, and with the product; two rounds before compile and fill caches."""
+    calls = {}
+    for name, job in jobs.items():
+        calls |= {f"{name}: forward": job.forward, f"{name}: VJP": job.with_vjp}
+    return interleaved(calls, repeats, uncounted=2)
 
 
-def report(found: dict[str, tuple[list[float], list[float], int]], edges: int, heads: int) -> None:
-    print("| evaluation | forward, ms | with VJP, ms | forward over fused | with VJP over fused | "
-          "kept, numbers per edge and head |")
-    print("|---|---|---|---|---|---|")
-    own = found["fused"]
-    for name, (forward, vjp, kept) in found.items():
-        over = [statistics.median(a / b for a, b in zip(mine, fused, strict=True))
-                for mine, fused in ((forward, own[0]), (vjp, own[1]))]
-        print(f"| {name} | {1e3 * statistics.median(forward):.2f} | "
-              f"{1e3 * statistics.median(vjp):.2f} | {over[0]:.2f} | {over[1]:.2f} | "
-              f"{kept / edges / heads:.1f} |", flush=True)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="One evaluation of the attention beside PyG's layers, compiled and not.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--graph", choices=GRAPHS, default="cora", help="size of a random graph")
-    add("--heads", type=int, default=8, help="number of heads")
-    add("--head-channels", type=int, default=16, help="width of a head")
-    add("--channels", type=int, default=80, help="width of the diffused features")
-    add("--normalizer", choices=["squareplus", "softmax"], default="squareplus",
-        help="GRAND's setting for Cora is squareplus")
-    add("--skip", nargs="*", default=[], metavar="NAME",
-        help='rows to leave out, such as "plain, compiled"')
-    add("--repeats", type=int, default=20, help="rounds, each with every row")
-    add("--threads", type=int, default=1, help="threads of PyTorch")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()
+def report(timings: Timings, kept: dict[str, float]) -> None:
+    """A row for each evaluation; kept: numbers per edge and head."""
+    kinds = ("forward", "VJP")
+    print_table(
+        ["evaluation", "forward, ms", "with VJP, ms", "forward over fused", "with VJP over fused",
+         "kept, numbers per edge and head"],
+        ([name, *(f"{1e3 * timings.median(f'{name}: {kind}'):.2f}" for kind in kinds),
+          *(f"{timings.ratio(f'{name}: {kind}', f'fused: {kind}'):.2f}" for kind in kinds),
+          f"{count:.1f}"] for name, count in kept.items()))

@@ -1,31 +1,23 @@
 """What does one training iteration of SINODEConv cost beside the bare evaluations that it needs?
 
-Prints, from one interleaved run:
-1. the time of an iteration (forward and backward of the layer) over that of its evaluations alone:
-   the same attention evaluated, and evaluated with its vector-Jacobian product, on the very stage
-   states that the integration visits;
-2. the time of a plain gather-and-scatter MessagePassing evaluation of the same attention over that
-   of the fused one, forward and with the vector-Jacobian product;
-3. the peak memory of an iteration with gradient="discrete" beside gradient="backprop".
-
-    python examples/benchmarks/attention_iteration.py
-    python examples/benchmarks/attention_iteration.py --dataset Cora --root data/planetoid
+1. An iteration (forward and backward of the layer) beside its evaluations alone: the same attention
+   evaluated, and evaluated with its vector-Jacobian product, on the states that it visits.
+2. A plain gather-and-scatter evaluation of the same attention beside the fused one.
+3. The peak memory of an iteration by gradient="discrete" and by gradient="backprop".
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import threading
-import time
+from functools import partial
 
 import torch
+from measuring import Timings, interleaved, peak_memory
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.datasets import Planetoid
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import add_self_loops, scatter, softmax
-from tqdm import tqdm
 
 from pyg_sinode import SINODEConv
 from pyg_sinode.sparse import Pattern
@@ -104,8 +96,7 @@ class Bench:
             torch.autograd.grad(term(u, x0), [u, x0, *parameters], v)
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     bench = Bench(load_data(args), args.channels, args.normalizer)
@@ -122,8 +113,11 @@ def main() -> None:
         "plain forward": lambda: bench.forwards(bench.gathered, n // 4),
         "plain with VJP": lambda: bench.vjps(bench.gathered, n // 4),
     }
-    report(measure(jobs, args.repeats), n)
-    print_memory(bench)
+    report(interleaved(jobs, args.repeats), n)
+    for gradient in ("discrete", "backprop"):
+        memory = peak_memory(partial(bench.iteration, gradient))
+        print(f"peak memory of an iteration, gradient={gradient!r}: {memory:.0f} MiB above the "
+              "start")
 
 
 def load_data(args) -> Data:
@@ -133,73 +127,14 @@ def load_data(args) -> Data:
     return Data(edge_index=torch.cat([half, half.flip(0)], dim=1), num_nodes=2708)
 
 
-def measure(jobs: dict, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each job, all of them in every round, so that noise falls on all alike."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for job in jobs.values():
-        job()
-    for _ in tqdm(range(repeats), desc="rounds", leave=False, disable=None):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def report(times: dict[str, list[float]], n: int) -> None:
+def report(timings: Timings, n: int) -> None:
+    """What each job took, and how they compare."""
     for name, per in (("iteration", 1), ("fused forward", n), ("fused with VJP", n),
                       ("plain forward", n // 4), ("plain with VJP", n // 4)):
-        values = [1e3 * t / per for t in times[name]]
-        print(f"{name:16s} {statistics.median(values):8.2f} ms (least {min(values):.2f})")
-    rounds = list(zip(*times.values(), strict=True))
-    bare = statistics.median(r[0] / (r[1] + r[2]) for r in rounds)
-    forward = statistics.median(r[3] / (n // 4) / (r[1] / n) for r in rounds)
-    with_vjp = statistics.median(r[4] / (n // 4) / (r[2] / n) for r in rounds)
+        median, best = (1e3 * t / per for t in (timings.median(name), timings.best(name)))
+        print(f"{name:16s} {median:8.2f} ms (least {best:.2f})")
+    bare = timings.ratio("iteration", "fused forward", "fused with VJP")
+    forward, with_vjp = (timings.ratio(f"plain {kind}", f"fused {kind}") * n / (n // 4)
+                         for kind in ("forward", "with VJP"))
     print(f"iteration over its {n} evaluations and {n} VJPs: {bare:.3f}")
     print(f"plain over fused: {forward:.2f} forward, {with_vjp:.2f} with VJP")
-
-
-def print_memory(bench: Bench) -> None:
-    """The growth of the resident set during an iteration, seen from a second thread."""
-    for gradient in ("discrete", "backprop"):
-        before, peak, done = resident(), 0, threading.Event()
-
-        def watch(done=done) -> None:
-            nonlocal peak
-            while not done.is_set():
-                peak = max(peak, resident())
-                time.sleep(0.001)
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        bench.iteration(gradient)
-        done.set()
-        thread.join()
-        print(f"peak memory of an iteration, gradient={gradient!r}: "
-              f"{(peak - before) / 2**20:.0f} MiB above the start")
-
-
-def resident() -> int:
-    """The resident set in bytes, from Linux' own account."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Cost of a training iteration of SINODEConv, and of its attention.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--dataset", choices=["random", "Cora", "CiteSeer", "PubMed"], default="random",
-        help="random is a graph of Cora's size and needs no download")
-    add("--root", default="data", help="where PyG keeps the data set")
-    add("--channels", type=int, default=80, help="width of the diffused features")
-    add("--normalizer", choices=["squareplus", "softmax"], default="squareplus",
-        help="GRAND's setting for Cora is squareplus")
-    add("--threads", type=int, default=1, help="threads of PyTorch")
-    add("--repeats", type=int, default=9, help="rounds, each with every job")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,25 +1,15 @@
-"""Does the layer without an option hold its own beside PyG's layers, and what do reactions add?
-
-Citation graphs and Photo are trained by the recipe of PyG's example gcn.py: two layers of 16
-channels (64 on Photo), dropout of one half, Adam at 0.01, the test accuracy at the best validation
-accuracy. The heterophilous graphs are trained on the ten splits of Platonov et al. (2023),
-https://arxiv.org/abs/2302.11640: 64 channels, baselines of three layers with skips; the test ROC
-AUC at the best validation one.
-
-    python examples/benchmarks/beside_pyg.py --dataset Cora --root data/planetoid
-    python examples/benchmarks/beside_pyg.py --dataset Minesweeper --root data/heterophilous
-"""
+"""Does the layer without an option hold its own beside PyG's layers, and what do reactions add?"""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import print_table
+from node_classification import with_split
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch_geometric import datasets
@@ -29,9 +19,6 @@ from torch_geometric.transforms import NormalizeFeatures
 from tqdm import tqdm
 
 from pyg_sinode import SINODE, SINODEConv
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from node_classification import with_split
 
 HETEROPHILOUS = ("Minesweeper", "Tolokers")
 REACTIONS = {"none": {}, "blurring_sharpening": {"reaction": "blurring_sharpening"},
@@ -72,22 +59,23 @@ class Skips(nn.Module):
         return self.decoder(x)
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     data = load(args.dataset, args.root)
-    mixed = args.dataset in HETEROPHILOUS
-    measure = "ROC AUC" if mixed else "accuracy"
-    print(f"| {args.dataset}, {measure} in % | seeds or splits | mean | s an epoch |")
-    print("|---|---|---|---|")
-    for name in args.models:
-        runs, start = [], time.perf_counter()
-        for seed in tqdm(args.seeds, desc=name, leave=False, disable=None):
-            split = with_masks(data, args.dataset, seed)
-            torch.manual_seed(seed)
-            runs.append(100 * train(make(name, args, split), split, args.epochs, mixed))
-        seconds = (time.perf_counter() - start) / (len(runs) * args.epochs)
-        print(f"| {name} | {' '.join(f'{r:.1f}' for r in runs)} | {np.mean(runs):.1f} | "
-              f"{seconds:.2f} |", flush=True)
+    measure = "ROC AUC" if args.dataset in HETEROPHILOUS else "accuracy"
+    print_table([f"{args.dataset}, {measure} in %", "seeds or splits", "mean", "s an epoch"],
+                (row(name, args, data) for name in args.models))
+
+
+def row(name: str, args: argparse.Namespace, data: Data) -> list[str]:
+    """The scores of a model over the seeds, their mean, and the seconds of an epoch."""
+    runs, start = [], time.perf_counter()
+    for seed in tqdm(args.seeds, desc=name, leave=False, disable=None):
+        split = with_masks(data, args.dataset, seed)
+        torch.manual_seed(seed)
+        found = train(make(name, args, split), split, args.epochs, args.dataset in HETEROPHILOUS)
+        runs.append(100 * found)
+    seconds = (time.perf_counter() - start) / (len(runs) * args.epochs)
+    return [name, " ".join(f"{r:.1f}" for r in runs), f"{np.mean(runs):.1f}", f"{seconds:.2f}"]
 
 
 def load(name: str, root: str) -> Data:
@@ -155,22 +143,3 @@ def score(out: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, mixed: bool) -
     if mixed:
         return float(roc_auc_score(y[mask], out[mask].softmax(dim=1)[:, 1]))
     return float((out[mask].argmax(dim=1) == y[mask]).float().mean())
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Compare default layers and reactions with PyG's GCNConv and GATConv.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--dataset", choices=["Cora", "CiteSeer", "Photo", *HETEROPHILOUS], default="Cora",
-        help="the data set")
-    add("--root", default="data", help="where PyG keeps, or puts, it")
-    add("--models", nargs="+", default=["gcn", "gat", "layers", "network"], metavar="MODEL",
-        help="gcn, gat, layers (SINODEConv), network (SINODE); with a reaction as in network+acmp")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds, or splits from 0 to 9")
-    add("--epochs", type=int, default=200, help="training epochs")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

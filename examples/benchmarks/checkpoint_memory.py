@@ -1,11 +1,4 @@
-"""How much memory and work does the gradient of a long integration take, with checkpoints?
-
-Each setting runs in a process of its own, which reports by how much its peak memory rose above that
-of five steps, the time of the forward and the backward pass, and whether the gradients are equal to
-the last bit.
-
-    python examples/benchmarks/checkpoint_memory.py
-"""
+"""How much memory and work does the gradient of a long integration take, with checkpoints?"""
 
 from __future__ import annotations
 
@@ -16,14 +9,38 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
+from measuring import print_table
 from torch import Tensor
 from tqdm import tqdm
 
 from pyg_sinode import Stats, imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
 from pyg_sinode.integrate.checkpoints import advances
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.only is not None:
+        print(json.dumps(measure(args.points, args.steps, read_checkpoints(args.only))))
+        return
+    rows = [in_a_process(args.points, args.steps, c)
+            for c in tqdm(args.checkpoints, desc="settings", leave=False, disable=None)]
+    print(f"{args.steps} steps of ark324l2sa, {args.points} points in float64, "
+          f"{args.points * 8 / 1024:.0f} KiB a state")
+    print_table(["checkpoints", "peak memory, MiB", "steps made again", "advances by formula",
+                 "seconds"], (cells(row, args.steps) for row in rows))
+    same = len({row["gradient"] for row in rows}) == 1
+    print("gradients are equal to the last bit" if same else "GRADIENTS DIFFER")
+    sys.exit(0 if same else 1)
+
+
+def cells(row: dict[str, object], steps: int) -> list[object]:
+    """A setting's row of the table."""
+    kept = row["checkpoints"]
+    return [kept or "all stages", f"{row['mib']:.1f}", row["recomputed"],
+            advances(steps, kept) if isinstance(kept, int) else "-", f"{row['seconds']:.1f}"]
 
 
 class Reaction(torch.nn.Module):
@@ -66,8 +83,8 @@ def measure(points: int, steps: int, checkpoints: int | str | None) -> dict[str,
 
 def in_a_process(points: int, steps: int, checkpoints: str) -> dict[str, object]:
     """What one setting takes, in a process of its own, so that its peak is its own."""
-    command = [sys.executable, __file__, "--points", str(points), "--steps", str(steps),
-               "--only", checkpoints]
+    command = [sys.executable, str(Path(__file__).parent), "checkpoint_memory", "--points",
+               str(points), "--steps", str(steps), "--only", checkpoints]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, object] = json.loads(done.stdout)
     return result
@@ -76,35 +93,3 @@ def in_a_process(points: int, steps: int, checkpoints: str) -> dict[str, object]
 def read_checkpoints(text: str) -> int | str | None:
     """An int, "auto", or None for "all"."""
     return None if text == "all" else text if text == "auto" else int(text)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=2048, help="size of the state")
-    parser.add_argument("--steps", type=int, default=10_000, help="steps of the integration")
-    parser.add_argument("--checkpoints", nargs="*", default=["all", "auto", "20", "10", "5"],
-                        help='states to keep: numbers, "auto", or "all" for every stage')
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.only is not None:
-        print(json.dumps(measure(args.points, args.steps, read_checkpoints(args.only))))
-        return
-    rows = [in_a_process(args.points, args.steps, c)
-            for c in tqdm(args.checkpoints, desc="settings")]
-    print(f"{args.steps} steps of ark324l2sa, {args.points} points in float64, "
-          f"{args.points * 8 / 1024:.0f} KiB a state")
-    print("| checkpoints | peak memory, MiB | steps made again | advances by formula | seconds |")
-    print("|---|---|---|---|---|")
-    for row in rows:
-        kept = row["checkpoints"]
-        formula = advances(args.steps, kept) if isinstance(kept, int) else "-"
-        print(f"| {kept or 'all stages'} | {row['mib']:.1f} | {row['recomputed']} | {formula} | "
-              f"{row['seconds']:.1f} |")
-    same = len({row["gradient"] for row in rows}) == 1
-    print("gradients are equal to the last bit" if same else "GRADIENTS DIFFER")
-    sys.exit(0 if same else 1)
-
-
-if __name__ == "__main__":
-    main()

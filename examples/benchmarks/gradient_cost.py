@@ -1,29 +1,16 @@
-"""What does a gradient cost beside the bare evaluations that it needs, and in what memory?
-
-For each problem one interleaved run of: the bare evaluations (with the states given, y = G(t, u)
-with its graph, then torch.autograd.grad(y, [u, *parameters], v), for each evaluation of an
-integration), and an integration with its backward pass, by gradient="discrete" with and without
-kept graphs, and by gradient="backprop". Medians of the ratios of each round.
-
-    python examples/benchmarks/gradient_cost.py
-    python examples/benchmarks/gradient_cost.py --problems cora ks-64 --repeats 20
-"""
+"""What does a gradient cost beside the bare evaluations that it needs, and in what memory?"""
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import itertools
-import statistics
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from grid_learning import GridMLP
+from measuring import Timings, interleaved, peak_memory, print_table
+from torch import Tensor
 
 from pyg_sinode import SINODEConv, imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
@@ -33,6 +20,26 @@ GRADIENTS = {
     "graph_memory=0": {"gradient": "discrete", "graph_memory": 0},
     "backprop": {"gradient": "backprop", "graph_memory": 0},
 }
+
+
+def run(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    header = ["problem", "evaluations", "bare, ms", "forward"]
+    print_table([*header, *(cell for name in GRADIENTS for cell in (name, "MiB"))],
+                (row(name, args) for name in args.problems))
+
+
+def row(name: str, args: argparse.Namespace) -> list[object]:
+    """A problem's row of the table."""
+    torch.manual_seed(0)
+    problem = problems(args.method)[name]()
+    memory = {kind: peak_memory(partial(problem.run, **options))
+              for kind, options in GRADIENTS.items()}
+    timings = measure(problem, args.repeats)
+    return [name, len(problem.states), f"{1e3 * timings.median('bare'):.2f}",
+            f"{timings.ratio('forward', 'bare'):.2f}",
+            *(cell for kind in GRADIENTS
+              for cell in (f"{timings.ratio(kind, 'bare'):.2f}", f"{memory[kind]:.0f}"))]
 
 
 @dataclass
@@ -93,26 +100,10 @@ def diffusion(nodes: int, edges: int, channels: int, steps: int) -> Problem:
     return Problem(run, term, states, [x, *conv.term.parameters()], forward)
 
 
-class Perceptron(nn.Module):
-    """G by a perceptron of the whole state, of four hidden layers."""
-
-    def __init__(self, points: int, width: int) -> None:
-        super().__init__()
-        widths = [points, width, width, width, width]
-        layers = [layer for a, b in itertools.pairwise(widths)
-                  for layer in (nn.Linear(a, b), nn.ReLU())]
-        self.net = nn.Sequential(*layers, nn.Linear(width, points))
-        with torch.no_grad():
-            self.net[-1].weight.mul_(0.1)
-
-    def forward(self, t: Tensor, u: Tensor) -> Tensor:
-        return self.net(u)
-
-
 def flow(points: int, width: int, batch: int, steps: int, method: str) -> Problem:
     """The Kuramoto-Sivashinsky equation with a perceptron as its nonlinear term."""
     J = kuramoto_sivashinsky(PeriodicGrid(points, 22.0)).implicit
-    net, u0 = Perceptron(points, width), torch.randn(batch, points, requires_grad=True)
+    net, u0 = GridMLP(points, width), torch.randn(batch, points, requires_grad=True)
     t = torch.linspace(0.0, 0.2 * steps, steps + 1)
     seen: list[tuple[Tensor, ...]] = []
     hook = net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
@@ -144,80 +135,8 @@ def problems(method: str) -> dict[str, Callable[[], Problem]]:
     }
 
 
-def measure(problem: Problem, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each job, all of them in every round, so that noise falls on all alike."""
+def measure(problem: Problem, repeats: int) -> Timings:
+    """The bare evaluations, the integration alone, and the kinds of gradients, interleaved."""
     jobs: dict[str, Callable[[], None]] = {"bare": problem.bare, "forward": problem.forward}
     jobs |= {name: partial(problem.run, **options) for name, options in GRADIENTS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for repeat in tqdm(range(repeats + 1), desc="rounds", leave=False, disable=None):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if repeat > 0:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def peak_memory(job: Callable[[], None]) -> float:
-    """The growth of the resident set during a job in MiB, seen from a second thread."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # what other jobs have freed goes back to the system
-        trim(0)
-    before, peak, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, resident())
-            time.sleep(0.0005)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    job()
-    done.set()
-    thread.join()
-    return max(0, peak - before) / 2**20
-
-
-def resident() -> int:
-    """The resident set in bytes, from Linux' own account."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
-
-
-def main() -> None:
-    args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    print("| problem | evaluations | bare, ms | forward | "
-          + " | ".join(f"{name} | MiB" for name in GRADIENTS) + " |")
-    print("|" + "---|" * (4 + 2 * len(GRADIENTS)))
-    for name in args.problems:
-        torch.manual_seed(0)
-        problem = problems(args.method)[name]()
-        memory = {kind: peak_memory(partial(problem.run, **options))
-                  for kind, options in GRADIENTS.items()}
-        seconds = measure(problem, args.repeats)
-        ratio = {kind: statistics.median(a / b for a, b in zip(
-            seconds[kind], seconds["bare"], strict=True)) for kind in seconds}
-        print(f"| {name} | {len(problem.states)} | {1e3 * statistics.median(seconds['bare']):.2f} "
-              f"| {ratio['forward']:.2f} | "
-              + " | ".join(f"{ratio[kind]:.2f} | {memory[kind]:.0f}" for kind in GRADIENTS) + " |",
-              flush=True)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="The cost of gradients beside the bare evaluations that they need.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    names = list(problems(""))
-    add("--problems", nargs="+", choices=names, default=names, metavar="NAME",
-        help="which problems: " + "; ".join(names))
-    add("--method", default="imex_rk3", help="scheme of the Kuramoto-Sivashinsky equation")
-    add("--threads", type=int, default=1, help="threads of PyTorch")
-    add("--repeats", type=int, default=20, help="rounds, each with every job")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()
+    return interleaved(jobs, repeats)

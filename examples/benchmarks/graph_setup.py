@@ -1,12 +1,4 @@
-"""What does a layer pay for a graph that it has not seen, beside one evaluation of its term?
-
-A forward pass on a graph whose tensor is new sorts the edges and lays them out for the heads; the
-same pass on the tensor of the call before finds that done. The difference, over the time of one
-evaluation of the second, is the price of a new graph. Random graphs, one interleaved run.
-
-    python examples/benchmarks/graph_setup.py
-    python examples/benchmarks/graph_setup.py --edges 20000 --heads 2 --repeats 3
-"""
+"""What does a layer pay for a graph that it has not seen, beside one evaluation of its term?"""
 
 from __future__ import annotations
 
@@ -15,6 +7,7 @@ import statistics
 import time
 
 import torch
+from measuring import print_table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,17 +16,19 @@ from pyg_sinode import SINODEConv
 EVALUATIONS = 8
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    print("| nodes | edges | heads | new graph, ms | seen last, ms | set-up in evaluations |")
-    print("|---|---|---|---|---|---|")
-    for edges in args.edges:
-        for heads in args.heads:
-            nodes = max(2, edges // 10)
-            new, seen = measure(nodes, edges, heads, args.channels, args.repeats)
-            print(f"| {nodes} | {edges} | {heads} | {1e3 * new:.2f} | {1e3 * seen:.2f} | "
-                  f"{EVALUATIONS * (new - seen) / seen:.2f} |", flush=True)
+    print_table(["nodes", "edges", "heads", "new graph, ms", "seen last, ms",
+                 "set-up in evaluations"],
+                (row(edges, heads, args) for edges in args.edges for heads in args.heads))
+
+
+def row(edges: int, heads: int, args: argparse.Namespace) -> list[object]:
+    """A row of the table."""
+    nodes = max(2, edges // 10)
+    new, seen = measure(nodes, edges, heads, args.channels, args.repeats)
+    return [nodes, edges, heads, f"{1e3 * new:.2f}", f"{1e3 * seen:.2f}",
+            f"{EVALUATIONS * (new - seen) / seen:.2f}"]
 
 
 @torch.no_grad()
@@ -60,20 +55,3 @@ def seconds_of(conv: SINODEConv, x: Tensor, edge_index: Tensor) -> float:
     start = time.perf_counter()
     conv(x, edge_index)
     return time.perf_counter() - start
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="The price of a graph that a layer has not seen, in evaluations.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--edges", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="their numbers")
-    add("--heads", type=int, nargs="+", default=[2, 8], help="numbers of heads")
-    add("--channels", type=int, default=32, help="channels of a node")
-    add("--repeats", type=int, default=9, help="rounds, each with both passes")
-    add("--threads", type=int, default=1, help="threads of PyTorch")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,33 +1,19 @@
-"""What does a solve with I - cJ on a graph take, beside SciPy's solvers looped over the columns?
-
-J = A_hat - I, normalised symmetrically, or row-stochastic with random weights. SciPy gets the same
-matrix in CSR form and dtype, the same right-hand sides one by one, and the same tolerance of the
-true residual, which is checked. The bare products are those of the same CSR matrix: with all
-columns at once in PyTorch, one by one in SciPy. One interleaved run.
-
-    python examples/benchmarks/graph_solves.py
-    python examples/benchmarks/graph_solves.py --graphs arxiv --repeats 3
-    python examples/benchmarks/graph_solves.py --poisson 10000 100000 1000000
-
-With --poisson, iterations of CG on I - cJ with the Laplacian J of square grids of so many nodes and
-a step far above the stiffness, where they grow with the size.
-"""
+"""What does a solve with I - cJ on a graph take, beside SciPy's solvers looped over the columns?"""
 
 from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
+from measuring import interleaved, print_table
 from torch import Tensor
 from torch_geometric.utils import add_remaining_self_loops
-from tqdm import tqdm
 
 from pyg_sinode import solvers
 from pyg_sinode.operators import Graph, ScaledIdentity, Shifted
@@ -36,25 +22,22 @@ GRAPHS = {"small": (300, 1_200), "cora": (2_708, 10_556), "arxiv": (169_343, 2_3
 RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     if args.poisson:
-        poisson(args.poisson)
+        print_table(["nodes", "solver", "iterations", "seconds"], poisson(args.poisson))
         return
     torch.zeros(8_000_000)  # its release teaches the allocator to keep memory, as a data set does
-    print("| graph | matrix | dtype | columns | solver | iterations | ms | SciPy, ms | SciPy over "
-          "it | products: SciPy over PyTorch |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for name in args.graphs:
-        for kind in ("symmetric", "stochastic"):
-            for dtype in RTOL:
-                for columns in args.columns:
-                    measure(name, kind, dtype, columns, args)
+    print_table(["graph", "matrix", "dtype", "columns", "solver", "iterations", "ms", "SciPy, ms",
+                 "SciPy over it", "products: SciPy over PyTorch"],
+                (row for name in args.graphs for kind in ("symmetric", "stochastic")
+                 for dtype in RTOL for columns in args.columns
+                 for row in measure(name, kind, dtype, columns, args)))
 
 
 def measure(name: str, kind: str, dtype: torch.dtype, columns: int, args: argparse.Namespace
-            ) -> None:
+            ) -> Iterator[list[object]]:
+    """The rows of a graph, one for each solver."""
     torch.manual_seed(0)
     nodes, edges = GRAPHS[name]
     graph = random_graph(nodes, edges, kind, dtype)
@@ -79,15 +62,14 @@ def measure(name: str, kind: str, dtype: torch.dtype, columns: int, args: argpar
     }
     for label, solver in ours.items():
         jobs[label] = lambda solver=solver: solver.invert(system).solve(b)
-    seconds = interleaved(jobs, args.repeats, f"{name}, {kind}, {columns} columns")
-    check(system, b, torch.from_numpy(np.stack(jobs["SciPy"](), axis=1)), RTOL[dtype])
-    products = ratio(seconds["SciPy's products"], seconds["products"])
-    for label, solver in ours.items():
-        iterations = int(solver.invert(system).solve(b).iterations.max())
-        print(f"| {name} | {kind} | {str(dtype)[6:]} | {columns} | {label} | {iterations} | "
-              f"{1e3 * statistics.median(seconds[label]):.2f} | "
-              f"{1e3 * statistics.median(seconds['SciPy']):.1f} | "
-              f"{ratio(seconds['SciPy'], seconds[label]):.2f} | {products:.2f} |", flush=True)
+    timings = interleaved(jobs, args.repeats, f"{name}, {kind}, {columns} columns")
+    check(system, b, torch.from_numpy(np.stack(timings.results["SciPy"], axis=1)), RTOL[dtype])
+    products = timings.ratio("SciPy's products", "products")
+    for label in ours:
+        iterations = int(timings.results[label].iterations.max())
+        yield [name, kind, str(dtype)[6:], columns, label, iterations,
+               f"{1e3 * timings.median(label):.2f}", f"{1e3 * timings.median('SciPy'):.1f}",
+               f"{timings.ratio('SciPy', label):.2f}", f"{products:.2f}"]
 
 
 def random_graph(nodes: int, edges: int, kind: str, dtype: torch.dtype) -> Graph:
@@ -121,28 +103,8 @@ def check(system: Shifted, b: Tensor, x: Tensor, rtol: float) -> None:
         print(f"SciPy's residual is {float(residual.max()):.1e}")
 
 
-def interleaved(jobs: dict[str, Callable[[], object]], repeats: int, what: str
-                ) -> dict[str, list[float]]:
-    """Seconds of each job, all of them in every round."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for job in jobs.values():
-        job()
-    for _ in tqdm(range(repeats), desc=what, leave=False, disable=None):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratio(above: list[float], below: list[float]) -> float:
-    """The median over the rounds."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
-def poisson(sizes: list[int]) -> None:
-    print("| nodes | solver | iterations | seconds |")
-    print("|---|---|---|---|")
+def poisson(sizes: list[int]) -> Iterator[list[object]]:
+    """The rows of square grids of about so many nodes, one for each preconditioner."""
     for size in sizes:
         side = math.isqrt(size)
         edge_index, weight = grid_laplacian(side)
@@ -151,8 +113,7 @@ def poisson(sizes: list[int]) -> None:
         for label, solver in preconditioned().items():
             start = time.perf_counter()
             iterations = int(solver.invert(system).solve(b).iterations.max())
-            print(f"| {side * side} | {label} | {iterations} | {time.perf_counter() - start:.2f} |",
-                  flush=True)
+            yield [side * side, label, iterations, f"{time.perf_counter() - start:.2f}"]
 
 
 def preconditioned() -> dict[str, solvers.Solver]:
@@ -174,22 +135,3 @@ def grid_laplacian(side: int) -> tuple[Tensor, Tensor]:
     loops = at.flatten().repeat(2, 1)
     weight = torch.cat([torch.ones(pairs.size(1), dtype=torch.float64), -degree])
     return torch.cat([pairs, loops], dim=1), weight
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Linear solves on graphs, beside SciPy's looped over the columns.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--graphs", choices=GRAPHS, nargs="+", default=["cora"], help="sizes of random graphs")
-    add("--columns", type=int, nargs="+", default=[16, 128], help="numbers of right-hand sides")
-    add("--c", type=float, default=5.0, help="the step size times the scheme's coefficient")
-    add("--poisson", type=int, nargs="+", default=[], metavar="NODES",
-        help="count the iterations on square grids of so many nodes instead")
-    add("--repeats", type=int, default=9, help="rounds, each with every solver")
-    add("--threads", type=int, default=1, help="threads of PyTorch")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

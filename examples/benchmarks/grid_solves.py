@@ -1,22 +1,12 @@
-"""What does an implicit stage cost on a grid: FFT, cached LU, banded LU, or GMRES?
-
-Solves (I - cJ) x = b for a batch of right-hand sides, with the J of the Kuramoto-Sivashinsky
-equation (c = 0.2 * 0.29) or of Burgers (c = 0.05 * 0.29) by central differences, and prints the
-milliseconds of a solve and of the set-up that all solves share. The banded LU solves the same
-stencil with ends instead of a periodic grid.
-
-    python examples/benchmarks/grid_solves.py
-    python examples/benchmarks/grid_solves.py --equation burgers
-"""
+"""What does an implicit stage cost on a grid: FFT, cached LU, banded LU, or GMRES?"""
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 
 import torch
+from measuring import interleaved, print_table
 from torch import Tensor
 
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, viscous_burgers
@@ -25,19 +15,16 @@ from pyg_sinode.solvers import GMRES, Direct
 from pyg_sinode.solvers.base import Solver
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     c = (0.2 if args.equation == "ks" else 0.05) * (1 - 0.5**0.5)
     print(f"{args.equation}, c = {c:.4f}, {args.batch} right-hand sides, {args.dtype}, "
           f"{args.threads} thread(s); ms of a solve (ms of the set-up)")
-    print("| points | FFT | dense LU | sparse LU | banded LU (with ends) | GMRES (iterations) |")
-    print("|---|---|---|---|---|---|")
     row(args, 16, c, dtype)  # what is loaded at the first use belongs to no row
-    for n in args.points:
-        print(f"| {n} | {' | '.join(row(args, n, c, dtype))} |", flush=True)
+    print_table(["points", "FFT", "dense LU", "sparse LU", "banded LU (with ends)",
+                 "GMRES (iterations)"], ([n, *row(args, n, c, dtype)] for n in args.points))
 
 
 def row(args: argparse.Namespace, n: int, c: float, dtype: torch.dtype) -> list[str]:
@@ -81,17 +68,8 @@ def measure(solver: Solver, operator: LinearOperator, c: float, b: Tensor,
     inverse = solver.invert(Shifted(operator, c))
     inverse.solve(b[:1])  # some factorise at the first right-hand side
     setup = time.perf_counter() - start
-    x = inverse.solve(b).x
-    return f"{milliseconds(lambda: inverse.solve(b), repeats)} ({1e3 * setup:.1f})", x
-
-
-def milliseconds(job: Callable[[], object], repeats: int) -> str:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        job()
-        times.append(time.perf_counter() - start)
-    return f"{1e3 * statistics.median(times):.2f}"
+    timings = interleaved({"solve": lambda: inverse.solve(b)}, repeats)
+    return f"{1e3 * timings.median('solve'):.2f} ({1e3 * setup:.1f})", timings.results["solve"].x
 
 
 def check(x: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
@@ -110,22 +88,3 @@ def krylov(operator: LinearOperator, c: float, b: Tensor) -> str:
         return f"no convergence in {error.iterations} iterations"
     assert solution.iterations is not None
     return f"{1e3 * (time.perf_counter() - start):.0f} ({int(solution.iterations.max())})"
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Cost of the linear solves on a periodic grid.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--equation", choices=["ks", "burgers"], default="ks", help="whose linear part")
-    add("--points", type=int, nargs="+", default=[64, 512, 1024, 4096], metavar="N",
-        help="numbers of grid points")
-    add("--batch", type=int, default=256, help="right-hand sides")
-    add("--dtype", choices=["float32", "float64"], default="float64", help="precision")
-    add("--threads", type=int, default=1, help="threads of PyTorch")
-    add("--repeats", type=int, default=9, help="solves of which the median is taken")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,4 @@
-"""What does an epoch of training take with fewer, larger steps, for each implicit part?
-
-SINODE with GRAND's settings for Cora, on Cora or a random graph of its size: seconds of an epoch
-(one training and one evaluation pass) in one interleaved run, as ratios to `decay` in 19 steps, the
-share of the linear solves, and their iterations. With a tolerance, the steps that it takes.
-
-    python examples/benchmarks/large_steps.py --root data/planetoid
-    python examples/benchmarks/large_steps.py --random --epochs 2
-"""
+"""What does an epoch of training take with fewer, larger steps, for each implicit part?"""
 
 from __future__ import annotations
 
@@ -17,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from measuring import print_table
 from torch_geometric.data import Data
 from torch_geometric.datasets import Planetoid
 from tqdm import tqdm
@@ -88,8 +81,7 @@ class Trainer:
         return stats.linear_seconds
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     data, classes = load(args)
@@ -105,16 +97,19 @@ def main() -> None:
 
 
 def report(trainers: dict[Choice, Trainer]) -> None:
-    print("| implicit part and steps | steps | epoch, ms | over decay in 19 steps | share of the "
-          "solves | iterations of a solve |")
-    print("|---|---|---|---|---|---|")
     base = trainers[CHOICES[0]].seconds
-    for choice, trainer in trainers.items():
-        over = statistics.median(a / b for a, b in zip(trainer.seconds, base, strict=True))
-        iterations = statistics.mean(trainer.iterations) if trainer.iterations else 0.0
-        print(f"| {choice} | {statistics.median(trainer.steps):.0f} | "
-              f"{1e3 * statistics.median(trainer.seconds):.0f} | {over:.3f} | "
-              f"{100 * statistics.median(trainer.solving):.0f} % | {iterations:.1f} |")
+    print_table(["implicit part and steps", "steps", "epoch, ms", "over decay in 19 steps",
+                 "share of the solves", "iterations of a solve"],
+                (cells(choice, trainer, base) for choice, trainer in trainers.items()))
+
+
+def cells(choice: Choice, trainer: Trainer, base: list[float]) -> list[object]:
+    """A row of the table."""
+    over = statistics.median(a / b for a, b in zip(trainer.seconds, base, strict=True))
+    iterations = statistics.mean(trainer.iterations) if trainer.iterations else 0.0
+    return [choice, f"{statistics.median(trainer.steps):.0f}",
+            f"{1e3 * statistics.median(trainer.seconds):.0f}", f"{over:.3f}",
+            f"{100 * statistics.median(trainer.solving):.0f} %", f"{iterations:.1f}"]
 
 
 def load(args: argparse.Namespace) -> tuple[Data, int]:
@@ -126,21 +121,3 @@ def load(args: argparse.Namespace) -> tuple[Data, int]:
     mask[:140] = True
     return Data(x=torch.rand(2708, 64), y=torch.randint(0, 7, (2708,)), train_mask=mask,
                 edge_index=torch.cat([half, half.flip(0)], dim=1)), 7
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="An epoch of training with fewer, larger steps, for each implicit part.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--root", default="data", help="where PyG keeps, or puts, Cora")
-    add("--random", action="store_true", help="a random graph of Cora's size instead")
-    add("--rtol", type=float, nargs="*", default=[1e-1, 1e-2, 1e-3], help="tolerances to add")
-    add("--epochs", type=int, default=9, help="epochs of each, in turns, after one that is not "
-        "counted")
-    add("--threads", type=int, default=1, help="threads of PyTorch")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

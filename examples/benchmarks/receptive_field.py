@@ -1,20 +1,11 @@
-"""How wrong is a layer on a sampled subgraph, as a function of the hops that were sampled?
-
-All neighbours within so many hops of some nodes are taken, the layer is applied to that subgraph,
-and its features at the nodes are compared with those on the whole graph. With J = -alpha I a layer
-of n steps of imex_rk2 reaches 2 n hops (`conv.num_hops`), and is exact there; with another J it is
-solved with, which reaches every node. Column-stochastic coefficients depend on edges that are not
-sampled.
-
-    python examples/benchmarks/receptive_field.py
-    python examples/benchmarks/receptive_field.py --root data/planetoid --nodes 169343 --seeds 5
-"""
+"""How wrong is a layer on a sampled subgraph, as a function of the hops that were sampled?"""
 
 from __future__ import annotations
 
 import argparse
 
 import torch
+from measuring import print_table
 from torch import Tensor
 from torch_geometric.datasets import Planetoid
 from torch_geometric.nn import GATConv
@@ -65,8 +56,7 @@ def errors(layer: torch.nn.Module, x: Tensor, edge_index: Tensor, seeds: Tensor,
     return found
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     if args.root is None:
         edge_index, name = generated(args.nodes), f"generated, {args.nodes} nodes"
         count = args.nodes
@@ -75,27 +65,7 @@ def main() -> None:
         edge_index, count, name = data.edge_index, data.num_nodes, "Cora"
     torch.manual_seed(1)
     x, seeds = torch.randn(count, CHANNELS).double(), torch.randperm(count)[:args.seeds]
-    print(f"| {name}, relative error at hops | " + " | ".join(map(str, range(args.hops + 1)))
-          + " |\n|" + "---|" * (args.hops + 2))
-    for kind, layer in layers(args.time).items():
-        found = errors(layer, x, edge_index, seeds, args.hops)
-        reach = getattr(layer, "num_hops", 1)
-        print(f"| {kind} (num_hops {reach}) | " + " | ".join(f"{e:.0e}" for e in found) + " |",
-              flush=True)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Measure the error of a layer on sampled subgraphs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--root", help="folder of the Planetoid data sets, for Cora; None: a generated graph")
-    add("--nodes", type=int, default=3000, help="nodes of the generated graph")
-    add("--seeds", type=int, default=20, help="nodes at which the error is taken")
-    add("--hops", type=int, default=8, help="the most hops sampled")
-    add("--time", type=float, default=4.0, help="terminal time; steps of 1")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()
+    print_table([f"{name}, relative error at hops", *range(args.hops + 1)],
+                ([f"{kind} (num_hops {getattr(layer, 'num_hops', 1)})",
+                  *(f"{e:.0e}" for e in errors(layer, x, edge_index, seeds, args.hops))]
+                 for kind, layer in layers(args.time).items()))

@@ -1,14 +1,4 @@
-"""How do the time and the memory of a training epoch grow with the edges of a graph?
-
-SINODE with 32 channels, 2 heads and 8 evaluations of the explicit term, on graphs of ten edges a
-node: uniformly random ones, and ones with locality, the nearest neighbours of points in the plane
-numbered along a space-filling curve. For each size and implicit part, in a process of its own: the
-seconds of an epoch (forward, backward, optimiser), over those of one bare sparse product with 32
-columns on the same graph; the peak of memory above the data, per edge; the share of the solves.
-
-    python examples/benchmarks/scale.py
-    python examples/benchmarks/scale.py --edges 10000000 --kinds local --huge-pages
-"""
+"""How do the time and the memory of a training epoch grow with the edges of a graph?"""
 
 from __future__ import annotations
 
@@ -21,9 +11,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import print_table
 from scipy.spatial import cKDTree
 from torch import Tensor
 from tqdm import tqdm
@@ -33,14 +26,16 @@ from pyg_sinode import SINODE
 CHANNELS, HEADS, EVALUATIONS, NEIGHBORS = 32, 2, 8, 10
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     if args.one:
         print(json.dumps(measure(args.kinds[0], args.edges[0], args.implicit[0], args)))
         return
-    print("| graph | edges | implicit | epoch, s | over a bare product | slope | bytes an edge | "
-          "share of the solves |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print_table(["graph", "edges", "implicit", "epoch, s", "over a bare product", "slope",
+                 "bytes an edge", "share of the solves"], rows(args))
+
+
+def rows(args: argparse.Namespace) -> Iterator[list[object]]:
+    """The rows of the table."""
     cases = [(kind, implicit, edges) for kind in args.kinds for implicit in args.implicit
              for edges in args.edges]
     before: dict[tuple[str, str], dict] = {}
@@ -49,9 +44,9 @@ def main() -> None:
         last = before.get((kind, implicit))
         slope = "" if last is None else f"{slope_of(last, found):.2f}"
         before[kind, implicit] = found
-        print(f"| {kind} | {found['edges']} | {implicit} | {found['epoch']:.3f} | "
-              f"{found['epoch'] / found['product']:.0f} | {slope} | {found['bytes']:.0f} | "
-              f"{100 * found['share']:.0f} % |", flush=True)
+        yield [kind, found["edges"], implicit, f"{found['epoch']:.3f}",
+               f"{found['epoch'] / found['product']:.0f}", slope, f"{found['bytes']:.0f}",
+               f"{100 * found['share']:.0f} %"]
 
 
 def slope_of(one: dict, other: dict) -> float:
@@ -60,9 +55,9 @@ def slope_of(one: dict, other: dict) -> float:
 
 
 def in_its_own_process(kind: str, edges: int, implicit: str, args: argparse.Namespace) -> dict:
-    command = [sys.executable, "-W", "ignore", __file__, "--one", "--kinds", kind, "--edges",
-               str(edges), "--implicit", implicit, "--epochs", str(args.epochs), "--threads",
-               str(args.threads)]
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).parent), "scale", "--one",
+               "--kinds", kind, "--edges", str(edges), "--implicit", implicit, "--epochs",
+               str(args.epochs), "--threads", str(args.threads)]
     if args.keep_graphs:
         command.append("--keep-graphs")
     env = os.environ | ({"THP_MEM_ALLOC_ENABLE": "1"} if args.huge_pages else {})
@@ -131,27 +126,3 @@ def bare_product(edge_index: Tensor, x: Tensor) -> float:
         matrix @ x
         seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds[1:])
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="The growth of a training epoch with the edges of a graph.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--edges", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="their numbers")
-    add("--kinds", choices=["random", "local"], nargs="+", default=["random", "local"],
-        help="graphs without and with locality")
-    add("--implicit", choices=["decay", "laplacian", "attention"], nargs="+",
-        default=["decay", "laplacian", "attention"], help="implicit parts")
-    add("--huge-pages", action="store_true",
-        help="large tensors in huge pages: PyTorch's own switch THP_MEM_ALLOC_ENABLE=1")
-    add("--keep-graphs", action="store_true",
-        help="the default memory instead of checkpoints='auto' and graph_memory=0")
-    add("--epochs", type=int, default=3, help="epochs, after one that is not counted")
-    add("--threads", type=int, default=1, help="threads of PyTorch")
-    add("--one", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,5 @@
 """What do stiff reactions cost in the implicit term: steps and time beside SciPy, and many at once?
 
-Three parts, each a Markdown table, in float64 and with one thread:
-
 - equations: van der Pol (mu = 1000, to t = 2000), Robertson (to t = 1e5) and the Oregonator (to
   t = 360) at rtol 1e-7, atol 1e-12, by the implicit halves of ark436l2sa and ark548l2sa and by
   SciPy's Radau and BDF, which all get H alone and find its Jacobian themselves. The errors are
@@ -14,25 +12,20 @@ Three parts, each a Markdown table, in float64 and with one thread:
 
 Source of the equations: Hairer and Wanner, Solving Ordinary Differential Equations II, sections
 IV.1 and IV.10.
-
-    python examples/benchmarks/stiff_reactions.py
-    python examples/benchmarks/stiff_reactions.py --parts systems --systems 64 --repeats 1
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import interleaved, print_table
 from scipy.integrate import solve_ivp
 from torch import Tensor
-from tqdm import tqdm
 
 from pyg_sinode import Stats, imex_odeint
 from pyg_sinode.operators import Circulant, Diagonal, ScaledIdentity
@@ -67,8 +60,7 @@ EQUATIONS = {
 }
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     for name in args.parts:
         print(f"\n## {name}\n")
@@ -84,13 +76,13 @@ def equations(args: argparse.Namespace) -> None:
             method: partial(own_run, f, u0, end, method) for method in ("ark436l2sa", "ark548l2sa")}
         jobs |= {method: partial(scipy_run, f, u0, end, method, RTOL, ATOL)
                  for method in ("Radau", "BDF")}
-        found, seconds = interleaved(jobs, args.repeats, name)
-        for method, (u, steps, evaluations, factorizations) in found.items():
+        timings = interleaved(jobs, args.repeats, name, uncounted=0)
+        for method, (u, steps, evaluations, factorizations) in timings.results.items():
             error = np.abs(u / exact - 1).max()
             rows.append([name, method, steps, evaluations, factorizations,
-                         f"{seconds[method]:.2f}", f"{1e3 * seconds[method] / steps:.2f}",
+                         f"{timings.best(method):.2f}", f"{1e3 * timings.best(method) / steps:.2f}",
                          f"{error:.1e}"])
-    table(["equation", "solver", "steps", "evaluations", "factorizations", "s", "ms a step",
+    print_table(["equation", "solver", "steps", "evaluations", "factorizations", "s", "ms a step",
            "largest relative error"], rows)
 
 
@@ -120,11 +112,12 @@ def systems(args: argparse.Namespace) -> None:
     rates = torch.tensor(RATES, dtype=F64)
     jobs = {"1": partial(many, rates.unsqueeze(0)),
             str(args.systems): partial(many, rates * spread)}
-    found, seconds = interleaved(jobs, args.repeats, "systems")
-    each = {n: seconds[n] / steps_of(found[n]) for n in jobs}
-    table(["systems", "steps", "Newton iterations", "s", "ms a step", "over one system"],
-          [[n, steps_of(stats), stats.newton_iterations, f"{seconds[n]:.2f}",
-            f"{1e3 * each[n]:.2f}", f"{each[n] / each['1']:.2f}"] for n, stats in found.items()])
+    timings = interleaved(jobs, args.repeats, "systems", uncounted=0)
+    each = {n: timings.best(n) / steps_of(timings.results[n]) for n in jobs}
+    print_table(["systems", "steps", "Newton iterations", "s", "ms a step", "over one system"],
+                ([n, steps_of(stats), stats.newton_iterations, f"{timings.best(n):.2f}",
+                  f"{1e3 * each[n]:.2f}", f"{each[n] / each['1']:.2f}"]
+                 for n, stats in timings.results.items()))
 
 
 def many(rates: Tensor) -> Stats:
@@ -161,12 +154,12 @@ def allen_cahn(args: argparse.Namespace) -> None:
     jobs: dict[str, Callable[[], Any]] = {
         name: partial(run, None, part, rtol=1e-5, atol=1e-7) for name, part in ways.items()}
     jobs["G"] = partial(run, reaction, laplacian, rtol=1e-5, atol=1e-7)
-    found, seconds = interleaved(jobs, args.repeats, "allen-cahn")
-    table(["cubic term in", "steps", "Newton iterations", "linear iterations", "s",
-           "largest error"],
-          [[name, steps_of(stats), stats.newton_iterations, stats.linear_iterations,
-            f"{seconds[name]:.2f}", f"{float((u - exact).abs().max()):.1e}"]
-           for name, (u, stats) in found.items()])
+    timings = interleaved(jobs, args.repeats, "allen-cahn", uncounted=0)
+    print_table(["cubic term in", "steps", "Newton iterations", "linear iterations", "s",
+                 "largest error"],
+                ([name, steps_of(stats), stats.newton_iterations, stats.linear_iterations,
+                  f"{timings.best(name):.2f}", f"{float((u - exact).abs().max()):.1e}"]
+                 for name, (u, stats) in timings.results.items()))
 
 
 def steps_of(stats: Stats) -> int:
@@ -174,42 +167,4 @@ def steps_of(stats: Stats) -> int:
     return stats.steps_accepted + stats.steps_rejected
 
 
-def interleaved(jobs: dict[str, Callable[[], Any]], repeats: int, what: str
-                ) -> tuple[dict[str, Any], dict[str, float]]:
-    """What each job gives, and the least of its times over several rounds with every job."""
-    found, seconds = {}, dict.fromkeys(jobs, math.inf)
-    with tqdm(total=repeats * len(jobs), desc=what, leave=False, disable=None) as bar:
-        for _ in range(repeats):
-            for name, job in jobs.items():
-                start = time.perf_counter()
-                found[name] = job()
-                seconds[name] = min(seconds[name], time.perf_counter() - start)
-                bar.update()
-    return found, seconds
-
-
-def table(header: list[str], rows: list[list[Any]]) -> None:
-    """Prints a Markdown table."""
-    for row in (header, ["---"] * len(header), *rows):
-        print(f"| {' | '.join(map(str, row))} |", flush=True)
-
-
 PARTS = {"equations": equations, "systems": systems, "allen-cahn": allen_cahn}
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Stiff reactions in the implicit term, beside SciPy.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART",
-        help=f"which of {', '.join(PARTS)}")
-    add("--systems", type=int, default=4096, help="Robertson systems in one call")
-    add("--points", type=int, default=128, help="points of the grid along each axis")
-    add("--repeats", type=int, default=5, help="rounds, of which the best time counts")
-    add("--threads", type=int, default=1, help="threads of PyTorch")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,4 @@
-"""Which accuracy does the paper's network reach, over random splits and with larger steps?
-
-Trains imex_rk2 with GRAND's settings on random splits of Cora, CoauthorCS and Photo, on Planetoid's
-split of Cora, and there with each choice of the implicit part in fewer and fewer equal steps:
-
-    python examples/paper/accuracy.py --root data
-
-Where --root lacks a data set, a stochastic block model of the same size takes its place. Writes
-accuracy.jsonl, accuracy.md and accuracy-steps.png to --out; finished runs are not made again.
-"""
+"""Which accuracy does the paper's network reach, over random splits and with larger steps?"""
 
 from __future__ import annotations
 
@@ -15,24 +6,20 @@ import argparse
 import math
 from functools import partial
 
-import matplotlib
 import numpy as np
 import torch
-from graphs import PROBLEMS, GraphODE, GraphProblem, add_root, load, nc, with_split
-from records import Record, add_arguments, fill, markdown, write
+from drawing import legend, plt, save, style
+from graphs import PROBLEMS, GraphODE, GraphProblem, load, nc, with_split
+from measuring import Record, markdown, write
 from systems import SYSTEMS
 from torch import nn
 from torch_geometric.data import Data
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 IMPLICIT = ("decay", "laplacian", "attention")
 PLANETOID = (83.6, 0.5)  # GRAND-nl on Planetoid's split of Cora, https://arxiv.org/abs/2106.10934
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     record = Record(args.out / "accuracy.jsonl", args)
     parts = [random_splits(args, record)]
@@ -140,34 +127,20 @@ def each(accuracy: np.ndarray) -> str:
 
 
 def plot(args: argparse.Namespace, found: dict[tuple[str, int], np.ndarray]) -> None:
-    figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
-    for implicit in IMPLICIT:
+    """The mean accuracy of each choice of J against the step size."""
+    figure, axis = plt.subplots(figsize=(6, 3.8))
+    sizes = [PROBLEMS["Cora"].settings.time / n for n in args.steps]
+    for k, implicit in enumerate(IMPLICIT):
         runs = np.array([found[implicit, steps] for steps in args.steps])
-        axis.errorbar([PROBLEMS["Cora"].settings.time / n for n in args.steps],
-                      runs.mean(axis=1), yerr=runs.std(axis=1, ddof=min(1, runs.shape[1] - 1)),
-                      marker="o", capsize=3, label=f'implicit="{implicit}"')
-    axis.set(xscale="log", xlabel="step size", ylabel="test accuracy in %",
-             title=f"Cora, mean and standard deviation of seeds: {args.step_seeds}")
-    axis.legend()
-    figure.savefig(args.out / "accuracy-steps.png", dpi=120)
-    plt.close(figure)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Accuracies of the paper's networks on graphs, over seeds and steps.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = add_arguments(parser)
-    add_root(parser)
-    add("--datasets", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="which")
-    add("--splits", type=int, help="random splits; None: 10, quick 1")
-    add("--public-seeds", type=int, help="seeds on Planetoid's split; None: 10, quick 1")
-    add("--step-seeds", type=int, help="seeds of the comparison of steps; None: 5, quick 1")
-    add("--steps", type=int, nargs="+", default=[19, 10, 5, 3, 2, 1], help="equal steps")
-    add("--epochs", type=int, help="training epochs; None: the data set's own, quick 5")
-    return fill(parser.parse_args(), splits=(10, 1), public_seeds=(10, 1), step_seeds=(5, 1),
-                epochs=(None, 5))
-
-
-if __name__ == "__main__":
-    main()
+        axis.errorbar(sizes, runs.mean(axis=1),
+                      yerr=runs.std(axis=1, ddof=min(1, runs.shape[1] - 1)), capsize=3,
+                      label=f'implicit="{implicit}"', **style(k, k, k))
+    seeds = "one seed" if args.step_seeds == 1 else (
+        f"mean and standard deviation of {args.step_seeds} seeds")
+    axis.set(xscale="log", xlabel="step size, dimensionless (number of steps)",
+             ylabel="test accuracy in %",
+             title=f"Cora: accuracy with larger steps, by implicit part\n{seeds}")
+    axis.set_xticks(sizes, [f"{h:.2g}\n({n})" for h, n in zip(sizes, args.steps, strict=True)])
+    axis.set_xticks([], minor=True)
+    legend(figure, axis, "lower center", ncols=len(IMPLICIT))
+    save(figure, args.out / "accuracy-steps.png")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import node_classification as nc
 import torch
 import torch.nn.functional as F
-from systems import Equation, System, Work
+from measuring import Work
+from systems import Equation, System
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.utils import remove_self_loops, to_undirected
 
 from pyg_sinode.models import SINODE
-
-sys.path.append(str(Path(__file__).parents[1]))
-import node_classification as nc
 
 DENSE = 50_000_000  # numbers in a feature matrix beyond which only those that are not 0 are kept
 
@@ -104,14 +100,6 @@ def stochastic_block_model(nodes: int, edges: int, features: int, classes: int, 
     word = torch.where(torch.rand(nodes, words, generator=generator) < 0.3, special, word)
     x = torch.zeros(nodes, features).scatter_(1, word, 1.0)
     return Data(x=x, y=y, edge_index=to_undirected(edge_index, num_nodes=nodes))
-
-
-def add_root(parser: argparse.ArgumentParser) -> None:
-    """The argument that says where the data sets are."""
-    root = os.environ.get("PYG_SINODE_DATA")
-    parser.add_argument(
-        "--root", type=Path, default=root and Path(root),
-        help="folder with planetoid/, coauthor/ and amazon/; default: PYG_SINODE_DATA")
 
 
 def with_split(problem: GraphProblem, data: Data, seed: int) -> Data:

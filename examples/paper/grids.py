@@ -7,7 +7,6 @@ section 5 of "Semi-Implicit Neural Ordinary Differential Equations", arXiv:2412.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,15 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from grid_learning import GridMLP, stiffness, windows
 from systems import Equation, System
 from torch import Tensor
 
 from pyg_sinode.datasets import BurgersTurbulence, KuramotoSivashinsky
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, viscous_burgers
 from pyg_sinode.operators import LinearOperator
-
-sys.path.append(str(Path(__file__).parents[1]))
-from grid_learning import GridMLP, stiffness, windows
 
 # For u' = -a u a step is stable up to this over a, of Adams and Bashforth's method of order 3 with
 # 6 / 11 (Hairer, Wanner, Solving Ordinary Differential Equations II, section V.1); a tenth is left

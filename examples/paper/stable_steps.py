@@ -1,16 +1,7 @@
 """What is the largest stable step of every system on every problem, and what does accuracy cost?
 
-The step is found by bisection: it is stable where the state stays bounded over 200 steps, from an
-initial state with a little noise in it, and these take no longer than --limit. Beside it: the
-fewest equal steps with which the final state is within 1 % of a reference, and their evaluations.
-Graphs have a network that was trained for some epochs, in float32, grids the true G and the paper's
-finite differences in float64:
-
-    python examples/paper/stable_steps.py --root data
-    python examples/paper/stable_steps.py --quick
-    python examples/paper/stable_steps.py --problems ks-64 ks-512
-
-Writes stable_steps.jsonl, stable_steps.md and stable_steps.png to --out.
+A step is stable where the state stays bounded over many steps from an initial state with a little
+noise in it, and these take no longer than the limit.
 """
 
 from __future__ import annotations
@@ -22,20 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from graphs import PROBLEMS, GraphODE, add_root, load, make_network, nc, with_split
-from records import Record, add_arguments, fill, markdown, number, write
-from systems import FAILURES, SYSTEMS, Equation, System, TimeLimitError, Work, reason
+from drawing import legend, plt, save, style
+from graphs import PROBLEMS, GraphODE, load, make_network, nc, with_split
+from measuring import FAILURES, Record, TimeLimitError, Work, markdown, number, reason, write
+from systems import SYSTEMS, Equation, System
 from torch import Tensor
 from tqdm import tqdm
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, viscous_burgers
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 @dataclass(frozen=True)
@@ -82,8 +70,7 @@ class Found:
     error: float = math.nan
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     record, parts, everything = Record(args.out / "stable_steps.jsonl", args), [], {}
     for name in args.problems:
@@ -282,49 +269,20 @@ def table(case: Case, found: dict[str, Found]) -> str:
 
 def plot(path: Path, everything: dict[str, dict[str, Found]]) -> None:
     """The largest stable and the largest accurate step of each system, a panel for each problem."""
-    figure, axes = plt.subplots(1, len(everything), figsize=(2.6 * len(everything) + 1.5, 3.6),
-                                sharey=True, constrained_layout=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(everything), figsize=(2.5 * len(everything) + 1.5, 3.8),
+                                sharey=True, squeeze=False)
+    stable = dict(style(0, 8, 0), linestyle="none", markersize=7)
+    accurate = dict(style(1, 0, 0), linestyle="none", markersize=6)
     for axis, (name, found) in zip(axes[0], everything.items(), strict=True):
         rows = [n for n in found if SYSTEMS[n].kind != "adaptive"]
         y = np.arange(len(rows))
-        axis.plot([min(found[n].stable, found[n].tried) for n in rows], y, ">", color="tab:blue",
-                  label="stable, up to 64 times the paper's")
-        axis.plot([found[n].step for n in rows], y, "o", color="tab:orange",
-                  label="error below 1 %")
-        axis.set(xscale="log", title=name, xlabel="step size", yticks=y)
+        axis.plot([min(found[n].stable, found[n].tried) for n in rows], y - 0.12, **stable,
+                  label="largest stable step, of those up to 64 times the paper's")
+        axis.plot([found[n].step for n in rows], y + 0.12, **accurate,
+                  label="largest step with an error below 1 % at the final time")
+        axis.set(xscale="log", title=name, xlabel="step size,\ndimensionless", yticks=y,
+                 ylim=(len(rows) - 0.5, -0.5))
         axis.set_yticklabels(rows)
-        axis.grid(alpha=0.3)
-    axes[0, 0].invert_yaxis()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
-                  fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Largest stable and largest accurate steps of the paper's systems.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = add_arguments(parser)
-    add_root(parser)
-    add("--problems", nargs="+", choices=list(CASES),
-        help="which; None: all, quick Cora, ks-64 and burgers-512")
-    add("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="which")
-    add("--steps", type=int,
-        help="steps over which a stable state stays bounded; None: 200, quick 60")
-    add("--tolerance", type=float,
-        help="how finely steps are told apart; None: 0.02, quick 0.2")
-    add("--error", type=float, default=0.01, help="relative error of what counts as accurate")
-    add("--most-steps", type=int,
-        help="steps after which accuracy is given up; None: 20000, quick 2000")
-    add("--epochs", type=int,
-        help="training of the networks on graphs; None: 10, quick 1")
-    add("--limit", type=float,
-        help="seconds after which an integration is given up; None: 60.0, quick 3.0")
-    return fill(parser.parse_args(words), steps=(200, 60), tolerance=(0.02, 0.2), epochs=(10, 1),
-                most_steps=(20000, 2000), limit=(60.0, 3.0),
-                problems=(list(CASES), ["Cora", "ks-64", "burgers-512"]))
-
-
-if __name__ == "__main__":
-    main()
+    legend(figure, axes[0, 0], "lower center")
+    figure.suptitle("How large may equal steps be?")
+    save(figure, path)

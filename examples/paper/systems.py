@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from grid_learning import RightHandSide
+from measuring import DivergedError, Watched, Work
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint, odeint_adjoint
 
-from pyg_sinode import ExplicitTermError, NonFiniteStateError, imex_odeint
-from pyg_sinode.operators import LinearOperator, LinearSolveError, ScaledIdentity
-from pyg_sinode.solvers import GMRES, Newton, NewtonError
+from pyg_sinode import imex_odeint
+from pyg_sinode.operators import LinearOperator, ScaledIdentity
+from pyg_sinode.solvers import GMRES, Newton
 from pyg_sinode.terms import Nonlinear
-
-sys.path.append(str(Path(__file__).parents[1]))
-from grid_learning import RightHandSide
-
-KEPT = 400  # evaluations in an integration, beyond which each is made again for its gradient
-
-
-class DivergedError(RuntimeError):
-    """A state, a loss or a gradient that is not finite, or an iteration that does not converge."""
-
-
-class TimeLimitError(RuntimeError):
-    """An integration that was stopped because it takes too long."""
-
-
-FAILURES = (DivergedError, TimeLimitError, NonFiniteStateError, ExplicitTermError, LinearSolveError,
-            NewtonError, AssertionError)  # torchdiffeq asserts that a step does not underflow
 
 
 @dataclass(frozen=True)
@@ -57,41 +37,6 @@ class Equation:
     implicit: LinearOperator
     args: tuple[Any, ...] = ()
     dim: int | None = None
-
-
-class Work:
-    """Counts what integrations do, their backward passes included, and stops what takes too long.
-
-    Args:
-        limit: Seconds from now after which an evaluation of the right-hand side is refused.
-        kept: Evaluations in each integration that keep their graphs; later ones are made again
-            for their gradients, to save memory, and are not counted twice.
-    """
-
-    def __init__(self, limit: float = math.inf, kept: float = KEPT) -> None:
-        self.limit, self.end, self.kept = limit, time.perf_counter() + limit, kept
-        self.evaluations = self.vjps = 0
-        self.parts: list[Any] = []  # the statistics of solvers that keep them
-
-    def totals(self) -> dict[str, int]:
-        """Evaluations of G with its derivatives' products, products of J, set-ups, iterations."""
-        total = {"evaluations": self.evaluations, "jvps": 0, "vjps": self.vjps,
-                 "products": self.evaluations + self.vjps, "factorizations": 0, "iterations": 0}
-        for part in self.parts:
-            # Crank-Nicolson's evaluations and derivatives are those of G + J u.
-            of_sum = {"evaluations": part.implicit_evaluations, "jvps": part.implicit_jvps,
-                      "vjps": part.implicit_vjps}
-            found = {"evaluations": part.explicit_evaluations + of_sum["evaluations"],
-                     "jvps": of_sum["jvps"], "vjps": part.explicit_vjps + of_sum["vjps"],
-                     "factorizations": part.factorizations, "iterations": part.linear_iterations}
-            found["products"] = sum(of_sum.values()) or (
-                part.operator_products + part.linear_iterations)
-            total = {key: total[key] + found[key] for key in total}
-        return total
-
-    def check_time(self) -> None:
-        if time.perf_counter() > self.end:
-            raise TimeLimitError(f"longer than {self.limit:.3g} s")
 
 
 @dataclass(frozen=True)
@@ -201,59 +146,16 @@ SYSTEMS = {system.name: system for system in (
 )}
 
 
-class Watched(nn.Module):
-    """G, which refuses to go on, in derivatives of any order, when the time is over."""
-
-    def __init__(self, explicit: nn.Module, work: Work) -> None:
-        super().__init__()
-        self.explicit, self.work = explicit, work
-
-    def forward(self, t: Tensor, u: Tensor, *args: Any) -> Tensor:
-        return _Watch.apply(self.explicit(t, u, *args), self.work)
-
-
-class _Watch(Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, work: Work) -> Tensor:
-        work.check_time()
-        ctx.work = work
-        return u.view_as(u)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Watch.apply(grads[0], ctx.work), None
-
-
 def right_hand_side(equation: Equation, work: Work, kept: float, watched: bool = False
                     ) -> Callable[..., Tensor]:
     """G + J u, counted, of which the first evaluations keep their graphs for the gradient.
 
     A state that is not finite is soon noticed when watched; adaptive steps may recover from it.
     """
-    made = 0
-
     def rhs(t: Tensor, u: Tensor) -> Tensor:
         return equation.explicit(t, u, *equation.args) + equation.implicit.mv(u)
 
-    def count_vjp(_: Tensor) -> None:
-        work.check_time()
-        work.vjps += 1
-
-    def counted(t: Tensor, u: Tensor) -> Tensor:
-        nonlocal made
-        work.check_time()
-        made, work.evaluations = made + 1, work.evaluations + 1
-        if watched and made % 32 == 0 and not bool(u.isfinite().all()):
-            raise DivergedError(f"the state is not finite at t = {float(t):.3g}")
-        if made > kept and torch.is_grad_enabled():
-            f = checkpoint(rhs, t, u, use_reentrant=False, preserve_rng_state=False)
-        else:
-            f = rhs(t, u)
-        if f.requires_grad:
-            f.register_hook(count_vjp)
-        return f
-
-    return counted
+    return work.counted(rhs, kept=kept, watched=watched)
 
 
 def grid(t: Tensor, step_size: float) -> Tensor:
@@ -288,10 +190,3 @@ def norm_of(operator: LinearOperator, u: Tensor, rounds: int = 20) -> float:
             size = float(v.norm())
             v = operator.mv(v / size) if size > 0 else v
     return float(v.norm())
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, in a line."""
-    words = " ".join(str(error).split()).split(". ")[0][:160].rstrip(".")
-    kind = "" if isinstance(error, (DivergedError, TimeLimitError)) else f"{type(error).__name__}: "
-    return kind + words

@@ -1,37 +1,26 @@
 """What do the paper's systems cost on graphs? Its Table 1 and Figure 1, measured.
 
-Every system trains the same network on the same split from the same weights, an epoch of each in
-every round: at the paper's steps, and at the fair ones given by --also:
-
-    python examples/paper/table1.py --root data
-    python examples/paper/table1.py --quick
-    python examples/paper/table1.py --datasets Cora --systems imex_rk2 --also rk4=1 --epochs 100
-
-"Evaluations" are those of G in the forward passes, and products with its derivatives in both. An
-epoch of more than 500 evaluations a pass is not run: they are counted on u' = -u, and its seconds
-follow from integrations of 4 and 12 of its steps ("about"). Where --root lacks a data set, a
-stochastic block model of the same size takes its place. Writes table1.jsonl, table1.md and
-table1-NAME.png to --out.
+"Evaluations" are those of G in the forward passes, and products with its derivatives in both.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from graphs import PROBLEMS, GraphODE, GraphProblem, add_root, load, make_network, nc, with_split
-from records import Record, Training, add_arguments, fill, markdown, number, race, write
-from systems import SYSTEMS, DivergedError, System, Work, count_evaluations
+from drawing import legend, note, plt, save
+from graphs import PROBLEMS, GraphODE, GraphProblem, load, make_network, nc, with_split
+from measuring import DivergedError, Record, Work, markdown, number, write
+from race import Training, race
+from solver_styles import LEGEND, marked_line
+from systems import SYSTEMS, System, count_evaluations
 from torch_geometric.data import Data
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 EXPLICIT_STEP, STEP = 0.005, 1.0  # the paper's
 LONG = 500  # evaluations of an integration that is not run in full
@@ -71,8 +60,7 @@ class Entry:
         return f"{self.system.name}, step {self.step_size:g}"
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     record, parts = Record(args.out / "table1.jsonl", args), []
     for name in args.datasets:
@@ -80,7 +68,7 @@ def main() -> None:
         data, source = load(problem, args.root, args.out / "data")
         data = with_split(problem, data, args.seed)
         entries = make_entries(args)
-        run(args, problem, data, entries)
+        run_entries(args, problem, data, entries)
         for entry in entries:
             record.add(dataset=name, source=source, label=entry.label, **columns(entry, problem),
                        trainings=[t.plain() for t in entry.trainings])
@@ -99,8 +87,8 @@ def make_entries(args: argparse.Namespace) -> list[Entry]:
     return entries + [Entry(SYSTEMS[name], float(h), listed=False) for name, h in pairs]
 
 
-def run(args: argparse.Namespace, problem: GraphProblem, data: Data, entries: Sequence[Entry]
-        ) -> None:
+def run_entries(args: argparse.Namespace, problem: GraphProblem, data: Data,
+                entries: Sequence[Entry]) -> None:
     """Trains all entries by turns."""
     for entry in entries:
         time = problem.settings.time
@@ -195,53 +183,21 @@ def table(entries: Sequence[Entry], problem: GraphProblem) -> str:
 
 def plot(path: Path, title: str, entries: Sequence[Entry]) -> None:
     """Test accuracy against training time."""
-    figure, axis = plt.subplots(figsize=(9, 5), constrained_layout=True)
-    colors = plt.get_cmap("tab20")(np.linspace(0, 1, 20))
-    for color, entry in zip(colors, entries, strict=False):
+    figure, axis = plt.subplots(figsize=(8.5, 4.6))
+    without, others = [], Counter[str]()
+    for entry in entries:
+        others[entry.system.name] += not entry.listed
         curve = np.array(entry.trainings[0].curve).reshape(-1, 3)
-        label = entry.label
-        if len(entry.trainings) > 1:
-            label, curve = f"{label}: too long, see the table", curve[:0]
-        elif entry.trainings[0].failure:
-            label = f"{label}: failed, {entry.trainings[0].failure}"[:70]
-        style = "-" if entry.system.kind == "imex" else "--"
-        axis.plot(curve[:, 0], curve[:, 2], style, color=color, label=label)
-    axis.set(xscale="log", xlabel="training time in s", ylabel="test accuracy in %", title=title)
+        if len(entry.trainings) > 1 or not len(curve):
+            why = "fails" if entry.trainings[0].failure else "an epoch is too long"
+            without.append(f"{entry.label}: {why}")
+            continue
+        failed = " (fails later)" if entry.trainings[0].failure else ""
+        axis.plot(curve[:, 0], curve[:, 2], label=entry.label + failed,
+                  **marked_line(entry.system.name, len(curve), others[entry.system.name]))
+    axis.set(xscale="log", xlabel="training time in s", ylabel="test accuracy in %",
+             title=f"Accuracy against training time\n{title}")
     axis.tick_params(axis="x", which="minor", labelbottom=False)
-    figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def add_graph_arguments(parser: argparse.ArgumentParser):
-    """The arguments of the races on graphs; gives the function that adds more."""
-    add = add_arguments(parser)
-    add_root(parser)
-    add("--epochs", type=int, help="training epochs at most; None: the data set's own, quick 2")
-    add("--budget", type=float, help="seconds of training of each system; None: 60, quick 20")
-    add("--limit", type=float, default=300.0, help="seconds after which an epoch is given up")
-    add("--repeats", type=int, help="epochs at least, and of what is only timed; None: 5, quick 2")
-    return add
-
-
-def fill_graph_arguments(args: argparse.Namespace) -> argparse.Namespace:
-    return fill(args, epochs=(None, 2), repeats=(5, 2), budget=(60.0, 20.0))
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="The paper's Table 1 and Figure 1: systems beside each other on graphs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = add_graph_arguments(parser)
-    add("--datasets", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="which")
-    add("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS),
-        help="which of the paper's rows")
-    # Of the default, all but the first are the largest steps on Cora that stable_steps.py found to
-    # be accurate.
-    add("--also", nargs="*", metavar="SYSTEM=STEP", help="further rows",
-        default=["rk4=1", "rk4=2.04", "explicit_adams=0.53", "imex_rk2=2.62"])
-    return fill_graph_arguments(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()
+    legend(figure, axis, "right upper", title=LEGEND)
+    note(figure, [f"without a line: {'; '.join(without)}"] * bool(without))
+    save(figure, path)

@@ -1,11 +1,4 @@
-"""What does an epoch on the paper's grid problems cost by each system? Table 2, figures 3 to 6.
-
-    python examples/paper/table2.py --quick
-    python examples/paper/table2.py --problems ks-64 burgers-512
-
-All systems train the same right-hand side from the same weights on the same batches, a turn each.
-Writes table2.jsonl, table2.md and figures. What is finished is not measured again (--restart).
-"""
+"""What does an epoch on the paper's grid problems cost by each system? Table 2, figures 3 to 6."""
 
 from __future__ import annotations
 
@@ -21,18 +14,19 @@ from typing import Any
 import torch
 from grid_figures import plot_losses, plot_rollout
 from grids import PROBLEMS, GridProblem, mean_square, resized
-from records import (
+from measuring import (
+    FAILURES,
+    KEPT,
+    DivergedError,
     Record,
-    Training,
-    add_arguments,
+    Work,
     environment,
-    fill,
     markdown,
     number,
-    race,
     write,
 )
-from systems import FAILURES, KEPT, SYSTEMS, DivergedError, System, Work, count_evaluations
+from race import Training, race
+from systems import SYSTEMS, System, count_evaluations
 from torch import Tensor, nn
 
 TARGET = 1e-3  # the training loss that the paper times on Kuramoto-Sivashinsky
@@ -114,8 +108,7 @@ class Trainer:
         return forward
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     path = args.out / "table2.jsonl"
     finished = {} if args.restart else read_finished(path, args)
@@ -127,7 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         for row in rows[name]:
             record.add(**row)
         record.add(finished=name)
-        plot_losses(args.out / f"table2-{name}-loss.png", name, rows[name], TARGET)
+        plot_losses(args.out / f"table2-{name}-loss.png", name, rows[name],
+                    TARGET if name.startswith("ks") else None)
         write(args.out / "table2.md", text(rows, args))
 
 
@@ -313,33 +307,3 @@ def claimed(rows: dict[str, list[dict[str, Any]]], args: argparse.Namespace, nam
         measured = about + number(a["ratio"] / b["ratio"])
         measured += " an epoch: the loss was not reached" if what == "target" else ""
     return name, label, number(times), measured
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train every system on the paper's grid problems: table 2, figures 3 to 6.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = add_arguments(parser)
-    add("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="which to run")
-    add("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="which to train")
-    add("--epochs", type=int, help="of training; None: 100, quick 8")
-    add("--budget", type=float, help="seconds after which a system is trained no further, as soon "
-        "as its turn is over; None: 900, quick 3")
-    add("--limit", type=float, help="seconds after which the integration of a batch, gradient and "
-        "all, is ended and has failed; None: 120, quick 8")
-    add("--turn", type=int, help="batches that a system trains on before the next has its turn; "
-        "None: an epoch, quick 1")
-    add("--repeats", type=int, help="turns of each system at least; None: 5, quick 1")
-    add("--lr", type=float, default=2e-3, help="learning rate of Adam")
-    add("--root", type=Path, default=Path("data"), help="where the data are made and kept")
-    add("--restart", action="store_true", help="measure again what is finished")
-    add("--points", type=int, help="points of every grid; None: the problem's, as all that follow")
-    add("--batch-size", type=int, help="windows in a batch")
-    add("--trajectories", type=int, help="of the data set")
-    add("--duration", type=float, help="their length in time")
-    return fill(parser.parse_args(argv), epochs=(100, 8), budget=(900.0, 3.0),
-                limit=(120.0, 8.0), turn=(None, 1), repeats=(5, 1))
-
-
-if __name__ == "__main__":
-    main()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from claim import Finding, SmallMLP, Verdict
-from records import interleaved, markdown, number
-from systems import SYSTEMS, Equation, System, Work, dopri5
+from measuring import Work, interleaved, markdown, number
+from systems import SYSTEMS, Equation, System, dopri5
 from torch import Tensor
 
+from claims.finding import Finding, SmallMLP, Verdict
 from pyg_sinode.operators import Dense
 
 EXPLICIT = ("rk4", "dopri5")
@@ -41,13 +41,13 @@ def nonstiff(args: argparse.Namespace) -> Finding:
     for target in args.targets:
         found = {name: first_within(name, target, equation, u0, exact)
                  for name in (*EXPLICIT, *IMEX)}
-        seconds = interleaved({name: partial(train, equation, u0, setting)
+        timings = interleaved({name: partial(train, equation, u0, setting)
                                for name, (setting, _) in found.items()}, args.repeats)
         for name, (setting, error) in found.items():
             work = train(equation, u0, setting).totals()
             records.append({"target": target, "system": name, "setting": str(setting),
                             "error": error, "evaluations": work["evaluations"],
-                            "vjps": work["vjps"], "ms": 1e3 * seconds[name]})
+                            "vjps": work["vjps"], "ms": 1e3 * timings.median(name)})
     rows = [[f"{r['target']:.0e}", r["system"], r["setting"], f"{r['error']:.1e}",
              r["evaluations"], r["vjps"], number(r["ms"])] for r in records]
     header = ["error at most", "solver", "setting", "error", "evaluations", "VJPs", "ms"]
@@ -122,6 +122,3 @@ def train(equation: Equation, u0: Tensor, setting: Setting) -> Work:
     work = Work()
     run(equation, u0, setting, work).square().mean().backward()
     return work
-
-
-CLAIMS: dict[str, Callable[[argparse.Namespace], Finding]] = {"nonstiff": nonstiff}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from claim import Finding, SmallMLP, Verdict
-from records import interleaved, markdown, number
+from measuring import interleaved, markdown, number
 from torch import Tensor
 
+from claims.finding import Finding, SmallMLP, Verdict
 from pyg_sinode import Stats, imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, viscous_burgers
 from pyg_sinode.operators import Dense, LinearOperator
@@ -40,9 +39,9 @@ def growth(args: argparse.Namespace) -> Finding:
         jobs = {f"{name} {steps}": partial(train_step, case, equal_times(case, steps))
                 for name, case in make_cases(args, columns).items() for steps in STEPS
                 if columns > 1 or name not in KRYLOV}
-        seconds = interleaved(jobs, args.repeats)
+        timings = interleaved(jobs, args.repeats)
         for name in dict.fromkeys(key.rsplit(" ", 1)[0] for key in jobs):
-            ms = {steps: 1e3 * seconds[f"{name} {steps}"] / steps for steps in STEPS}
+            ms = {steps: 1e3 * timings.median(f"{name} {steps}") / steps for steps in STEPS}
             found[name, columns] = ms
             rows.append([name, columns, *(number(x) for x in ms.values()),
                          number(ms[STEPS[0]] / ms[STEPS[-1]], 2)])
@@ -72,10 +71,10 @@ def varied(args: argparse.Namespace) -> Finding:
     kinds = {"equal": equal_times, "varied": varied_times}
     jobs = {f"{name} {kind}": partial(train_step, case, times(case, STEPS[-1]))
             for name, case in cases.items() for kind, times in kinds.items()}
-    seconds = interleaved(jobs, args.repeats)
+    timings = interleaved(jobs, args.repeats)
     for name in cases:
-        stats = {kind: jobs[f"{name} {kind}"]() for kind in kinds}
-        ms = {kind: 1e3 * seconds[f"{name} {kind}"] for kind in kinds}
+        stats = {kind: timings.results[f"{name} {kind}"] for kind in kinds}
+        ms = {kind: 1e3 * timings.median(f"{name} {kind}") for kind in kinds}
         ratios[name] = ms["varied"] / ms["equal"]
         rows.append([name, *(cell for kind in kinds for cell in (
             number(ms[kind]), stats[kind].factorizations, stats[kind].linear_iterations)),
@@ -145,6 +144,3 @@ def describe(args: argparse.Namespace) -> str:
     return (f"Training steps of imex_rk2 by finite differences on {args.points} points in float64 "
             "(direct solvers: Kuramoto-Sivashinsky, step 0.2; Krylov: Burgers, step 0.05, where it "
             f"converges, to {RTOL:g}; all set-ups anew each time).")
-
-
-CLAIMS: dict[str, Callable[[argparse.Namespace], Finding]] = {"growth": growth, "varied": varied}

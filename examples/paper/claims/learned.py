@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from claim import Finding, Verdict
-from records import markdown
-from systems import FAILURES
+from drawing import COLORS, marked, style
+from measuring import FAILURES, markdown
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from claims.finding import Finding, Verdict
 from pyg_sinode import IMEXTableau, Stats, imex_odeint
 from pyg_sinode.grid import PeriodicGrid, viscous_burgers
 from pyg_sinode.operators import MatrixFree
@@ -190,15 +189,12 @@ def draw(grid: PeriodicGrid, record: dict[str, Any], figure: Any) -> None:
     """The symbols side by side, and the loss against the epoch."""
     left, right = figure.subplots(1, 2)
     waves = [2 * math.pi * k / grid.length[0] for k in range(len(record["true"]))]
-    left.plot(waves, [-x[0] for x in record["true"]], color="0.6", lw=4, label="true")
-    left.plot(waves, [-x[0] for x in record["found"]], color="C3", lw=1.5, ls="--",
-              label="learned")
-    left.set(xlabel="wavenumber, 1 / length", ylabel="decay rate of the wave by J, 1 / time")
-    left.legend(frameon=False)
-    right.semilogy(range(1, len(record["losses"]) + 1), record["losses"], color="C0")
-    right.set(xlabel="epoch", ylabel="mean squared error")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-
-
-CLAIMS: dict[str, Callable[[argparse.Namespace], Finding]] = {"learned": learned}
+    for j, (key, label) in enumerate((("true", "true J"), ("found", "learned J"))):
+        left.plot(waves, [-x[0] for x in record[key]], label=label,
+                  **style(6 - 2 * j, j, j), markevery=marked(len(waves), 12))
+    left.set(xlabel="wavenumber, dimensionless", ylabel="decay rate, dimensionless",
+             title="How fast J damps each Fourier mode")
+    left.legend(loc="upper left")
+    right.semilogy(range(1, len(record["losses"]) + 1), record["losses"], color=COLORS[0])
+    right.set(xlabel="epoch", ylabel="mean squared error, dimensionless",
+              title="Training loss: half of Adam, half of L-BFGS")

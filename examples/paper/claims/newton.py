@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from claim import Finding, Verdict
 from grid_learning import GridMLP
-from records import interleaved, markdown, number
-from systems import FAILURES, Equation, Work, reason, sum_of
+from measuring import FAILURES, Work, interleaved, markdown, number, reason
+from systems import Equation, sum_of
 from torch import Tensor, nn
 
+from claims.finding import Finding, Verdict
 from pyg_sinode import imex_odeint
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky
 from pyg_sinode.solvers import GMRES, Newton
@@ -97,7 +96,7 @@ def of_imex(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
         imex_odeint(term, J, u0, t, method="imex_rk2", step_size=INTERVAL)[-1].square().mean(
             ).backward()
 
-    seconds = interleaved({"imex_rk2": job}, args.repeats)["imex_rk2"]
+    seconds = interleaved({"imex_rk2": job}, args.repeats).median("imex_rk2")
     return {"solver": "imex_rk2", "dtype": dtype, "step": INTERVAL, "restart": None,
             "states": len(u0), "seconds": seconds, "iterations": 0, "epoch": seconds * BATCHES,
             "failure": None}
@@ -121,6 +120,3 @@ def detail(error: BaseException) -> str:
 def epoch_text(record: dict[str, Any]) -> str:
     about = "about " if record["solver"] == "crank_nicolson" or record["states"] < BATCH else ""
     return "-" if record["epoch"] is None else about + number(record["epoch"])
-
-
-CLAIMS: dict[str, Callable[[argparse.Namespace], Finding]] = {"newton": newton}

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from claim import Finding, Verdict
-from records import markdown, number
+from measuring import markdown, number
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchdiffeq import odeint
 
+from claims.finding import Finding, Verdict
 from pyg_sinode import imex_odeint
 from pyg_sinode.grid import PeriodicGrid, viscous_burgers
 from pyg_sinode.operators import LinearOperator
@@ -202,7 +202,3 @@ def explicit_steps(term: nn.Module, J: LinearOperator, u0: Tensor, n: int) -> tu
 
 def mib(size: int) -> float:
     return size / 2**20
-
-
-CLAIMS: dict[str, Callable[[argparse.Namespace], Finding]] = {
-    "iterations": iterations, "steps": steps}

@@ -1,0 +1,350 @@
+"""What may be asked of each benchmark?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from commands import Command, Folder, at_least_one
+
+# As the scripts have them; here, so that --help imports none.
+PROBLEMS = ("advection", "allen-cahn", "ks")
+GRADIENT_PROBLEMS = ("cora", "ks-512", "ks-64", "ks-64, one step", "ks-64, batch 25",
+                     "ks-64, batch 25, one step", "ten nodes")
+REACTION_PARTS = ("equations", "systems", "allen-cahn")
+GRAPHS = ("small", "cora", "arxiv")
+IMPLICIT = ("decay", "laplacian", "attention")
+
+
+def stiff_solvers(command: Command) -> None:
+    """Accuracy against work on stiff problems: this package beside torchdiffeq and SciPy.
+
+    Measures the relative L2 error at the final time against the evaluations of the right-hand side
+    and against the wall time, in float64, on three periodic problems du/dt = G(u) + J u:
+
+      advection   -c u_x explicit, nu u_xx implicit, central differences on 512 points
+      allen-cahn  u - u^3 explicit, eps^2 u_xx implicit, central differences on 512 points
+      ks          Kuramoto-Sivashinsky, spectral, 64 points, from a state on the attractor
+
+    All solvers get the same G + J u and the same initial state; SciPy's BDF and Radau also get the
+    Jacobian. Seconds are the best of interleaved runs. docs/measurements.md says how to read them.
+
+    Time: up to an hour, most of it for torchdiffeq's solvers; with --quick a minute.
+    Writes: stiff-solvers.jsonl and stiff-PROBLEM.png; prints a Markdown table.
+
+        python examples/benchmarks stiff_solvers --problems ks --repeats 5
+    """
+    command.add("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="NAME",
+                help=f"which of {', '.join(PROBLEMS)}")
+    command.add("--out", type=Path, default=Path("runs"), help="folder of the figures and the data")
+    command.add("--repeats", type=at_least_one, default=3, help="runs of which the fastest counts")
+    command.add("--repeat-below", type=float, default=10.0, metavar="S",
+                help="runs that took longer than this are not repeated, in seconds")
+    command.add("--time-limit", type=positive, default=200.0, metavar="S",
+                help="a run is stopped after this time, in seconds, and a solver's finer settings "
+                     "are then left out")
+    add_threads(command)
+    command.add("--seed", type=int, default=0, help="of the initial state of ks")
+    command.add("--quick", action="store_true",
+                help="tiny problems and few settings, to try the script")
+
+
+def stiff_reactions(command: Command) -> None:
+    """Stiff reactions in the implicit term: steps and time beside SciPy, and many systems at once.
+
+      equations   van der Pol, Robertson and the Oregonator, beside SciPy's Radau and BDF
+      systems     one Robertson system, and thousands whose rates spread tenfold, in one call
+      allen-cahn  a periodic grid in two dimensions, all of it implicit, with three derivatives
+
+    Time: about five minutes. Prints a Markdown table for each part and writes nothing.
+
+        python examples/benchmarks stiff_reactions --parts systems --systems 64 --repeats 1
+    """
+    command.add("--parts", nargs="+", choices=REACTION_PARTS, default=list(REACTION_PARTS),
+                metavar="PART", help=f"which of {', '.join(REACTION_PARTS)}")
+    command.add("--systems", type=at_least_one, default=4096, help="Robertson systems in one call")
+    command.add("--points", type=at_least_one, default=128,
+                help="points of the grid along each axis")
+    command.add("--repeats", type=at_least_one, default=5,
+                help="rounds, of which the best time counts")
+    add_threads(command)
+
+
+def gradient_cost(command: Command) -> None:
+    """The cost of a gradient over the bare evaluations that it needs, and its memory.
+
+    For each problem one interleaved run of: the bare evaluations (each evaluation of an
+    integration, with its graph and its vector-Jacobian product), the integration alone, and the
+    integration with its backward pass by gradient="discrete" with and without kept graphs and by
+    gradient="backprop". Ratios are medians of those of each round.
+
+    Time: about five minutes. Prints a Markdown table and writes nothing.
+
+        python examples/benchmarks gradient_cost --problems cora ks-64 --repeats 20
+    """
+    command.add("--problems", nargs="+", choices=GRADIENT_PROBLEMS, metavar="NAME",
+                default=list(GRADIENT_PROBLEMS), help="of: " + "; ".join(GRADIENT_PROBLEMS))
+    command.add("--method", default="imex_rk3", help="scheme of the Kuramoto-Sivashinsky equation")
+    add_threads(command)
+    command.add("--repeats", type=at_least_one, default=20, help="rounds, each with every job")
+
+
+def checkpoint_memory(command: Command) -> None:
+    """The memory and the work of the gradient of a long integration, with checkpoints.
+
+    Each setting runs in a process of its own, which reports by how much its peak memory rose above
+    that of five steps, the time of the forward and the backward pass, and whether the gradients
+    are equal to the last bit.
+
+    Time: about five minutes. Prints a Markdown table and writes nothing; fails where gradients
+    differ.
+
+        python examples/benchmarks checkpoint_memory --points 64 --steps 60 --checkpoints all 3
+    """
+    command.add("--points", type=at_least_one, default=2048, help="size of the state")
+    command.add("--steps", type=at_least_one, default=10_000, help="steps of the integration")
+    command.add("--checkpoints", nargs="*", default=["all", "auto", "20", "10", "5"],
+                metavar="KEPT", help='states to keep: numbers, "auto", or "all" for every stage')
+    command.add("--only", help=argparse.SUPPRESS)
+
+
+def attention_evaluation(command: Command) -> None:
+    """One evaluation of the attention beside PyG's layers, compiled and not.
+
+    The diffusion term of SINODEConv (fused sparse products), the same term by gather and scatter
+    (plain), GATConv and TransformerConv of the same heads and widths; the last three also under
+    torch.compile. Forward, and forward with the vector-Jacobian product, as ratios to the fused
+    one in one interleaved run; above 1 the fused one is faster. GATConv and TransformerConv compute
+    other functions, with values of the width of all heads where the diffusion keeps its channels.
+
+    Time: some minutes, most of it compilation. Prints a Markdown table and writes nothing.
+
+        python examples/benchmarks attention_evaluation --graph arxiv --heads 4 \\
+            --head-channels 8 --channels 128 --repeats 3
+    """
+    command.add("--graph", choices=GRAPHS, default="cora", help="size of a random graph")
+    command.add("--heads", type=at_least_one, default=8, help="number of heads")
+    command.add("--head-channels", type=at_least_one, default=16, help="width of a head")
+    command.add("--channels", type=at_least_one, default=80, help="width of the diffused features")
+    add_normalizer(command)
+    command.add("--skip", nargs="*", default=[], metavar="NAME",
+                help='rows to leave out, such as "plain, compiled"')
+    command.add("--repeats", type=at_least_one, default=20, help="rounds, each with every row")
+    add_threads(command)
+
+
+def attention_iteration(command: Command) -> None:
+    """A training iteration of SINODEConv beside the bare evaluations that it needs.
+
+    From one interleaved run: the time of an iteration over that of its evaluations alone, on the
+    very states that it visits; the time of a plain gather-and-scatter evaluation of the same
+    attention over that of the fused one; the peak memory of an iteration by gradient="discrete"
+    and by gradient="backprop".
+
+    Time: about a minute. Prints lines of results and writes nothing.
+
+        python examples/benchmarks attention_iteration --dataset Cora --root data/planetoid
+    """
+    command.add("--dataset", choices=("random", "Cora", "CiteSeer", "PubMed"), default="random",
+                help="random is a graph of Cora's size and needs no download")
+    command.add("--root", default="data", help="where PyG keeps the data set")
+    command.add("--channels", type=at_least_one, default=80, help="width of the diffused features")
+    add_normalizer(command)
+    add_threads(command)
+    command.add("--repeats", type=at_least_one, default=9, help="rounds, each with every job")
+
+
+def beside_pyg(command: Command) -> None:
+    """Accuracy of the layer as it is made without an option, beside PyG's GCNConv and GATConv.
+
+    Citation graphs and Photo are trained by the recipe of PyG's example gcn.py: two layers of 16
+    channels (64 on Photo), dropout of one half, Adam at 0.01, the test accuracy at the best
+    validation accuracy. The heterophilous graphs are trained on the ten splits of Platonov et al.
+    (2023), https://arxiv.org/abs/2302.11640: 64 channels, three layers with skips; the test ROC
+    AUC at the best validation one.
+
+    Time: some minutes on Cora, an hour or more on the heterophilous graphs. Prints a Markdown table
+    and writes nothing.
+
+        python examples/benchmarks beside_pyg --dataset Cora --root data/planetoid
+        python examples/benchmarks beside_pyg --dataset Minesweeper --root data/heterophilous
+    """
+    command.add("--dataset", choices=("Cora", "CiteSeer", "Photo", "Minesweeper", "Tolokers"),
+                default="Cora", help="the data set")
+    command.add("--root", default="data", help="where PyG keeps, or puts, it")
+    command.add("--models", nargs="+", default=["gcn", "gat", "layers", "network"],
+                metavar="MODEL", help="gcn, gat, layers (SINODEConv), network (SINODE); with a "
+                                      "reaction as in network+acmp")
+    command.add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N",
+                help="seeds, or splits from 0 to 9")
+    command.add("--epochs", type=at_least_one, default=200, help="training epochs")
+
+
+def large_steps(command: Command) -> None:
+    """An epoch of training with fewer, larger steps, for each implicit part.
+
+    SINODE with GRAND's settings for Cora, on Cora or a random graph of its size: seconds of an
+    epoch (a training and an evaluation pass) as ratios to decay in 19 steps, the share of the
+    linear solves and their iterations. With a tolerance, the steps that it takes.
+
+    Time: about five minutes. Prints a Markdown table and writes nothing.
+
+        python examples/benchmarks large_steps --root data/planetoid
+        python examples/benchmarks large_steps --random --epochs 2
+    """
+    command.add("--root", default="data", help="where PyG keeps, or puts, Cora")
+    command.add("--random", action="store_true", help="a random graph of Cora's size instead")
+    command.add("--rtol", type=float, nargs="*", default=[1e-1, 1e-2, 1e-3], metavar="X",
+                help="tolerances to add")
+    command.add("--epochs", type=at_least_one, default=9,
+                help="epochs of each, in turns, after one that is not counted")
+    add_threads(command)
+
+
+def receptive_field(command: Command) -> None:
+    """The error of a layer on a sampled subgraph, by the hops that were sampled.
+
+    All neighbours within so many hops of some nodes are taken, the layer is applied to that
+    subgraph, and its features at the nodes are compared with those on the whole graph. With
+    J = -alpha I a layer of n steps of imex_rk2 reaches 2 n hops (conv.num_hops), and is exact
+    there; with another J it is solved with, which reaches every node. Column-stochastic
+    coefficients depend on edges that are not sampled.
+
+    Time: about a minute; minutes on 169,343 nodes. Prints a Markdown table and writes nothing.
+
+        python examples/benchmarks receptive_field --root data/planetoid
+        python examples/benchmarks receptive_field --nodes 169343 --seeds 5 --hops 4
+    """
+    command.add("--root",
+                help="folder of the Planetoid data sets, for Cora; without it a generated graph")
+    command.add("--nodes", type=at_least_one, default=3000, help="nodes of the generated graph")
+    command.add("--seeds", type=at_least_one, default=20, help="nodes at which the error is taken")
+    command.add("--hops", type=int, default=8, help="the most hops sampled")
+    command.add("--time", type=float, default=4.0, help="terminal time; steps of 1")
+
+
+def graph_setup(command: Command) -> None:
+    """The price of a graph that a layer has not seen, in evaluations of its term.
+
+    A forward pass on a graph whose tensor is new sorts the edges and lays them out for the heads;
+    the same pass on the tensor of the call before finds that done. The difference, over the time
+    of one evaluation of the second, is the price of a new graph. Random graphs, one interleaved
+    run.
+
+    Time: about a minute. Prints a Markdown table and writes nothing.
+
+        python examples/benchmarks graph_setup --edges 20000 --heads 2 --repeats 3
+    """
+    command.add("--edges", type=at_least_one, nargs="+", default=[10_000, 100_000, 1_000_000],
+                metavar="N", help="their numbers")
+    command.add("--heads", type=at_least_one, nargs="+", default=[2, 8], metavar="N",
+                help="numbers of heads")
+    command.add("--channels", type=at_least_one, default=32, help="channels of a node")
+    command.add("--repeats", type=at_least_one, default=9, help="rounds, each with both passes")
+    add_threads(command)
+
+
+def graph_solves(command: Command) -> None:
+    """Linear solves with I - cJ on graphs, beside SciPy's looped over the columns.
+
+    J = A - I, normalised symmetrically, or row-stochastic with random weights. SciPy gets the same
+    matrix in CSR form and dtype, the same right-hand sides one by one, and the same tolerance of
+    the true residual, which is checked. The bare products are those of the same CSR matrix: with
+    all columns at once in PyTorch, one by one in SciPy. One interleaved run.
+
+    With --poisson: iterations of CG on I - cJ with the Laplacian J of square grids of so many nodes
+    and a step far above the stiffness, where they grow with the size.
+
+    Time: about a minute for each graph of Cora's size, half an hour for one of ogbn-arxiv's.
+    Prints a Markdown table and writes nothing.
+
+        python examples/benchmarks graph_solves --graphs arxiv --columns 16 --repeats 3
+        python examples/benchmarks graph_solves --poisson 10000 100000 1000000
+    """
+    command.add("--graphs", choices=GRAPHS, nargs="+", default=["cora"], metavar="NAME",
+                help=f"sizes of random graphs, of {', '.join(GRAPHS)}")
+    command.add("--columns", type=at_least_one, nargs="+", default=[16, 128], metavar="N",
+                help="numbers of right-hand sides")
+    command.add("--c", type=float, default=5.0, help="the step size times the scheme's coefficient")
+    command.add("--poisson", type=at_least_one, nargs="+", default=[], metavar="NODES",
+                help="count the iterations on square grids of so many nodes instead")
+    command.add("--repeats", type=at_least_one, default=9, help="rounds, each with every solver")
+    add_threads(command)
+
+
+def grid_solves(command: Command) -> None:
+    """Linear solves of an implicit stage on a periodic grid: FFT, cached LU, banded LU, GMRES.
+
+    Solves (I - cJ) x = b for a batch of right-hand sides, with the J of the Kuramoto-Sivashinsky
+    equation (c = 0.2 * 0.29) or of Burgers (c = 0.05 * 0.29) by central differences: milliseconds
+    of a solve, and of the set-up that all solves share. The banded LU solves the same stencil with
+    ends instead of a periodic grid.
+
+    Time: about five minutes. Prints a Markdown table and writes nothing.
+
+        python examples/benchmarks grid_solves --equation burgers
+    """
+    command.add("--equation", choices=("ks", "burgers"), default="ks", help="whose linear part")
+    command.add("--points", type=at_least_one, nargs="+", default=[64, 512, 1024, 4096],
+                metavar="N", help="numbers of grid points")
+    command.add("--batch", type=at_least_one, default=256, help="right-hand sides")
+    command.add("--dtype", choices=("float32", "float64"), default="float64", help="precision")
+    add_threads(command)
+    command.add("--repeats", type=at_least_one, default=9,
+                help="solves of which the median is taken")
+
+
+def scale(command: Command) -> None:
+    """Growth of the time and the memory of a training epoch with the edges of a graph.
+
+    SINODE with 32 channels, 2 heads and 8 evaluations of the explicit term, on graphs of ten edges
+    a node: uniformly random ones, and local ones, the nearest neighbours of points in the plane
+    numbered along a space-filling curve. For each size and implicit part, in a process of its own:
+    the seconds of an epoch, over those of one bare sparse product with 32 columns on the same
+    graph; the peak of memory above the data, per edge; the share of the solves.
+
+    Time: about five minutes up to 1e6 edges; 1e7 edges take half an hour and 4 GiB.
+    Prints a Markdown table and writes nothing.
+
+        python examples/benchmarks scale --edges 10000000 --kinds local --huge-pages
+    """
+    command.add("--edges", type=at_least_one, nargs="+", default=[10_000, 100_000, 1_000_000],
+                metavar="N", help="their numbers")
+    command.add("--kinds", choices=("random", "local"), nargs="+", default=["random", "local"],
+                metavar="KIND", help="random or local: graphs without and with locality")
+    command.add("--implicit", choices=IMPLICIT, nargs="+", default=list(IMPLICIT), metavar="J",
+                help=f"implicit parts, of {', '.join(IMPLICIT)}")
+    command.add("--huge-pages", action="store_true",
+                help="large tensors in huge pages: PyTorch's own switch THP_MEM_ALLOC_ENABLE=1")
+    command.add("--keep-graphs", action="store_true",
+                help="the default memory instead of checkpoints='auto' and graph_memory=0")
+    command.add("--epochs", type=at_least_one, default=3,
+                help="epochs, after one that is not counted")
+    add_threads(command)
+    command.add("--one", action="store_true", help=argparse.SUPPRESS)
+
+
+def add_threads(command: Command) -> None:
+    command.add("--threads", type=at_least_one, default=1, help="threads of PyTorch")
+
+
+def add_normalizer(command: Command) -> None:
+    command.add("--normalizer", choices=("squareplus", "softmax"), default="squareplus",
+                help="GRAND's setting for Cora is squareplus")
+
+
+def positive(text: str) -> float:
+    """A number above zero."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+FOLDER = Folder(
+    "examples/benchmarks",
+    "Measures what this package costs, beside other packages and beside bare operations.\n"
+    "The results are in docs/measurements.md.",
+    (stiff_solvers, stiff_reactions, gradient_cost, checkpoint_memory, attention_evaluation,
+     attention_iteration, beside_pyg, large_steps, receptive_field, graph_setup, graph_solves,
+     grid_solves, scale))
