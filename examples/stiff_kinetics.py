@@ -104,8 +104,9 @@ def loss_of(states: Tensor, data: Tensor) -> Tensor:
 def fit(args: argparse.Namespace, kinetics: Kinetics, u0: Tensor, t: Tensor, data: Tensor
         ) -> tuple[list[dict], Path]:
     """Fits the rates by L-BFGS; the state after each iteration, and the checkpoint."""
-    optimizer = torch.optim.LBFGS(kinetics.parameters(), lr=1.0, max_iter=1, history_size=10,
-                                  line_search_fn="strong_wolfe")
+    # max_eval: its default, 5/4 of max_iter, allows no line search.
+    optimizer = torch.optim.LBFGS(kinetics.parameters(), lr=1.0, max_iter=1, max_eval=26,
+                                  history_size=10, line_search_fn="strong_wolfe")
     settings = {name: value for name, value in vars(args).items()
                 if name not in ("out", "restart", "iterations")}  # when it ends is in the curve
     checkpoint = Checkpoint(args.out, "stiff-kinetics", settings | {"data": fingerprint(t, data)},

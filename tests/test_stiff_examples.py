@@ -17,6 +17,11 @@ from benchmark_commands import FOLDER, REACTION_PARTS
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """Runs the example of kinetics in this process; returns what it printed."""
+    integrate = stiff_kinetics.integrate
+    # The data too at no tighter tolerance: at 1e-9 they take most of the time.
+    monkeypatch.setattr(stiff_kinetics, "integrate", lambda kinetics, u0, t, rtol: integrate(
+        kinetics, u0, t, max(rtol, 1e-5)))
+
     def run_with(*arguments):
         monkeypatch.setattr(sys, "argv", ["stiff_kinetics.py", "--out", str(tmp_path), "--rtol",
                                           "1e-4", "--trajectories", "1", "--times", "8",
@@ -33,12 +38,12 @@ def errors(printed):
 
 
 def test_the_rates_are_learned_from_a_wrong_start_and_a_longer_run_goes_on(run, tmp_path):
-    first = run("--iterations", "2", "--wrong", "10")
-    assert "2 iterations" in first
+    first = run("--iterations", "1", "--wrong", "3")
+    assert "1 iteration" in first
     assert max(errors(first)) > 1.0
     (path,) = tmp_path.glob("stiff-kinetics-*.pt")
-    second = run("--wrong", "10")
-    assert f"resumed from iteration 2 of {path}\n" in second
+    second = run("--wrong", "3")
+    assert f"resumed from iteration 1 of {path}\n" in second
     assert max(errors(second)) < 1.0
     assert path.with_suffix(".png").exists()
 
@@ -48,22 +53,22 @@ def untimed(printed):
 
 
 def test_each_setting_has_a_file_of_its_own_and_a_resumed_run_ends_as_one_at_once(run, tmp_path):
-    words = ("--times", "3", "--iterations")
+    words = ("--times", "3", "--rtol", "1e-2", "--iterations")
     assert "resumed" not in run(*words, "1", "--wrong", "1.1")
     first = run(*words, "1", "--wrong", "1.2")
     assert "resumed" not in first
     assert len(list(tmp_path.glob("*.pt"))) == 2
-    resumed = run(*words, "3", "--wrong", "1.2")
+    resumed = run(*words, "2", "--wrong", "1.2")
     assert "resumed from iteration 1" in resumed
     shorter = run(*words, "1", "--wrong", "1.2")  # beside the file of a longer run
     assert untimed(shorter) == untimed(first)
-    whole = run(*words, "3", "--wrong", "1.2", "--restart")
+    whole = run(*words, "2", "--wrong", "1.2", "--restart")
     assert "resumed" not in whole
     assert untimed(whole) == untimed(resumed)
 
 
-def test_a_fit_has_converged_when_its_loss_hardly_falls(examples):
-    converged = examples["stiff_kinetics"].converged
+def test_a_fit_has_converged_when_its_loss_hardly_falls():
+    converged = stiff_kinetics.converged
     for losses, done in (([1.0], False), ([1.0, 0.5], False), ([1.0, 0.5, 0.5 - 1e-7], True)):
         assert converged([{"loss": loss} for loss in losses]) == done
 

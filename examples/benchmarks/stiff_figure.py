@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drawing import legend, plt, save, style
+from drawing import legend, save, style
+from figures import plt
 from stiff_problems import Problem
 
 PACKAGES = {"pyg_sinode": "pyg_sinode", "torchdiffeq": "torchdiffeq", "scipy": "SciPy"}

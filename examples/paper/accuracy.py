@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from drawing import legend, plt, save, style
+from drawing import legend, save, style
+from figures import plt
 from graphs import PROBLEMS, GraphODE, GraphProblem, load, nc, with_split
 from measuring import Record, markdown, write
 from systems import SYSTEMS

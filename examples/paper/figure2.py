@@ -6,7 +6,8 @@ import argparse
 
 import numpy as np
 import torch
-from drawing import legend, marked, plt, save, style
+from drawing import legend, marked, save, style
+from figures import plt
 from graphs import PROBLEMS, load, with_split
 from measuring import Record, markdown, number, write
 from systems import SYSTEMS

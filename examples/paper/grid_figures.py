@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawing import legend, note, plt, save
+from drawing import legend, note, save
+from figures import plt
 from grids import GridProblem
 from measuring import FAILURES, Work
 from solver_styles import LEGEND, marked_line

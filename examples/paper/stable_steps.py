@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from drawing import legend, plt, save, style
+from drawing import legend, save, style
+from figures import plt
 from graphs import PROBLEMS, GraphODE, load, make_network, nc, with_split
 from measuring import FAILURES, Record, TimeLimitError, Work, markdown, number, reason, write
 from systems import SYSTEMS, Equation, System

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from drawing import legend, note, plt, save
+from drawing import legend, note, save
+from figures import plt
 from graphs import PROBLEMS, GraphODE, GraphProblem, load, make_network, nc, with_split
 from measuring import DivergedError, Record, Work, markdown, number, write
 from race import Training, race

@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from drawing import plt, save
+from drawing import save
+from figures import plt
 from measuring import Record
 
 from claims import learned, memory, newton, nonstiff, setups
