@@ -38,6 +38,13 @@ def test_what_a_page_links_to_and_shows_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_files_that_a_page_names_exist(page):
+    named = re.findall(r"(?:examples|docs|tests)/[\w./]+\.(?:py|md|png|json)", page.read_text())
+    missing = [name for name in named if not (DOCS.parent / name).exists()]
+    assert not missing, f"{page.name} names what is not there: {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_page_is_in_the_table_of_contents(page):
     if page.name != "index.md":
         assert re.search(rf"^{page.stem}$", (DOCS / "index.md").read_text(), re.MULTILINE)

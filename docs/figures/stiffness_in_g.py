@@ -46,7 +46,7 @@ def shares(axes: Axes) -> None:
     for share, colour, marker in zip((1.0, 0.75, 0.5, 0.0), COLOURS, MARKERS, strict=False):
         errors = [worst(diffuse(laplacian, share, u0, t, step_size=h), exact) for h in steps]
         print(f"share {share}", [f"{e:.0e}" for e in errors])
-        shown = [e if e < 10 else math.nan for e in errors]
+        shown = [e if e < 100 else math.nan for e in errors]
         axes.loglog(steps, shown, color=colour, marker=marker, markersize=5,
                     label=f"{share:.0%} implicit")
     axes.set(xlabel="step size (units of time)", ylabel="largest error at t = 1 (dimensionless)",

@@ -16,7 +16,7 @@ __all__ = ["CG", "GMRES", "BiCGStab", "BlockJacobi", "Chebyshev", "Direct", "Inv
 
 # Up to this ratio of radius to centre, Chebyshev takes as long as CG on Cora's normalised Laplacian
 # (1.7 times as long on a random graph of a hundred thousand nodes), is two to six times as fast as
-# GMRES on attention, and falls back to it on directed graphs: examples/benchmarks/graph_solves.py.
+# GMRES on attention, and falls back to it on directed graphs: examples/benchmarks graph_solves.
 SAFE = 0.95
 
 
