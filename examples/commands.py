@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -66,6 +69,8 @@ class Folder:
     def parse(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """The arguments of a command; its name is in ``command``, None where there is none."""
         args = self.parser.parse_args(words)
+        if getattr(args, "out", None) is not None:
+            check_folder(self.parser, args.out)
         for key, (usual, quick) in self.quick.get(args.command, {}).items():
             if getattr(args, key) is None:
                 setattr(args, key, quick if args.quick else usual)
@@ -94,10 +99,31 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
 
 def at_least_one(text: str) -> int:
     """A number of repetitions, epochs or threads."""
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """A time, a tolerance or a rate."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text}")
     return value
+
+
+def check_folder(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """Refuses, before any work, a folder in which nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        parser.error(f"argument --out: expected a folder to write to, got {folder} "
+                     f"({error.strerror})")
 
 
 def in_words(value: Any) -> str:

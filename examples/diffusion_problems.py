@@ -37,7 +37,7 @@ class Problem:
 
 def grid_problem(args: argparse.Namespace) -> Problem:
     """A bistable reaction, u = 0 and u = 1 being stable, in a medium of varying kappa."""
-    n = args.nodes or 128
+    n = args.nodes
     medium = Ring(n, 0.05, Reaction(), roughness=args.roughness)
     fine = Ring(FINER * n, 1.0, nn.Identity())
     x = fine.middle - 0.5 * fine.spacing
@@ -61,7 +61,7 @@ def bistable(t: Tensor | float, u: Tensor) -> Tensor:
 
 def graph_problem(args: argparse.Namespace) -> Problem:
     """An invasion of a network of sites: the conductance depends on length and on porosity."""
-    n = args.nodes or 200
+    n = args.nodes
     position = torch.rand(n, 2)
     near = torch.cdist(position, position).topk(7, largest=False).indices[:, 1:]
     edges = torch.stack([near.flatten(), torch.arange(n).repeat_interleave(6)])

@@ -139,4 +139,5 @@ def plot_classification(title: str, runs: list[dict]) -> Path:
     figure.suptitle(title)
     first = runs[0]["checkpoint"]
     more = "" if len(runs) == 1 else f"-and-{len(runs) - 1}-more"
-    return save(figure, first.with_name(f"{first.stem}{more}.png"))
+    epochs = max(len(run["history"]) for run in runs)
+    return save(figure, first.with_name(f"{first.stem}{more}-{epochs}epochs.png"))

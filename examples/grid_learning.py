@@ -120,6 +120,10 @@ def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circula
         run = Run(**state["run"])
         checkpoint.tell(run.epoch)
     single = args.epochs - (args.epochs // 3 if args.window > 1 else 0)
+    try:
+        draw(1, args.window, torch.Generator())  # that none is too long, said before the training
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     optimizer = None
     bar = tqdm(range(run.epoch, args.epochs), initial=run.epoch, total=args.epochs, desc=name,
                disable=None, leave=False)
@@ -307,6 +311,10 @@ def parse(parser: argparse.ArgumentParser, mlp: dict, gnn: dict) -> argparse.Nam
     args = parser.parse_args()
     if args.resolutions and args.explicit != "gnn":
         parser.error("--resolutions needs --explicit gnn: a perceptron knows one grid only")
+    for n in [args.num_points, *args.resolutions]:
+        if args.explicit == "gnn" and n <= 2 * args.radius:
+            parser.error(f"expected grids of more than 2 * --radius = {2 * args.radius} points "
+                         f"(got {n})")
     for key, value in (gnn if args.explicit == "gnn" else mlp).items():
         if getattr(args, key) is None:
             setattr(args, key, value)

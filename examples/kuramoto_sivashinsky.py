@@ -90,7 +90,8 @@ def main() -> None:
     print_result(result)
     for n in args.resolutions:
         elsewhere(args, model, test, n)
-    path = make_checkpoint(args, name).path.with_suffix(".png")
+    path = make_checkpoint(args, name).picture(
+        horizon=args.horizon, rollout=args.lyapunov_times)
     print(f"figures: {plot_forecast(args, path, result, run)}, "
           f"{plot_attractor(path.with_name(f'{path.stem}-attractor.png'), result)}")
 
@@ -103,13 +104,13 @@ def make_model(args, grid: PeriodicGrid) -> nn.Module:
 
 def examine(args, model: nn.Module, linear, test: Tensor) -> dict:
     """Rolls out from test states, for the horizon; and for 50 Lyapunov times, for statistics."""
-    count = min(round(args.horizon * LYAPUNOV_TIME / args.interval), test.size(1) - 1)
+    count = max(1, min(round(args.horizon * LYAPUNOV_TIME / args.interval), test.size(1) - 1))
     truth = test[:, : count + 1]
     found = rollout(args, model, linear, truth[:, 0].float(), count)
     error = relative_error(found, truth)
     wrong = error > 0.2
     long = rollout(args, model, linear, test[:16, 0].float(),
-                   round(args.lyapunov_times * LYAPUNOV_TIME / args.interval))
+                   max(1, round(args.lyapunov_times * LYAPUNOV_TIME / args.interval)))
     # The times to an error of 20 %; infinite for a start that does not reach it in the horizon.
     time = torch.where(wrong.any(dim=1), wrong.int().argmax(dim=1) * args.interval, torch.inf)
     return {"truth": truth, "found": found, "error": error, "time": time.double().cpu(),

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from diffusion_problems import Problem, graph_problem, grid_problem
-from figures import BLACK, BLUE, GREEN, plt, save
+from figures import BLACK, BLUE, GREEN, legend_below, plt, save
 from figures import VERMILION as ORANGE
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -53,6 +53,7 @@ class Run:
 
     curve: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
+    media: list[dict[str, Tensor]] = field(default_factory=list)  # after each iteration
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     problem = (grid_problem if args.on == "grid" else graph_problem)(args)
     checkpoint = checkpoint_of(args)
-    picture = checkpoint.path.with_suffix(".png")
+    picture = checkpoint.picture(iterations=args.iterations)
     limit = stable_step(problem)
     print(f"{problem.exact[1:problem.seen].numel()} observations with noise of {args.noise:g}; an "
           f"explicit RK4 is stable up to steps of {limit:.2g}: the interval between snapshots, "
@@ -113,8 +114,11 @@ def fit(args: argparse.Namespace, problem: Problem, checkpoint: Checkpoint) -> R
     run, state = Run(), checkpoint.load()
     if state is not None:
         checkpoint.restore(state, medium=problem.medium, optimizer=optimizer)
-        run = Run(state["curve"], state["seconds"])
+        run = Run(state["curve"], state["seconds"], state["media"])
         checkpoint.tell(len(run.curve), "iteration")
+    if len(run.curve) > args.iterations:  # the file is of a longer run
+        problem.medium.load_state_dict(run.media[args.iterations - 1])
+        return Run(run.curve[:args.iterations], run.seconds, run.media[:args.iterations])
     count = problem.data[1:problem.seen].numel()
 
     def closure() -> Tensor:
@@ -132,6 +136,7 @@ def fit(args: argparse.Namespace, problem: Problem, checkpoint: Checkpoint) -> R
         loss = float(optimizer.step(closure).detach())  # at the start of the iteration
         run.curve.append([loss, coefficient_error(problem)])
         run.seconds += time.perf_counter() - start
+        run.media.append({key: value.clone() for key, value in problem.medium.state_dict().items()})
         progress.set_postfix(loss=f"{loss:.4f}", error=f"{run.curve[-1][1]:.2%}")
         checkpoint.save(medium=problem.medium.state_dict(), optimizer=optimizer.state_dict(),
                         **vars(run))
@@ -201,7 +206,7 @@ def report(args: argparse.Namespace, problem: Problem, run: Run, spread: Tensor,
 def plot(path: Path, args: argparse.Namespace, problem: Problem, run: Run, spread: Tensor,
          reaction_spread: Tensor, found: Tensor) -> None:
     """The coefficient, the reaction, a prediction and the convergence."""
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
     (plot_field if args.on == "grid" else plot_law)(axes[0, 0], problem, spread)
     plot_reaction(axes[0, 1], problem, reaction_spread)
     plot_prediction(axes[1, 0], problem, found)
@@ -214,7 +219,7 @@ def plot(path: Path, args: argparse.Namespace, problem: Problem, run: Run, sprea
     axes[1, 1].set(xlabel="iteration of L-BFGS", ylabel="dimensionless",
                    title="convergence of the fit")
     for axis in axes.flat:
-        axis.legend(fontsize=8, loc="best")
+        legend_below(axis, ncols=3 if axis in axes[0] else 2, fontsize=8)
     save(figure, path)
 
 
@@ -225,7 +230,7 @@ def plot_field(axis, problem: Problem, spread: Tensor) -> None:
     axis.plot(x, learned.exp(), color=ORANGE, label="learned")
     axis.plot(x, problem.log_true.exp(), "--", color=BLACK, label="true")
     axis.set(xlabel="x (dimensionless)", ylabel=r"$\kappa$ (dimensionless)", ylim=(0.0, None),
-             title="the diffusion coefficient is recovered")
+             title="the diffusion coefficient, learned and true")
 
 
 def plot_law(axis, problem: Problem, spread: Tensor) -> None:
@@ -237,7 +242,7 @@ def plot_law(axis, problem: Problem, spread: Tensor) -> None:
     axis.plot(ends, ends, "--", color=BLACK, label="learned = true")
     axis.set(xscale="log", yscale="log", xlabel="true conductance (dimensionless)",
              ylabel="learned conductance (dimensionless)",
-             title="the conductances of the edges are recovered")
+             title="conductances of the edges, learned and true")
 
 
 def plot_reaction(axis, problem: Problem, spread: Tensor) -> None:
@@ -248,7 +253,7 @@ def plot_reaction(axis, problem: Problem, spread: Tensor) -> None:
     axis.plot(u, learned, color=ORANGE, label="learned")
     axis.plot(u, problem.true_reaction(0.0, u).detach(), "--", color=BLACK, label="true")
     axis.set(xlabel="u (dimensionless)", ylabel="r(u) (dimensionless)",
-             title="the reaction is recovered where u has been")
+             title="the reaction, learned and true")
 
 
 def plot_prediction(axis, problem: Problem, found: Tensor) -> None:
@@ -263,10 +268,10 @@ def plot_prediction(axis, problem: Problem, found: Tensor) -> None:
         axis.plot(problem.t[1:seen], problem.data[1:seen, trajectory, i], marker, ms=4, color=color)
         axis.plot(problem.t[seen::3], problem.exact[seen::3, trajectory, i], marker, ms=4,
                   color=color, fillstyle="none")
-    axis.plot([], [], color=BLACK, label="learned model")
+    axis.plot([], [], color=BLACK, ls="-", label="learned model")
     axis.plot([], [], "o", ms=4, color=BLACK, label="data of the fit")
     axis.plot([], [], "o", ms=4, color=BLACK, fillstyle="none", label="truth, not seen")
-    axis.axvline(float(problem.t[seen - 1]), color="grey", ls=":")
+    axis.axvline(float(problem.t[seen - 1]), color="grey", ls=":", label="end of the data")
     axis.set(xlabel="time (dimensionless)", ylabel="u at three nodes (dimensionless)",
              title="prediction beyond the data")
 
@@ -297,6 +302,7 @@ def parse_arguments() -> argparse.Namespace:
         help="largest number of iterations of L-BFGS")
     add_files(parser, checkpoint_every=False)
     args = parser.parse_args()
+    args.nodes = args.nodes or (128 if args.on == "grid" else 200)
     output_folder(args.out)
     return args
 

@@ -242,11 +242,16 @@ def resident() -> int:
 
 
 class Record:
-    """A file of JSON lines, of which the first says on what they were measured."""
+    """A file of JSON lines, of which the first says on what they were measured.
+
+    A file that is there already is kept beside it, as NAME.before.jsonl.
+    """
 
     def __init__(self, path: Path, args: argparse.Namespace) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        if path.exists():  # the measurements of before are not lost where these fail
+            path.replace(path.with_suffix(f".before{path.suffix}"))
         path.write_text(json.dumps({"environment": environment(args)}) + "\n")
 
     def add(self, **values: Any) -> None:

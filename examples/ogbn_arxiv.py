@@ -317,6 +317,14 @@ def settings_of(args, data: Data, seed: int) -> dict:
             **{name: value for name, value in vars(args).items() if name not in free}}
 
 
+def many(text: str) -> int:
+    """A number of nodes that leaves some of each class to train and to test on."""
+    count = positive_int(text)
+    if count < 50:
+        raise argparse.ArgumentTypeError(f"expected at least 50 nodes (got {count})")
+    return count
+
+
 def run_name(args) -> str:
     name = f"arxiv-{args.preset}-{args.implicit}"
     return f"generated-{name}" if args.generated else name
@@ -336,7 +344,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         "ogbn_arxiv.py --root data --batch-size 1024 --bf16")
     add = parser.add_argument_group("data").add_argument
     add("--root", default="data", metavar="FOLDER", help="where ogb keeps, or puts, the data set")
-    add("--generated", type=positive_int, metavar="N",
+    add("--generated", type=many, metavar="N",
         help="a generated graph of N nodes in the place of the data set, which has 169343")
     add = parser.add_argument_group("network and integration").add_argument
     add("--preset", choices=list(PRESETS), default="grand",

@@ -84,8 +84,9 @@ def main() -> None:
     for at, true in enumerate(RATES):
         first, last = (math.exp(row["log_rates"][at]) for row in (curve[0], curve[-1]))
         print(f"| k{at + 1} | {true:.4g} | {first:.4g} | {last:.4g} | {abs(last / true - 1):.2%} |")
+    picture = f"{path.stem}-{len(curve) - 1}iterations.png"
     print(f"{figures.plural(len(curve) - 1, 'iteration')} in {curve[-1]['seconds']:.0f} s; figure: "
-          f"{plot(path.with_suffix('.png'), t, data, before, after, curve)}")
+          f"{plot(path.with_name(picture), t, data, before, after, curve)}")
 
 
 def initial_states(count: int) -> Tensor:

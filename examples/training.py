@@ -21,6 +21,7 @@ import json
 import math
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,22 @@ class Checkpoint:
         digest = hashlib.sha256(self.settings.encode()).hexdigest()[:10]
         self.path, self.restart = folder / f"{kind}-{digest}.pt", restart
 
+    def picture(self, **free: Any) -> Path:
+        """Where a figure of the run goes, with what it shows beyond the settings in its name."""
+        shown = "".join(f"-{name}{value}" for name, value in free.items() if value is not None)
+        return self.path.with_name(f"{self.path.stem}{shown}.png")
+
     def load(self, device: str | torch.device = "cpu") -> dict[str, Any] | None:
         """What was saved; None where there is no file, or where the run starts anew."""
         if self.restart or not self.path.exists():
             return None
+        if self.path.is_dir():
+            raise CheckpointError(f"Expected a checkpoint at {self.path} (got a folder). Remove "
+                                  "it, or name another folder with --out.")
         try:
+            damaged = zipfile.ZipFile(self.path).testzip()  # torch.load checks no sums
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"a wrong checksum of {damaged}")
             state = torch.load(self.path, weights_only=True, map_location=device)
         except Exception as error:  # torch.load raises errors of many kinds on a broken file
             raise self._unusable(error) from error
@@ -81,7 +93,7 @@ class Checkpoint:
         """Writes beside the file, then renames: a killed run leaves the last one whole."""
         content = io.BytesIO()
         torch.save({"settings": self.settings, **state}, content)
-        temporary = self.path.with_suffix(".tmp")
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")  # another run may write here too
         try:
             temporary.write_bytes(content.getbuffer())
             os.replace(temporary, self.path)

@@ -75,7 +75,7 @@ def test_the_gnn_learns_in_a_few_epochs_and_runs_on_another_grid(run, data, tmp_
     assert float(re.search(r"on 64 points .* error (\S+),", text)[1]) < 1e-4
     assert text.count("bounded") == 2
     figures = list((tmp_path / "runs").glob("ks-32-gnn-imex_rk4-*.png"))
-    assert {path.stem.removesuffix("-attractor") for path in figures} == {
+    assert {path.stem.split("-horizon")[0] for path in figures} == {
         path.stem for path in (tmp_path / "runs").glob("*.pt")}
     assert len(figures) == 2
     assert min(path.stat().st_size for path in figures) > 10_000
@@ -415,3 +415,9 @@ def test_the_spectrum_holds_the_energy_of_each_mode(learning):
     expected = torch.zeros(9, dtype=F64)
     expected[3], expected[1] = 0.5, 0.125
     torch.testing.assert_close(spectrum, expected)
+
+
+def test_a_window_that_no_trajectory_holds_is_refused_before_the_training(run, data):
+    with pytest.raises(SystemExit, match="Take a smaller --window or a longer time"):
+        run("kuramoto_sivashinsky", *SMALL_KS, "--explicit", "gnn", "--epochs", "6", "--window",
+            "5000", root=data)

@@ -93,6 +93,9 @@ def test_an_interrupted_fit_goes_on_to_the_last_bit(example, monkeypatch, tmp_pa
     assert "resumed" not in capsys.readouterr().out
     curve, again = fit("--iterations", "6")
     assert "resumed from iteration 3 " in capsys.readouterr().out
+    shorter, at_three = fit("--iterations", "3")  # beside the file of a longer run
+    assert shorter == whole[:3]
+    assert any(not torch.equal(value, again[name]) for name, value in at_three.items())
     assert len(curve) == 6
     assert curve == whole
     for name, value in parameters.items():
@@ -134,12 +137,17 @@ def test_other_settings_have_a_file_of_their_own(example, monkeypatch, tmp_path,
     assert len(list(tmp_path.glob("*.pt"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "altered"])
 def test_a_damaged_checkpoint_is_named_with_a_remedy(example, monkeypatch, tmp_path, damage):
     fitted(example, monkeypatch, tmp_path, "--iterations", "1")
     (path,) = tmp_path.glob("*.pt")
     if damage == "foreign":
         torch.save({"model": {}}, path)
+    elif damage == "altered":  # a number of the weights, where torch.load would not notice
+        content = bytearray(path.read_bytes())
+        at = content.index(b"/data/0") + 200
+        content[at:at + 8] = bytes(255 - byte for byte in content[at:at + 8])
+        path.write_bytes(content)
     else:
         path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else 500])
     with pytest.raises(SystemExit, match="--restart") as found:

@@ -172,7 +172,7 @@ def test_the_script_runs_by_itself_prints_the_accuracy_and_draws_a_figure(exampl
     assert float(found[1]) > 15  # a guess is right in 10 %
     assert "per epoch: 2 steps, 4 evaluations, 4 vector-Jacobian products, 8 linear" in done.stdout
     figure = file_of(tmp_path / "new", ending=".png")
-    assert figure.stem == file_of(tmp_path / "new").stem
+    assert figure.stem == file_of(tmp_path / "new").stem + "-3epochs"
     assert f"training curves: {figure}" in done.stdout
     assert figure.read_bytes().startswith(b"\x89PNG\r\n")
     assert figure.stat().st_size > 10_000
@@ -326,7 +326,7 @@ def test_the_baseline_runs_in_the_same_loop_over_several_seeds(run, tmp_path):
     assert float(mean) == pytest.approx(np.mean(each), abs=0.01)
     assert float(spread) == pytest.approx(np.std(each, ddof=1), abs=0.02)
     assert "linear solves" not in text
-    assert file_of(tmp_path, "digits-gcn", 5, "-and-1-more.png").exists()
+    assert file_of(tmp_path, "digits-gcn", 5, "-and-1-more-3epochs.png").exists()
 
 
 # Loss and accuracy of validation, accuracy of test; the third epoch wins by its loss.

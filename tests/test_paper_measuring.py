@@ -140,6 +140,15 @@ def test_a_record_begins_with_the_machine_and_the_settings(tmp_path):
     assert second == {"x": 1.5, "path": str(tmp_path)}
 
 
+def test_the_record_of_an_earlier_run_is_kept_beside_the_new_one(tmp_path):
+    import argparse
+
+    for n in (1, 2):
+        measuring.Record(tmp_path / "a.jsonl", argparse.Namespace()).add(n=n)
+    for name, n in (("a.before.jsonl", 1), ("a.jsonl", 2)):
+        assert json.loads((tmp_path / name).read_text().splitlines()[1]) == {"n": n}
+
+
 def test_a_package_that_is_not_installed_has_no_version():
     assert measuring.version("no-such-package") is None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands import Command, Folder, at_least_one
+from commands import Command, Folder, above_zero, at_least_one
 
 # As the scripts have them; here, so that --help imports none.
 PROBLEMS = ("advection", "allen-cahn", "ks")
@@ -38,7 +38,7 @@ def stiff_solvers(command: Command) -> None:
                 help=f"which of {', '.join(PROBLEMS)}")
     command.add("--out", type=Path, default=Path("runs"), help="folder of the figures and the data")
     command.add("--repeats", type=at_least_one, default=3, help="runs of which the fastest counts")
-    command.add("--repeat-below", type=float, default=10.0, metavar="S",
+    command.add("--repeat-below", type=above_zero, default=10.0, metavar="S",
                 help="runs that took longer than this are not repeated, in seconds")
     command.add("--time-limit", type=positive, default=200.0, metavar="S",
                 help="a run is stopped after this time, in seconds, and a solver's finer settings "
@@ -194,7 +194,7 @@ def large_steps(command: Command) -> None:
     """
     command.add("--root", default="data", help="where PyG keeps, or puts, Cora")
     command.add("--random", action="store_true", help="a random graph of Cora's size instead")
-    command.add("--rtol", type=float, nargs="*", default=[1e-1, 1e-2, 1e-3], metavar="X",
+    command.add("--rtol", type=above_zero, nargs="*", default=[1e-1, 1e-2, 1e-3], metavar="X",
                 help="tolerances to add")
     command.add("--epochs", type=at_least_one, default=9,
                 help="epochs of each, in turns, after one that is not counted")
@@ -220,7 +220,7 @@ def receptive_field(command: Command) -> None:
     command.add("--nodes", type=at_least_one, default=3000, help="nodes of the generated graph")
     command.add("--seeds", type=at_least_one, default=20, help="nodes at which the error is taken")
     command.add("--hops", type=int, default=8, help="the most hops sampled")
-    command.add("--time", type=float, default=4.0, help="terminal time; steps of 1")
+    command.add("--time", type=above_zero, default=4.0, help="terminal time; steps of 1")
 
 
 def graph_setup(command: Command) -> None:
@@ -265,7 +265,8 @@ def graph_solves(command: Command) -> None:
                 help=f"sizes of random graphs, of {', '.join(GRAPHS)}")
     command.add("--columns", type=at_least_one, nargs="+", default=[16, 128], metavar="N",
                 help="numbers of right-hand sides")
-    command.add("--c", type=float, default=5.0, help="the step size times the scheme's coefficient")
+    command.add("--c", type=above_zero, default=5.0,
+                help="the step size times the scheme's coefficient")
     command.add("--poisson", type=at_least_one, nargs="+", default=[], metavar="NODES",
                 help="count the iterations on square grids of so many nodes instead")
     command.add("--repeats", type=at_least_one, default=9, help="rounds, each with every solver")

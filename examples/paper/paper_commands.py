@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from commands import Command, Folder, at_least_one
+from commands import Command, Folder, above_zero, at_least_one
 
 # As systems.py, graphs.py, grids.py and claims/ have them; here, so that --help imports none.
 SYSTEMS = ("rk4", "dopri5", "dopri5_adjoint", "explicit_adams", "implicit_adams", "crank_nicolson",
@@ -57,8 +57,8 @@ def figure2(command: Command) -> None:
     command.add("--dataset", choices=GRAPHS, default="Cora", help="on which graph")
     command.add("--systems", nargs="+", choices=STEPPED, default=list(STEPPED), metavar="SYSTEM",
                 help=f"which of {', '.join(STEPPED)}")
-    command.add("--steps", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0, 2.0], metavar="H",
-                help="step sizes")
+    command.add("--steps", type=above_zero, nargs="+", default=[0.1, 0.25, 0.5, 1.0, 2.0],
+                metavar="H", help="step sizes")
 
 
 def accuracy(command: Command) -> None:
@@ -110,24 +110,24 @@ def table2(command: Command) -> None:
                 help=f"which of {', '.join(GRIDS)}")
     add_systems(command)
     command.add_with_quick("--epochs", 100, 8, type=at_least_one, help="of training")
-    command.add_with_quick("--budget", 900.0, 3.0, type=float, metavar="S",
+    command.add_with_quick("--budget", 900.0, 3.0, type=above_zero, metavar="S",
                            help="seconds after which a solver trains no further, as soon as its "
                                 "turn is over")
-    command.add_with_quick("--limit", 120.0, 8.0, type=float, metavar="S",
+    command.add_with_quick("--limit", 120.0, 8.0, type=above_zero, metavar="S",
                            help="seconds after which the integration of a batch, gradient and all, "
                                 "is ended and has failed")
     command.add_with_quick("--turn", None, 1, said="an epoch", type=at_least_one, metavar="N",
                            help="batches that a solver trains on before the next has its turn")
     command.add_with_quick("--repeats", 5, 1, type=at_least_one, metavar="N",
                            help="turns of each solver at least")
-    command.add("--lr", type=float, default=2e-3, help="learning rate of Adam")
+    command.add("--lr", type=above_zero, default=2e-3, help="learning rate of Adam")
     command.add("--root", type=Path, default=Path("data"), help="where the data are made and kept")
     command.add("--restart", action="store_true", help="measure again what is finished")
     command.add("--points", type=at_least_one, metavar="N",
                 help="points of every grid; without it the problem's, as of all that follow")
     command.add("--batch-size", type=at_least_one, metavar="N", help="windows in a batch")
     command.add("--trajectories", type=at_least_one, metavar="N", help="of the data set")
-    command.add("--duration", type=float, metavar="T", help="their length in time")
+    command.add("--duration", type=above_zero, metavar="T", help="their length in time")
 
 
 def stable_steps(command: Command) -> None:
@@ -154,15 +154,15 @@ def stable_steps(command: Command) -> None:
     add_systems(command)
     command.add_with_quick("--steps", 200, 60, type=at_least_one, metavar="N",
                            help="steps over which a stable state stays bounded")
-    command.add_with_quick("--tolerance", 0.02, 0.2, type=float, metavar="X",
+    command.add_with_quick("--tolerance", 0.02, 0.2, type=above_zero, metavar="X",
                            help="how finely steps are told apart, relative")
-    command.add("--error", type=float, default=0.01, metavar="X",
+    command.add("--error", type=above_zero, default=0.01, metavar="X",
                 help="relative error of what counts as accurate")
     command.add_with_quick("--most-steps", 20000, 2000, type=at_least_one, metavar="N",
                            help="steps after which accuracy is given up")
     command.add_with_quick("--epochs", 10, 1, type=at_least_one, metavar="N",
                            help="training of the networks on graphs")
-    command.add_with_quick("--limit", 60.0, 3.0, type=float, metavar="S",
+    command.add_with_quick("--limit", 60.0, 3.0, type=above_zero, metavar="S",
                            help="seconds after which an integration is given up")
 
 
@@ -197,7 +197,7 @@ def claims(command: Command) -> None:
                 help="grid points for the learned J")
     command.add_with_quick("--columns", 64, 16, type=at_least_one, metavar="N",
                            help="states of a batch; of Crank-Nicolson see --newton-states")
-    command.add("--targets", type=float, nargs="+", default=[1e-2, 1e-4], metavar="X",
+    command.add("--targets", type=above_zero, nargs="+", default=[1e-2, 1e-4], metavar="X",
                 help="relative errors of the problem that is not stiff")
     command.add_with_quick("--memory-steps", [10, 100, 1000], [10, 100, 400], type=at_least_one,
                            nargs="+", metavar="N", help="numbers of steps whose memory is compared")
@@ -209,7 +209,7 @@ def claims(command: Command) -> None:
                            help="states of a step of Crank-Nicolson")
     command.add("--imex-states", type=at_least_one, default=256, metavar="N",
                 help="states of the step beside it")
-    command.add_with_quick("--limit", 60.0, 40.0, type=float, metavar="S",
+    command.add_with_quick("--limit", 60.0, 40.0, type=above_zero, metavar="S",
                            help="seconds of a step of Crank-Nicolson")
 
 
@@ -241,9 +241,9 @@ def add_race_on_graphs(command: Command) -> None:
     add_root(command)
     command.add_with_quick("--epochs", None, 2, said="the data set's own", type=at_least_one,
                            metavar="N", help="training epochs at most")
-    command.add_with_quick("--budget", 60.0, 20.0, type=float, metavar="S",
+    command.add_with_quick("--budget", 60.0, 20.0, type=above_zero, metavar="S",
                            help="seconds of training of each row")
-    command.add("--limit", type=float, default=300.0, metavar="S",
+    command.add("--limit", type=above_zero, default=300.0, metavar="S",
                 help="seconds after which an epoch is given up")
     command.add_with_quick("--repeats", 5, 2, type=at_least_one, metavar="N",
                            help="epochs at least, and of what is only timed")
