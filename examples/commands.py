@@ -105,14 +105,25 @@ def at_least_one(text: str) -> int:
 
 
 def above_zero(text: str) -> float:
-    """A time, a tolerance or a rate."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
+    """A step, a tolerance or a rate."""
+    if not 0 < number_in(text) < math.inf:
         raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text}")
-    return value
+    return float(text)
+
+
+def from_zero(text: str) -> float:
+    """A limit in seconds; 0 lets nothing pass."""
+    if not 0 <= number_in(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number of at least 0, got {text}")
+    return float(text)
+
+
+def number_in(text: str) -> float:
+    """Not a number where the text is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def check_folder(parser: argparse.ArgumentParser, folder: Path) -> None:

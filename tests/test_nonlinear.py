@@ -263,16 +263,19 @@ def plain_steps(f, u0, end, scheme, rtol, atol):
     return steps
 
 
-@pytest.mark.parametrize(("name", "method"), [
-    ("Robertson", "ark436l2sa"), ("Robertson", "ark548l2sa"), ("van der Pol", "ark436l2sa"),
-    ("Oregonator", "ark548l2sa")])
-def test_stiff_equations_are_solved_in_the_steps_of_exact_newton(name, method):
+@pytest.mark.parametrize(("name", "method", "rtol", "factor"), [
+    ("Robertson", "ark436l2sa", 1e-7, 1), ("Robertson", "ark548l2sa", 1e-7, 1),
+    # Of the long ones fewer steps, and more of the error that the looser tolerance leaves.
+    ("van der Pol", "ark436l2sa", 1e-5, 3), ("Oregonator", "ark548l2sa", 1e-5, 100)])
+def test_stiff_equations_are_solved_in_the_steps_of_exact_newton(name, method, rtol, factor):
     f, u0, end, expected, allowed = STIFF[name]
     found, stats = imex_odeint(None, Nonlinear(f), double(u0), times(0, end), method=method,
-                               rtol=1e-7, atol=1e-12, return_stats=True)
+                               rtol=rtol, atol=1e-5 * rtol, return_stats=True)
+    allowed *= factor
     torch.testing.assert_close(found[-1], double(expected), rtol=allowed, atol=0)
     steps = stats.steps_accepted + stats.steps_rejected
-    assert steps <= 1.5 * plain_steps(f, u0, end, RUNGE_KUTTA[method], 1e-7, 1e-12)
+    assert steps <= 1.5 * plain_steps(f, u0, end, RUNGE_KUTTA[method], rtol,
+                                      1e-5 * rtol)
     assert stats.newton_iterations <= 3 * steps * RUNGE_KUTTA[method].stages
 
 

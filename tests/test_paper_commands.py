@@ -85,7 +85,7 @@ def test_counts_below_one_are_refused_before_any_work(text, capsys):
 @pytest.mark.parametrize(("words", "message"), [
     (["figure2", "--steps", "0"], "--steps: expected a finite number above 0, got 0"),
     (["table2", "--lr", "nan"], "--lr: expected a finite number above 0, got nan"),
-    (["table2", "--limit", "inf"], "--limit: expected a finite number above 0, got inf"),
+    (["table2", "--limit", "inf"], "--limit: expected a finite number of at least 0, got inf"),
     (["table1", "--out", "/dev/null/x"], "--out: expected a folder to write to, got /dev/null/x"),
 ])
 def test_what_cannot_be_right_is_refused_before_anything_is_loaded(words, message, capsys):

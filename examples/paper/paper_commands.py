@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from commands import Command, Folder, above_zero, at_least_one
+from commands import Command, Folder, above_zero, at_least_one, from_zero
 
 # As systems.py, graphs.py, grids.py and claims/ have them; here, so that --help imports none.
 SYSTEMS = ("rk4", "dopri5", "dopri5_adjoint", "explicit_adams", "implicit_adams", "crank_nicolson",
@@ -110,10 +110,10 @@ def table2(command: Command) -> None:
                 help=f"which of {', '.join(GRIDS)}")
     add_systems(command)
     command.add_with_quick("--epochs", 100, 8, type=at_least_one, help="of training")
-    command.add_with_quick("--budget", 900.0, 3.0, type=above_zero, metavar="S",
+    command.add_with_quick("--budget", 900.0, 3.0, type=from_zero, metavar="S",
                            help="seconds after which a solver trains no further, as soon as its "
                                 "turn is over")
-    command.add_with_quick("--limit", 120.0, 8.0, type=above_zero, metavar="S",
+    command.add_with_quick("--limit", 120.0, 8.0, type=from_zero, metavar="S",
                            help="seconds after which the integration of a batch, gradient and all, "
                                 "is ended and has failed")
     command.add_with_quick("--turn", None, 1, said="an epoch", type=at_least_one, metavar="N",
@@ -162,7 +162,7 @@ def stable_steps(command: Command) -> None:
                            help="steps after which accuracy is given up")
     command.add_with_quick("--epochs", 10, 1, type=at_least_one, metavar="N",
                            help="training of the networks on graphs")
-    command.add_with_quick("--limit", 60.0, 3.0, type=above_zero, metavar="S",
+    command.add_with_quick("--limit", 60.0, 3.0, type=from_zero, metavar="S",
                            help="seconds after which an integration is given up")
 
 
@@ -209,7 +209,7 @@ def claims(command: Command) -> None:
                            help="states of a step of Crank-Nicolson")
     command.add("--imex-states", type=at_least_one, default=256, metavar="N",
                 help="states of the step beside it")
-    command.add_with_quick("--limit", 60.0, 40.0, type=above_zero, metavar="S",
+    command.add_with_quick("--limit", 60.0, 40.0, type=from_zero, metavar="S",
                            help="seconds of a step of Crank-Nicolson")
 
 
@@ -241,9 +241,9 @@ def add_race_on_graphs(command: Command) -> None:
     add_root(command)
     command.add_with_quick("--epochs", None, 2, said="the data set's own", type=at_least_one,
                            metavar="N", help="training epochs at most")
-    command.add_with_quick("--budget", 60.0, 20.0, type=above_zero, metavar="S",
+    command.add_with_quick("--budget", 60.0, 20.0, type=from_zero, metavar="S",
                            help="seconds of training of each row")
-    command.add("--limit", type=above_zero, default=300.0, metavar="S",
+    command.add("--limit", type=from_zero, default=300.0, metavar="S",
                 help="seconds after which an epoch is given up")
     command.add_with_quick("--repeats", 5, 2, type=at_least_one, metavar="N",
                            help="epochs at least, and of what is only timed")
