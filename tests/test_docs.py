@@ -19,6 +19,7 @@ def test_there_are_pages_with_programs():
     assert len(RUN) >= 10
 
 
+@pytest.mark.scripts
 @pytest.mark.parametrize("page", RUN, ids=name)
 def test_the_programs_of_a_page_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

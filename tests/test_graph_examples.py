@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.scripts
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

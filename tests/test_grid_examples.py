@@ -12,6 +12,8 @@ from torch import nn
 
 from pyg_sinode.grid import Advection, PeriodicGrid, kuramoto_sivashinsky
 
+pytestmark = pytest.mark.scripts
+
 EXAMPLES = str(Path(__file__).parents[1] / "examples")
 NAMES = ("grid_learning", "grid_networks", "kuramoto_sivashinsky", "burgers")
 F64 = torch.float64

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.scripts
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ("--nodes", "24", "--trajectories", "3", "--times", "2")
 

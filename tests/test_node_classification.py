@@ -18,6 +18,8 @@ from torch_geometric.data import Data
 
 from pyg_sinode import SINODEConv
 
+pytestmark = pytest.mark.scripts
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPT = EXAMPLES / "node_classification.py"
 QUICK = ("--time", "2", "--heads", "2")

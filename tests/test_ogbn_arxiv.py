@@ -12,6 +12,8 @@ import pytest
 import torch
 from ogbn_arxiv_cases import SCRIPT, ignore_torch_sparse, load_example, needs_sampler
 
+pytestmark = pytest.mark.scripts
+
 # pandas 3 hands OGB arrays that it must not write to, and it does not.
 ignore_read_only = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 

@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch, Data
 from torch_geometric.utils import k_hop_subgraph
 
+pytestmark = pytest.mark.scripts
+
 if not hasattr(fsdp, "fully_shard"):
     pytest.skip("FSDP2 is public from PyTorch 2.6 on", allow_module_level=True)
 

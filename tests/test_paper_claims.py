@@ -14,6 +14,8 @@ from claims import finding, learned, memory, newton, nonstiff, setups
 from measuring import FAILURES, Watched, Work
 from paper_commands import FOLDER
 
+pytestmark = pytest.mark.scripts
+
 
 @pytest.fixture
 def args():

@@ -20,6 +20,8 @@ import table1
 from measuring import DivergedError
 from paper_commands import FOLDER
 
+pytestmark = pytest.mark.scripts
+
 SYSTEMS = ("rk4", "dopri5", "dopri5_adjoint", "explicit_adams", "implicit_adams", "crank_nicolson",
            "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
 

@@ -20,6 +20,8 @@ from grid_learning import GridMLP
 from measuring import DivergedError, TimeLimitError, Work
 from paper_commands import FOLDER
 
+pytestmark = pytest.mark.scripts
+
 NAMES = ("rk4", "dopri5", "dopri5_adjoint", "explicit_adams", "implicit_adams", "crank_nicolson",
          "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
 

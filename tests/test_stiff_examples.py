@@ -13,6 +13,8 @@ import stiff_kinetics
 import stiff_reactions
 from benchmark_commands import FOLDER, REACTION_PARTS
 
+pytestmark = pytest.mark.scripts
+
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):

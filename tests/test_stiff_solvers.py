@@ -17,6 +17,8 @@ import stiff_problems
 import stiff_solvers
 from benchmark_commands import FOLDER, PROBLEMS
 
+pytestmark = pytest.mark.scripts
+
 
 @pytest.fixture(scope="module")
 def problems():
