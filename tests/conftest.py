@@ -18,6 +18,13 @@ with warnings.catch_warnings():
 torch.set_num_threads(int(os.environ.get("PYG_SINODE_TEST_THREADS", "1")))
 
 
+def pytest_ignore_collect(collection_path, config):
+    """A file whose tests all have the marker scripts is not even imported where they do not run."""
+    if config.option.markexpr == "not scripts" and collection_path.suffix == ".py":
+        return "\npytestmark = pytest.mark.scripts\n" in collection_path.read_text() or None
+    return None
+
+
 REQUIRED = [name for name in os.environ.get("PYG_SINODE_REQUIRE", "").split(",") if name]
 
 
