@@ -23,7 +23,7 @@ def test_there_are_pages_with_programs():
 @pytest.mark.parametrize("page", RUN, ids=name)
 def test_the_programs_of_a_page_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text, namespace = page.read_text(), {"__name__": "page"}
+    text, namespace = page.read_text(), {"__name__": "__main__"}
     for block in BLOCK.finditer(text):
         # On its own lines of the file, so that a traceback names the page's line.
         lines = "\n" * text[: block.start(1)].count("\n")
