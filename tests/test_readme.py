@@ -35,7 +35,6 @@ def test_a_program_of_the_readme_runs(number, tmp_path, monkeypatch):
         program = program.replace("range(30)", "range(3)")
         assert "range(3)" in program
     monkeypatch.chdir(tmp_path)
-    # By a name that can be imported: PyG's Sequential imports the module in which it is made.
     exec(compile(program, "README.md", "exec"), {"__name__": "__main__"})
 
 
