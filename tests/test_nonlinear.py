@@ -280,11 +280,11 @@ def test_stiff_equations_are_solved_in_the_steps_of_exact_newton(name, method, r
 
 
 def test_systems_side_by_side_are_what_each_is_alone():
-    spread = 10 ** (torch.rand(6, 3, dtype=F64, generator=torch.Generator().manual_seed(1)) - 0.5)
-    u0 = double([1.0, 0.0, 0.0]).expand(6, 3)
+    spread = 10 ** (torch.rand(3, 3, dtype=F64, generator=torch.Generator().manual_seed(1)) - 0.5)
+    u0 = double([1.0, 0.0, 0.0]).expand(3, 3)
     together = imex_odeint(None, Nonlinear(robertson, RATES * spread, dims=-1), u0, times(0, 100.0),
                            rtol=1e-8, atol=1e-13)[-1]
-    for n in range(6):
+    for n in range(3):
         alone = imex_odeint(None, Nonlinear(robertson, RATES * spread[n]), u0[n], times(0, 100.0),
                             rtol=1e-8, atol=1e-13)[-1]
         torch.testing.assert_close(together[n], alone, rtol=1e-6, atol=0)
