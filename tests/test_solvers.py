@@ -1,14 +1,13 @@
 """Do all linear solvers keep their laws, column by column?"""
 
 import copy
+import inspect
 import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import inspect
-
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
@@ -368,7 +367,7 @@ def pair(adjacency, c):
 
 
 # SciPy's name of the tolerance before 1.12 was tol.
-RTOL = "rtol" if "rtol" in inspect.signature(scipy.sparse.linalg.cg).parameters else "tol"
+TOLERANCE = "rtol" if "rtol" in inspect.signature(scipy.sparse.linalg.cg).parameters else "tol"
 SCIPY = {
     "CG": (CG(), scipy.sparse.linalg.cg, {}, 2),
     "GMRES": (GMRES(), scipy.sparse.linalg.gmres, {"restart": 30, "callback_type": "pr_norm"}, 2),
@@ -387,7 +386,7 @@ def test_iterations_and_solutions_agree_with_scipy_on_every_column(adjacency, na
     x, iterations, _ = solver.invert(operator).solve(b)
     for at in range(4):
         counts = []
-        expected, info = reference(matrix, b[:, at].numpy(), **{RTOL: 1e-10}, atol=0.0,
+        expected, info = reference(matrix, b[:, at].numpy(), **{TOLERANCE: 1e-10}, atol=0.0,
                                    callback=counts.append, **options)
         assert info == 0
         assert abs(int(iterations[0, at]) - len(counts)) <= slack
