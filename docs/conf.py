@@ -18,7 +18,6 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-# Python that the test of the pages does not run, for want of a package, is marked "py".
 exclude_patterns = ["figures/*.py", "_build"]
 
 autodoc_member_order = "bysource"

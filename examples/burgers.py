@@ -35,8 +35,7 @@ from grid_learning import (
     turned,
     windows,
 )
-from torch import Tensor, nn
-from training import (
+from options import (
     make_parser,
     non_negative_int,
     output_folder,
@@ -44,6 +43,7 @@ from training import (
     positive_int,
     share,
 )
+from torch import Tensor, nn
 
 from pyg_sinode.datasets import BurgersTurbulence
 from pyg_sinode.grid import PeriodicGrid, resample, viscous_burgers

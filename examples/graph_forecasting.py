@@ -21,19 +21,11 @@ from pathlib import Path
 import figures
 import matplotlib.pyplot as plt
 import torch
+from options import add_files, make_parser, output_folder, positive_float, positive_int, share
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from tqdm import tqdm
-from training import (
-    Checkpoint,
-    add_files,
-    fingerprint,
-    make_parser,
-    output_folder,
-    positive_float,
-    positive_int,
-    share,
-)
+from training import Checkpoint, fingerprint
 
 from pyg_sinode import SINODEConv, imex_odeint, operators, solvers
 

@@ -16,16 +16,11 @@ from typing import Any
 import torch
 from grid_networks import GridFlux, GridMLP  # noqa: F401  (named here for those who import both)
 from measuring import FAILURES, Work
+from options import add_files, positive_float, positive_int
 from torch import Tensor, nn
 from torchdiffeq import odeint
 from tqdm import tqdm
-from training import (
-    Checkpoint,
-    add_files,
-    device_name,
-    positive_float,
-    positive_int,
-)
+from training import Checkpoint, device_name
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.operators import Circulant, LinearOperator

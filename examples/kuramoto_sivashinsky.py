@@ -36,14 +36,8 @@ from grid_learning import (
     windows,
 )
 from matplotlib.colors import LogNorm
+from options import make_parser, non_negative_int, output_folder, positive_float, positive_int
 from torch import Tensor, nn
-from training import (
-    make_parser,
-    non_negative_int,
-    output_folder,
-    positive_float,
-    positive_int,
-)
 
 from pyg_sinode.datasets import KuramotoSivashinsky
 from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, resample

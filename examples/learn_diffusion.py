@@ -29,10 +29,7 @@ import torch
 from diffusion_problems import Problem, graph_problem, grid_problem
 from figures import BLACK, BLUE, GREEN, legend_below, plt, save
 from figures import VERMILION as ORANGE
-from torch import Tensor, nn
-from tqdm import tqdm
-from training import (
-    Checkpoint,
+from options import (
     add_files,
     make_parser,
     non_negative_float,
@@ -40,6 +37,9 @@ from training import (
     positive_float,
     positive_int,
 )
+from torch import Tensor, nn
+from tqdm import tqdm
+from training import Checkpoint
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.solvers import Direct

@@ -22,6 +22,14 @@ import figures
 import numpy as np
 import torch
 import torch.nn.functional as F
+from options import (
+    add_files,
+    make_parser,
+    non_negative_float,
+    output_folder,
+    positive_float,
+    positive_int,
+)
 from torch_geometric.data import Data
 from torch_geometric.nn import GCNConv
 from torch_geometric.transforms import LargestConnectedComponents
@@ -29,16 +37,10 @@ from torch_geometric.utils import to_undirected
 from tqdm import tqdm
 from training import (
     Checkpoint,
-    add_files,
     best_of,
     device_name,
     end_of,
     fingerprint,
-    make_parser,
-    non_negative_float,
-    output_folder,
-    positive_float,
-    positive_int,
     random_state,
     set_random_state,
 )

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from options import add_files, make_parser, output_folder, positive_float, positive_int
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
@@ -34,17 +35,7 @@ from torch_geometric.data.storage import GlobalStorage
 from torch_geometric.loader import NeighborLoader
 from torch_geometric.utils import index_to_mask, remove_self_loops, scatter, to_undirected
 from tqdm import tqdm
-from training import (
-    Checkpoint,
-    add_files,
-    best_of,
-    device_name,
-    fingerprint,
-    make_parser,
-    output_folder,
-    positive_float,
-    positive_int,
-)
+from training import Checkpoint, best_of, device_name, fingerprint
 
 from pyg_sinode.models import SINODE
 from pyg_sinode.presets import GRAND

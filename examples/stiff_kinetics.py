@@ -24,18 +24,17 @@ from pathlib import Path
 import figures
 import matplotlib.pyplot as plt
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-from training import (
-    Checkpoint,
+from options import (
     add_files,
-    fingerprint,
     make_parser,
     non_negative_float,
     output_folder,
     positive_float,
     positive_int,
 )
+from torch import Tensor, nn
+from tqdm import tqdm
+from training import Checkpoint, fingerprint
 
 from pyg_sinode import imex_odeint
 from pyg_sinode.terms import Nonlinear

@@ -1,4 +1,4 @@
-"""How does a training keep its place? Checkpoints, the output folder, and the command line.
+"""How does a training keep its place, and when does it end? Checkpoints of one setting each.
 
 Shared by the examples that train. A checkpoint's name holds the kind of run and a digest of all the
 settings that shape it, so that each setting has a file of its own:
@@ -20,7 +20,6 @@ import io
 import json
 import math
 import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -173,73 +172,6 @@ def _rank(row: dict) -> tuple[float, float]:
     return row["val"], -row.get("val_loss", 0.0)
 
 
-# The command line
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Names the defaults that are set, and leaves the lines of the examples as they are."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        unset = action.default is None or action.default is False or action.default == []
-        return action.help if unset else super()._get_help_string(action)
-
-
-def make_parser(description: str, *examples: str) -> argparse.ArgumentParser:
-    """A parser whose help ends with examples of calls."""
-    lines = "".join(f"  python examples/{example}\n" for example in examples)
-    return argparse.ArgumentParser(description=description, epilog=f"examples:\n{lines}",
-                                   formatter_class=HelpFormatter)
-
-
-def add_files(parser: argparse.ArgumentParser, checkpoint_every: bool = True) -> None:
-    """The options that say what is written where."""
-    add = parser.add_argument_group("files").add_argument
-    add("--out", type=Path, default=Path("runs"), metavar="FOLDER",
-        help="folder of figures and checkpoints; made where it is missing")
-    if checkpoint_every:
-        add("--checkpoint-every", type=positive_int, default=10, metavar="N",
-            help="epochs from one checkpoint to the next")
-    add("--restart", action="store_true",
-        help="train anew and overwrite the checkpoint of these settings")
-
-
-def output_folder(path: Path) -> Path:
-    """The folder, made where it is missing; an error now where nothing can be written there."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise SystemExit(f"Expected --out to be a folder to write to (got {path}: "
-                         f"{error.strerror}). Name another one.") from error
-    return path
-
-
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    return _number(text, int, "a whole number of at least 1", lambda n: n >= 1)
-
-
-def non_negative_int(text: str) -> int:
-    """A whole number of at least 0."""
-    return _number(text, int, "a whole number of at least 0", lambda n: n >= 0)
-
-
-def positive_float(text: str) -> float:
-    """A finite number above 0."""
-    return _number(text, float, "a finite number above 0", lambda x: 0 < x < math.inf)
-
-
-def non_negative_float(text: str) -> float:
-    """A finite number of at least 0."""
-    return _number(text, float, "a finite number of at least 0", lambda x: 0 <= x < math.inf)
-
-
-def share(text: str) -> float:
-    """A number from 0 to below 1."""
-    return _number(text, float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
-
-
 def device_name(text: str) -> str:
     """The name of a device, as PyTorch knows it."""
     try:
@@ -248,13 +180,3 @@ def device_name(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"expected a device of this PyTorch, such as cpu or cuda:0 (got {text!r})") from error
     return text
-
-
-def _number(text: str, kind: type, expected: str, accepts) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not accepts(value):
-        raise argparse.ArgumentTypeError(f"expected {expected} (got {text!r})")
-    return value

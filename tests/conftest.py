@@ -5,7 +5,9 @@ skipped for want of a package named in PYG_SINODE_REQUIRE (torch_sparse,captum) 
 """
 
 import os
+import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,3 +63,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def planetoid(tmp_path_factory):
+    """PyG's folder of Planetoid with the raw files of Cora, writable: PyG writes beside them."""
+    raw = Path(os.environ.get("PYG_SINODE_DATA", "")) / "planetoid" / "Cora" / "raw"
+    if not raw.is_dir():
+        pytest.skip("needs Cora: set PYG_SINODE_DATA to a folder with planetoid/Cora/raw")
+    root = tmp_path_factory.mktemp("planetoid")
+    shutil.copytree(raw, root / "Cora" / "raw", copy_function=shutil.copyfile)
+    return root

@@ -1,9 +1,7 @@
 """Do the examples of Cora and of learned coefficients run, go on, and refuse what is wrong?"""
 
-import os
 import re
 import runpy
-import shutil
 import sys
 from pathlib import Path
 
@@ -172,17 +170,6 @@ def test_a_wrong_argument_is_refused_before_any_work(example, monkeypatch, capsy
     with pytest.raises(SystemExit) as found:
         example.parse_arguments()
     assert message in capsys.readouterr().err + str(found.value)
-
-
-@pytest.fixture(scope="module")
-def planetoid(tmp_path_factory):
-    data = os.environ.get("PYG_SINODE_DATA")
-    if not data:
-        pytest.skip("PYG_SINODE_DATA is unset: examples/cora.py is not run on Cora")
-    root = tmp_path_factory.mktemp("planetoid")
-    shutil.copytree(Path(data) / "planetoid" / "Cora" / "raw", root / "Cora" / "raw",
-                    copy_function=shutil.copyfile)
-    return root
 
 
 def test_cora_is_trained_in_a_few_epochs(planetoid, monkeypatch, capsys):

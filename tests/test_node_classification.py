@@ -5,7 +5,6 @@ import importlib
 import inspect
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -380,13 +379,8 @@ def test_accuracies_can_be_evaluated_more_rarely(run, scripted, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cora(tmp_path_factory):
-    data = os.environ.get("PYG_SINODE_DATA")
-    if not data:
-        pytest.skip("PYG_SINODE_DATA is not set: Cora's files are not at hand")
-    root = tmp_path_factory.mktemp("planetoid")
-    shutil.copytree(Path(data) / "planetoid" / "Cora" / "raw", root / "Cora" / "raw")
-    return torch_geometric.datasets.Planetoid(str(root), "Cora")[0]
+def cora(planetoid):
+    return torch_geometric.datasets.Planetoid(str(planetoid), "Cora")[0]
 
 
 def cora_layer(steps, **kwargs):

@@ -83,15 +83,15 @@ def test_counts_below_one_are_refused_before_any_work(text, capsys):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["figure2", "--steps", "0"], "--steps: expected a finite number above 0, got 0"),
-    (["table2", "--lr", "nan"], "--lr: expected a finite number above 0, got nan"),
-    (["table2", "--limit", "inf"], "--limit: expected a finite number of at least 0, got inf"),
-    (["table1", "--out", "/dev/null/x"], "--out: expected a folder to write to, got /dev/null/x"),
+    (["figure2", "--steps", "0"], "--steps: expected a finite number above 0 (got '0')"),
+    (["table2", "--lr", "nan"], "--lr: expected a finite number above 0 (got 'nan')"),
+    (["table2", "--limit", "inf"], "--limit: expected a finite number of at least 0 (got 'inf')"),
+    (["table1", "--out", "/dev/null/x"], "Expected --out to be a folder to write to (got /dev"),
 ])
 def test_what_cannot_be_right_is_refused_before_anything_is_loaded(words, message, capsys):
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit) as stopped:
         FOLDER.parse(words)
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().err + str(stopped.value)
 
 
 def test_defaults_are_said_in_words(capsys):

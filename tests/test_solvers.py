@@ -2,9 +2,6 @@
 
 import copy
 import inspect
-import os
-import shutil
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -335,25 +332,19 @@ def test_the_host_looks_once_per_iteration(solver):
     assert iterations <= syncs.count <= iterations + 6 * cycles
 
 
-def cora(folder):
-    place = os.environ.get("PYG_SINODE_DATA")
-    if place is None or not (Path(place) / "planetoid/Cora/raw").is_dir():
-        pytest.skip("Cora is not compared: set PYG_SINODE_DATA to a folder with planetoid/Cora/raw")
+def cora(root):
     from torch_geometric.datasets import Planetoid
     from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-    root = folder / "planetoid"
-    shutil.copytree(Path(place) / "planetoid/Cora/raw", root / "Cora/raw",
-                    copy_function=shutil.copyfile)
     data = Planetoid(str(root), "Cora")[0]
     edge_index, weight = gcn_norm(data.edge_index, None, data.num_nodes, dtype=F64)
     return edge_index, weight, data.num_nodes
 
 
 @pytest.fixture(scope="module", params=["ring with chords", "Cora"])
-def adjacency(request, tmp_path_factory):
+def adjacency(request):
     if request.param == "Cora":
-        return cora(tmp_path_factory.mktemp("cora"))
+        return cora(request.getfixturevalue("planetoid"))
     return (*normalised(500), 500)
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import options
 import pytest
 import torch
 
@@ -191,7 +192,7 @@ def test_of_equal_accuracies_the_smaller_loss_and_then_the_first_wins(training):
     ("share", {"0": 0.0, "0.9": 0.9}, ("1", "-0.1", "nan")),
     ("device_name", {"cpu": "cpu"}, ("abacus", ""))])
 def test_numbers_of_the_command_line_are_what_they_should_be(training, kind, good, bad):
-    convert = getattr(training, kind)
+    convert = getattr(training if kind == "device_name" else options, kind)
     for text, value in good.items():
         assert convert(text) == value
     for text in bad:
@@ -200,10 +201,10 @@ def test_numbers_of_the_command_line_are_what_they_should_be(training, kind, goo
 
 
 def test_help_has_the_examples_and_the_defaults_that_are_set(training):
-    parser = training.make_parser("It does.", "it.py --lr 1")
-    parser.add_argument("--lr", type=training.positive_float, default=0.5, help="rate")
+    parser = options.make_parser("It does.", "it.py --lr 1")
+    parser.add_argument("--lr", type=options.positive_float, default=0.5, help="rate")
     parser.add_argument("--method", help="scheme")
-    training.add_files(parser)
+    options.add_files(parser)
     text = parser.format_help()
     assert "rate (default: 0.5)" in text
     assert "None" not in text
@@ -212,12 +213,12 @@ def test_help_has_the_examples_and_the_defaults_that_are_set(training):
 
 
 def test_the_output_folder_is_made_and_a_place_that_cannot_be_one_is_named(training, tmp_path):
-    folder = training.output_folder(tmp_path / "a" / "b")
+    folder = options.output_folder(tmp_path / "a" / "b")
     assert list(folder.iterdir()) == []
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "runs"):
         with pytest.raises(SystemExit, match=rf"\(got {path}: .*\). Name another"):
-            training.output_folder(path)
+            options.output_folder(path)
 
 
 def test_a_folder_that_is_read_only_is_refused(training, monkeypatch, tmp_path):
@@ -225,9 +226,9 @@ def test_a_folder_that_is_read_only_is_refused(training, monkeypatch, tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     # Whoever runs the tests may be allowed to write anywhere.
-    monkeypatch.setattr(training.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(options.tempfile, "TemporaryFile", refuse)
     with pytest.raises(SystemExit, match="Permission denied"):
-        training.output_folder(tmp_path)
+        options.output_folder(tmp_path)
 
 
 SCRIPTS = {"node_classification": "sklearn", "kuramoto_sivashinsky": "torchdiffeq",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands import Command, Folder, above_zero, at_least_one
+from commands import Command, Folder
+from options import positive_float, positive_int
 
 # As the scripts have them; here, so that --help imports none.
 PROBLEMS = ("advection", "allen-cahn", "ks")
@@ -37,8 +38,8 @@ def stiff_solvers(command: Command) -> None:
     command.add("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="NAME",
                 help=f"which of {', '.join(PROBLEMS)}")
     command.add("--out", type=Path, default=Path("runs"), help="folder of the figures and the data")
-    command.add("--repeats", type=at_least_one, default=3, help="runs of which the fastest counts")
-    command.add("--repeat-below", type=above_zero, default=10.0, metavar="S",
+    command.add("--repeats", type=positive_int, default=3, help="runs of which the fastest counts")
+    command.add("--repeat-below", type=positive_float, default=10.0, metavar="S",
                 help="runs that took longer than this are not repeated, in seconds")
     command.add("--time-limit", type=positive, default=200.0, metavar="S",
                 help="a run is stopped after this time, in seconds, and a solver's finer settings "
@@ -62,10 +63,10 @@ def stiff_reactions(command: Command) -> None:
     """
     command.add("--parts", nargs="+", choices=REACTION_PARTS, default=list(REACTION_PARTS),
                 metavar="PART", help=f"which of {', '.join(REACTION_PARTS)}")
-    command.add("--systems", type=at_least_one, default=4096, help="Robertson systems in one call")
-    command.add("--points", type=at_least_one, default=128,
+    command.add("--systems", type=positive_int, default=4096, help="Robertson systems in one call")
+    command.add("--points", type=positive_int, default=128,
                 help="points of the grid along each axis")
-    command.add("--repeats", type=at_least_one, default=5,
+    command.add("--repeats", type=positive_int, default=5,
                 help="rounds, of which the best time counts")
     add_threads(command)
 
@@ -86,7 +87,7 @@ def gradient_cost(command: Command) -> None:
                 default=list(GRADIENT_PROBLEMS), help="of: " + "; ".join(GRADIENT_PROBLEMS))
     command.add("--method", default="imex_rk3", help="scheme of the Kuramoto-Sivashinsky equation")
     add_threads(command)
-    command.add("--repeats", type=at_least_one, default=20, help="rounds, each with every job")
+    command.add("--repeats", type=positive_int, default=20, help="rounds, each with every job")
 
 
 def checkpoint_memory(command: Command) -> None:
@@ -101,8 +102,8 @@ def checkpoint_memory(command: Command) -> None:
 
         python examples/benchmarks checkpoint_memory --points 64 --steps 60 --checkpoints all 3
     """
-    command.add("--points", type=at_least_one, default=2048, help="size of the state")
-    command.add("--steps", type=at_least_one, default=10_000, help="steps of the integration")
+    command.add("--points", type=positive_int, default=2048, help="size of the state")
+    command.add("--steps", type=positive_int, default=10_000, help="steps of the integration")
     command.add("--checkpoints", nargs="*", default=["all", "auto", "20", "10", "5"],
                 metavar="KEPT", help='states to keep: numbers, "auto", or "all" for every stage')
     command.add("--only", help=argparse.SUPPRESS)
@@ -123,13 +124,13 @@ def attention_evaluation(command: Command) -> None:
             --head-channels 8 --channels 128 --repeats 3
     """
     command.add("--graph", choices=GRAPHS, default="cora", help="size of a random graph")
-    command.add("--heads", type=at_least_one, default=8, help="number of heads")
-    command.add("--head-channels", type=at_least_one, default=16, help="width of a head")
-    command.add("--channels", type=at_least_one, default=80, help="width of the diffused features")
+    command.add("--heads", type=positive_int, default=8, help="number of heads")
+    command.add("--head-channels", type=positive_int, default=16, help="width of a head")
+    command.add("--channels", type=positive_int, default=80, help="width of the diffused features")
     add_normalizer(command)
     command.add("--skip", nargs="*", default=[], metavar="NAME",
                 help='rows to leave out, such as "plain, compiled"')
-    command.add("--repeats", type=at_least_one, default=20, help="rounds, each with every row")
+    command.add("--repeats", type=positive_int, default=20, help="rounds, each with every row")
     add_threads(command)
 
 
@@ -148,10 +149,10 @@ def attention_iteration(command: Command) -> None:
     command.add("--dataset", choices=("random", "Cora", "CiteSeer", "PubMed"), default="random",
                 help="random is a graph of Cora's size and needs no download")
     command.add("--root", default="data", help="where PyG keeps the data set")
-    command.add("--channels", type=at_least_one, default=80, help="width of the diffused features")
+    command.add("--channels", type=positive_int, default=80, help="width of the diffused features")
     add_normalizer(command)
     add_threads(command)
-    command.add("--repeats", type=at_least_one, default=9, help="rounds, each with every job")
+    command.add("--repeats", type=positive_int, default=9, help="rounds, each with every job")
 
 
 def beside_pyg(command: Command) -> None:
@@ -177,7 +178,7 @@ def beside_pyg(command: Command) -> None:
                                       "reaction as in network+acmp")
     command.add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N",
                 help="seeds, or splits from 0 to 9")
-    command.add("--epochs", type=at_least_one, default=200, help="training epochs")
+    command.add("--epochs", type=positive_int, default=200, help="training epochs")
 
 
 def large_steps(command: Command) -> None:
@@ -194,9 +195,9 @@ def large_steps(command: Command) -> None:
     """
     command.add("--root", default="data", help="where PyG keeps, or puts, Cora")
     command.add("--random", action="store_true", help="a random graph of Cora's size instead")
-    command.add("--rtol", type=above_zero, nargs="*", default=[1e-1, 1e-2, 1e-3], metavar="X",
+    command.add("--rtol", type=positive_float, nargs="*", default=[1e-1, 1e-2, 1e-3], metavar="X",
                 help="tolerances to add")
-    command.add("--epochs", type=at_least_one, default=9,
+    command.add("--epochs", type=positive_int, default=9,
                 help="epochs of each, in turns, after one that is not counted")
     add_threads(command)
 
@@ -217,10 +218,10 @@ def receptive_field(command: Command) -> None:
     """
     command.add("--root",
                 help="folder of the Planetoid data sets, for Cora; without it a generated graph")
-    command.add("--nodes", type=at_least_one, default=3000, help="nodes of the generated graph")
-    command.add("--seeds", type=at_least_one, default=20, help="nodes at which the error is taken")
+    command.add("--nodes", type=positive_int, default=3000, help="nodes of the generated graph")
+    command.add("--seeds", type=positive_int, default=20, help="nodes at which the error is taken")
     command.add("--hops", type=int, default=8, help="the most hops sampled")
-    command.add("--time", type=above_zero, default=4.0, help="terminal time; steps of 1")
+    command.add("--time", type=positive_float, default=4.0, help="terminal time; steps of 1")
 
 
 def graph_setup(command: Command) -> None:
@@ -235,12 +236,12 @@ def graph_setup(command: Command) -> None:
 
         python examples/benchmarks graph_setup --edges 20000 --heads 2 --repeats 3
     """
-    command.add("--edges", type=at_least_one, nargs="+", default=[10_000, 100_000, 1_000_000],
+    command.add("--edges", type=positive_int, nargs="+", default=[10_000, 100_000, 1_000_000],
                 metavar="N", help="their numbers")
-    command.add("--heads", type=at_least_one, nargs="+", default=[2, 8], metavar="N",
+    command.add("--heads", type=positive_int, nargs="+", default=[2, 8], metavar="N",
                 help="numbers of heads")
-    command.add("--channels", type=at_least_one, default=32, help="channels of a node")
-    command.add("--repeats", type=at_least_one, default=9, help="rounds, each with both passes")
+    command.add("--channels", type=positive_int, default=32, help="channels of a node")
+    command.add("--repeats", type=positive_int, default=9, help="rounds, each with both passes")
     add_threads(command)
 
 
@@ -263,13 +264,13 @@ def graph_solves(command: Command) -> None:
     """
     command.add("--graphs", choices=GRAPHS, nargs="+", default=["cora"], metavar="NAME",
                 help=f"sizes of random graphs, of {', '.join(GRAPHS)}")
-    command.add("--columns", type=at_least_one, nargs="+", default=[16, 128], metavar="N",
+    command.add("--columns", type=positive_int, nargs="+", default=[16, 128], metavar="N",
                 help="numbers of right-hand sides")
-    command.add("--c", type=above_zero, default=5.0,
+    command.add("--c", type=positive_float, default=5.0,
                 help="the step size times the scheme's coefficient")
-    command.add("--poisson", type=at_least_one, nargs="+", default=[], metavar="NODES",
+    command.add("--poisson", type=positive_int, nargs="+", default=[], metavar="NODES",
                 help="count the iterations on square grids of so many nodes instead")
-    command.add("--repeats", type=at_least_one, default=9, help="rounds, each with every solver")
+    command.add("--repeats", type=positive_int, default=9, help="rounds, each with every solver")
     add_threads(command)
 
 
@@ -286,12 +287,12 @@ def grid_solves(command: Command) -> None:
         python examples/benchmarks grid_solves --equation burgers
     """
     command.add("--equation", choices=("ks", "burgers"), default="ks", help="whose linear part")
-    command.add("--points", type=at_least_one, nargs="+", default=[64, 512, 1024, 4096],
+    command.add("--points", type=positive_int, nargs="+", default=[64, 512, 1024, 4096],
                 metavar="N", help="numbers of grid points")
-    command.add("--batch", type=at_least_one, default=256, help="right-hand sides")
+    command.add("--batch", type=positive_int, default=256, help="right-hand sides")
     command.add("--dtype", choices=("float32", "float64"), default="float64", help="precision")
     add_threads(command)
-    command.add("--repeats", type=at_least_one, default=9,
+    command.add("--repeats", type=positive_int, default=9,
                 help="solves of which the median is taken")
 
 
@@ -309,7 +310,7 @@ def scale(command: Command) -> None:
 
         python examples/benchmarks scale --edges 10000000 --kinds local --huge-pages
     """
-    command.add("--edges", type=at_least_one, nargs="+", default=[10_000, 100_000, 1_000_000],
+    command.add("--edges", type=positive_int, nargs="+", default=[10_000, 100_000, 1_000_000],
                 metavar="N", help="their numbers")
     command.add("--kinds", choices=("random", "local"), nargs="+", default=["random", "local"],
                 metavar="KIND", help="random or local: graphs without and with locality")
@@ -319,14 +320,14 @@ def scale(command: Command) -> None:
                 help="large tensors in huge pages: PyTorch's own switch THP_MEM_ALLOC_ENABLE=1")
     command.add("--keep-graphs", action="store_true",
                 help="the default memory instead of checkpoints='auto' and graph_memory=0")
-    command.add("--epochs", type=at_least_one, default=3,
+    command.add("--epochs", type=positive_int, default=3,
                 help="epochs, after one that is not counted")
     add_threads(command)
     command.add("--one", action="store_true", help=argparse.SUPPRESS)
 
 
 def add_threads(command: Command) -> None:
-    command.add("--threads", type=at_least_one, default=1, help="threads of PyTorch")
+    command.add("--threads", type=positive_int, default=1, help="threads of PyTorch")
 
 
 def add_normalizer(command: Command) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from commands import Command, Folder, above_zero, at_least_one, from_zero
+from commands import Command, Folder
+from options import non_negative_float, positive_float, positive_int
 
 # As systems.py, graphs.py, grids.py and claims/ have them; here, so that --help imports none.
 SYSTEMS = ("rk4", "dopri5", "dopri5_adjoint", "explicit_adams", "implicit_adams", "crank_nicolson",
@@ -57,7 +58,7 @@ def figure2(command: Command) -> None:
     command.add("--dataset", choices=GRAPHS, default="Cora", help="on which graph")
     command.add("--systems", nargs="+", choices=STEPPED, default=list(STEPPED), metavar="SYSTEM",
                 help=f"which of {', '.join(STEPPED)}")
-    command.add("--steps", type=above_zero, nargs="+", default=[0.1, 0.25, 0.5, 1.0, 2.0],
+    command.add("--steps", type=positive_float, nargs="+", default=[0.1, 0.25, 0.5, 1.0, 2.0],
                 metavar="H", help="step sizes")
 
 
@@ -77,14 +78,14 @@ def accuracy(command: Command) -> None:
     add_root(command)
     command.add("--datasets", nargs="+", choices=GRAPHS, default=list(GRAPHS), metavar="NAME",
                 help=f"which of {', '.join(GRAPHS)}")
-    command.add_with_quick("--splits", 10, 1, type=at_least_one, help="random splits")
-    command.add_with_quick("--public-seeds", 10, 1, type=at_least_one,
+    command.add_with_quick("--splits", 10, 1, type=positive_int, help="random splits")
+    command.add_with_quick("--public-seeds", 10, 1, type=positive_int,
                            help="seeds on Planetoid's split")
-    command.add_with_quick("--step-seeds", 5, 1, type=at_least_one,
+    command.add_with_quick("--step-seeds", 5, 1, type=positive_int,
                            help="seeds of the comparison of steps")
-    command.add("--steps", type=at_least_one, nargs="+", default=[19, 10, 5, 3, 2, 1], metavar="N",
+    command.add("--steps", type=positive_int, nargs="+", default=[19, 10, 5, 3, 2, 1], metavar="N",
                 help="numbers of equal steps")
-    command.add_with_quick("--epochs", None, 5, said="the data set's own", type=at_least_one,
+    command.add_with_quick("--epochs", None, 5, said="the data set's own", type=positive_int,
                            help="training epochs")
 
 
@@ -109,25 +110,25 @@ def table2(command: Command) -> None:
     command.add("--problems", nargs="+", choices=GRIDS, default=list(GRIDS), metavar="NAME",
                 help=f"which of {', '.join(GRIDS)}")
     add_systems(command)
-    command.add_with_quick("--epochs", 100, 8, type=at_least_one, help="of training")
-    command.add_with_quick("--budget", 900.0, 3.0, type=from_zero, metavar="S",
+    command.add_with_quick("--epochs", 100, 8, type=positive_int, help="of training")
+    command.add_with_quick("--budget", 900.0, 3.0, type=non_negative_float, metavar="S",
                            help="seconds after which a solver trains no further, as soon as its "
                                 "turn is over")
-    command.add_with_quick("--limit", 120.0, 8.0, type=from_zero, metavar="S",
+    command.add_with_quick("--limit", 120.0, 8.0, type=non_negative_float, metavar="S",
                            help="seconds after which the integration of a batch, gradient and all, "
                                 "is ended and has failed")
-    command.add_with_quick("--turn", None, 1, said="an epoch", type=at_least_one, metavar="N",
+    command.add_with_quick("--turn", None, 1, said="an epoch", type=positive_int, metavar="N",
                            help="batches that a solver trains on before the next has its turn")
-    command.add_with_quick("--repeats", 5, 1, type=at_least_one, metavar="N",
+    command.add_with_quick("--repeats", 5, 1, type=positive_int, metavar="N",
                            help="turns of each solver at least")
-    command.add("--lr", type=above_zero, default=2e-3, help="learning rate of Adam")
+    command.add("--lr", type=positive_float, default=2e-3, help="learning rate of Adam")
     command.add("--root", type=Path, default=Path("data"), help="where the data are made and kept")
     command.add("--restart", action="store_true", help="measure again what is finished")
-    command.add("--points", type=at_least_one, metavar="N",
+    command.add("--points", type=positive_int, metavar="N",
                 help="points of every grid; without it the problem's, as of all that follow")
-    command.add("--batch-size", type=at_least_one, metavar="N", help="windows in a batch")
-    command.add("--trajectories", type=at_least_one, metavar="N", help="of the data set")
-    command.add("--duration", type=above_zero, metavar="T", help="their length in time")
+    command.add("--batch-size", type=positive_int, metavar="N", help="windows in a batch")
+    command.add("--trajectories", type=positive_int, metavar="N", help="of the data set")
+    command.add("--duration", type=positive_float, metavar="T", help="their length in time")
 
 
 def stable_steps(command: Command) -> None:
@@ -152,17 +153,17 @@ def stable_steps(command: Command) -> None:
                            nargs="+", choices=names, metavar="NAME",
                            help=f"which of {', '.join(names)}")
     add_systems(command)
-    command.add_with_quick("--steps", 200, 60, type=at_least_one, metavar="N",
+    command.add_with_quick("--steps", 200, 60, type=positive_int, metavar="N",
                            help="steps over which a stable state stays bounded")
-    command.add_with_quick("--tolerance", 0.02, 0.2, type=above_zero, metavar="X",
+    command.add_with_quick("--tolerance", 0.02, 0.2, type=positive_float, metavar="X",
                            help="how finely steps are told apart, relative")
-    command.add("--error", type=above_zero, default=0.01, metavar="X",
+    command.add("--error", type=positive_float, default=0.01, metavar="X",
                 help="relative error of what counts as accurate")
-    command.add_with_quick("--most-steps", 20000, 2000, type=at_least_one, metavar="N",
+    command.add_with_quick("--most-steps", 20000, 2000, type=positive_int, metavar="N",
                            help="steps after which accuracy is given up")
-    command.add_with_quick("--epochs", 10, 1, type=at_least_one, metavar="N",
+    command.add_with_quick("--epochs", 10, 1, type=positive_int, metavar="N",
                            help="training of the networks on graphs")
-    command.add_with_quick("--limit", 60.0, 3.0, type=from_zero, metavar="S",
+    command.add_with_quick("--limit", 60.0, 3.0, type=non_negative_float, metavar="S",
                            help="seconds after which an integration is given up")
 
 
@@ -189,27 +190,27 @@ def claims(command: Command) -> None:
     add_common(command)
     command.add("--claims", nargs="+", choices=CLAIMS, default=list(CLAIMS), metavar="NAME",
                 help="which")
-    command.add_with_quick("--repeats", 9, 5, type=at_least_one, metavar="N",
+    command.add_with_quick("--repeats", 9, 5, type=positive_int, metavar="N",
                            help="repetitions of which medians are taken")
-    command.add("--points", type=at_least_one, default=512, metavar="N",
+    command.add("--points", type=positive_int, default=512, metavar="N",
                 help="grid points, but for the learned J")
-    command.add("--learned-points", type=at_least_one, default=64, metavar="N",
+    command.add("--learned-points", type=positive_int, default=64, metavar="N",
                 help="grid points for the learned J")
-    command.add_with_quick("--columns", 64, 16, type=at_least_one, metavar="N",
+    command.add_with_quick("--columns", 64, 16, type=positive_int, metavar="N",
                            help="states of a batch; of Crank-Nicolson see --newton-states")
-    command.add("--targets", type=above_zero, nargs="+", default=[1e-2, 1e-4], metavar="X",
+    command.add("--targets", type=positive_float, nargs="+", default=[1e-2, 1e-4], metavar="X",
                 help="relative errors of the problem that is not stiff")
-    command.add_with_quick("--memory-steps", [10, 100, 1000], [10, 100, 400], type=at_least_one,
+    command.add_with_quick("--memory-steps", [10, 100, 1000], [10, 100, 400], type=positive_int,
                            nargs="+", metavar="N", help="numbers of steps whose memory is compared")
-    command.add_with_quick("--epochs", 400, 120, type=at_least_one, metavar="N",
+    command.add_with_quick("--epochs", 400, 120, type=positive_int, metavar="N",
                            help="of the learned J")
-    command.add("--trajectories", type=at_least_one, default=32, metavar="N",
+    command.add("--trajectories", type=positive_int, default=32, metavar="N",
                 help="for the learned J")
-    command.add_with_quick("--newton-states", 8, 2, type=at_least_one, metavar="N",
+    command.add_with_quick("--newton-states", 8, 2, type=positive_int, metavar="N",
                            help="states of a step of Crank-Nicolson")
-    command.add("--imex-states", type=at_least_one, default=256, metavar="N",
+    command.add("--imex-states", type=positive_int, default=256, metavar="N",
                 help="states of the step beside it")
-    command.add_with_quick("--limit", 60.0, 40.0, type=from_zero, metavar="S",
+    command.add_with_quick("--limit", 60.0, 40.0, type=non_negative_float, metavar="S",
                            help="seconds of a step of Crank-Nicolson")
 
 
@@ -217,7 +218,7 @@ def add_common(command: Command) -> None:
     command.add("--out", type=Path, default=Path("runs/paper"), metavar="FOLDER",
                 help="of tables, figures and data")
     command.add("--seed", type=int, default=0, help="of the weights and the data's order")
-    command.add("--threads", type=at_least_one, default=1, metavar="N", help="threads of PyTorch")
+    command.add("--threads", type=positive_int, default=1, metavar="N", help="threads of PyTorch")
     command.add("--quick", action="store_true", help="fewer epochs and repetitions, to try it")
 
 
@@ -239,13 +240,13 @@ def add_race_on_graphs(command: Command) -> None:
     """What table1 and figure2 share."""
     add_common(command)
     add_root(command)
-    command.add_with_quick("--epochs", None, 2, said="the data set's own", type=at_least_one,
+    command.add_with_quick("--epochs", None, 2, said="the data set's own", type=positive_int,
                            metavar="N", help="training epochs at most")
-    command.add_with_quick("--budget", 60.0, 20.0, type=from_zero, metavar="S",
+    command.add_with_quick("--budget", 60.0, 20.0, type=non_negative_float, metavar="S",
                            help="seconds of training of each row")
-    command.add("--limit", type=from_zero, default=300.0, metavar="S",
+    command.add("--limit", type=non_negative_float, default=300.0, metavar="S",
                 help="seconds after which an epoch is given up")
-    command.add_with_quick("--repeats", 5, 2, type=at_least_one, metavar="N",
+    command.add_with_quick("--repeats", 5, 2, type=positive_int, metavar="N",
                            help="epochs at least, and of what is only timed")
 
 
