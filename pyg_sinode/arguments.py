@@ -17,10 +17,11 @@ from .integrate.explicit import ExplicitTerm
 from .integrate.steps import Steps
 from .norms import maximum
 from .operators import LinearOperator
+from .operators.base import no_functions
 from .operators.checks import broadcasts, check_real
 from .operators.replaced import is_replacing, refuse_replaced
 from .precision import SHORT, full_precision, is_autocast, widened
-from .schemes import SCHEMES, Scheme
+from .schemes import SCHEMES, ExponentialTableau, Scheme
 from .terms import Affine, Nonlinear
 from .transforms import forward_mode_error, has_tangent
 
@@ -157,6 +158,36 @@ def check_scheme(scheme: Scheme, *, adaptive: bool, dense: bool) -> None:
         having = [name for name, s in SCHEMES.items() if s.interpolant is not None]
         raise ValueError(f"Expected a scheme with an interpolant for dense=True (got "
                          f"{scheme.name}); these have one: {', '.join(having)}.")
+
+
+def check_exponential(scheme: Scheme, solver: Any, part: Affine | Nonlinear | None, u0: Tensor
+                      ) -> None:
+    """Refuses an implicit part or a solver that an exponential scheme cannot use."""
+    if not isinstance(scheme, ExponentialTableau):
+        return
+    if solver is not None:
+        raise ValueError(f"Expected no solver with {scheme.name} (got {solver!r}): an exponential "
+                         "scheme solves no linear systems; leave it out.")
+    if part is None:
+        return
+    if isinstance(part, Nonlinear):
+        raise ValueError(f"Expected an operator J or None with {scheme.name} (got a Nonlinear): an "
+                         "exponential scheme needs functions of a linear J. Put the linear part "
+                         "there and the rest into the explicit term, or take an implicit-explicit "
+                         "scheme such as ark436l2sa.")
+    if not part.is_constant():
+        raise ValueError(f"Expected an operator J with {scheme.name} (got an Affine with "
+                         f"{'a scale a(t)' if not part.is_unscaled() else 'a forcing f(t)'}): add "
+                         "a forcing to the explicit term; with a J that varies in time, take an "
+                         "implicit-explicit scheme such as ark436l2sa.")
+    with torch.no_grad():
+        if part.operator.functions(_unchanged, u0) is None:
+            raise no_functions(part.operator)
+
+
+def _unchanged(z: Tensor) -> Tensor:
+    """The function f(z) = z, as the only one of several."""
+    return z.unsqueeze(0)
 
 
 def check_checkpoints(checkpoints: Any, device: Any, gradient: str) -> torch.device | None:

@@ -12,6 +12,7 @@ from .arguments import (
     check_callback,
     check_checkpoints,
     check_equal,
+    check_exponential,
     check_gradient,
     check_graph_memory,
     check_scheme,
@@ -279,6 +280,7 @@ def _integrate(
     term = explicit_term(explicit, args, scheme, u0, times[0], tangents=plain)
     check_solver(solver, implicit)
     part = implicit_term(implicit, u0, times[0])
+    check_exponential(scheme, solver, part, u0)
     tensors = [u0, *(() if term is None else term.tensors), *(() if part is None else part.tensors)]
     known = Factorizations(part.operator, solver, stats) if isinstance(part, Affine) else None
     run = Integration(scheme, term, part, known, times, clock, steps, control, dense, graph_memory,

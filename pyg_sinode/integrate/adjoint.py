@@ -13,6 +13,7 @@ from ..precision import full_precision
 from ..terms import Nonlinear
 from .checkpoints import backwards, first_sweep
 from .explicit import Capture, Evaluation, FirstCallCheck, Replay
+from .function_part import FunctionPart
 from .graph_memory import GraphMemory
 from .integration import Integration
 from .loop import AcceptedStep
@@ -47,7 +48,8 @@ class _Discrete(torch.autograd.Function):
         if run.term is not None:
             explicit = Capture(run.term, tensors[:len(run.term.tensors)], kept.memory)
         modes, buffers = _modes(run), _buffers(run)
-        result = run.run(run.method(explicit, run.part(run.implicit, u0)), u0, kept.note)
+        part = run.part(run.implicit, u0, differentiates=True)
+        result = run.run(run.method(explicit, part), u0, kept.note)
         _check_unchanged((u0, *tensors), before)
         ctx.run, ctx.kept, ctx.count, ctx.modes = run, kept, len(tensors), modes
         ctx.buffers = buffers
@@ -196,7 +198,7 @@ class _Backward:
             term = term.as_it_was(linear, buffers)
         elif term is not None and linear:
             term = term.with_tensors(linear)
-        self.part = run.part(term, u0)
+        self.part = run.part(term, u0, differentiates=True)
         self.method = run.method(self.replay, self.part)
 
     def tapes(self, kept: _Kept, saved: Sequence[Tensor], u0: Tensor) -> Iterator[Any]:
@@ -233,6 +235,8 @@ class _Backward:
             inside = [(theta, grad[output + i]) for i, theta in enumerate(thetas) if theta != 1.0]
             lam = lam.plus(grad[output + i] for i, theta in enumerate(thetas) if theta == 1.0)
             lam = self.method.transposed(t, h, tape, lam, inside, self)
+        found = self.part.accumulated()
+        self._add(range(self.split, self.split + len(found)), found, 1.0)
         result: Tensor = lam.plus([grad[0]]).u
         return result
 
@@ -248,6 +252,7 @@ class _Backward:
     def implicit(self, t: float, u: Tensor, w: Scaled) -> None:
         """See :class:`pyg_sinode.integrate.runge_kutta.Reverse`."""
         assert w.x is not None
+        assert not isinstance(self.part, FunctionPart)
         found = self.part.vjp(t, u, w.x, self.wanted_implicit)
         self._add(range(self.split, self.split + len(found)), found, w.factor)
 

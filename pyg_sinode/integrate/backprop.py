@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..operators import LinearOperator, Shifted, Solution
 from ..precision import without_autocast
+from ..schemes import ExponentialTableau
 from ..solvers import Inverse
 from ..terms import Nonlinear
+from .function_part import FunctionPart
 from .implicit import ImplicitPart, LinearPart, NoPart, solution
 from .integration import Integration
 from .nonlinear import NewtonPart, Scale
@@ -25,13 +27,15 @@ def backpropagate(run: Integration, u0: Tensor) -> Tensor:
     return run.run(run.method(explicit, _differentiable(run, u0)), u0)
 
 
-def _differentiable(run: Integration, u0: Tensor) -> ImplicitPart:
-    """The implicit part with differentiable solves."""
+def _differentiable(run: Integration, u0: Tensor) -> ImplicitPart | FunctionPart:
+    """The implicit part with differentiable solves, or functions."""
     if isinstance(run.implicit, Nonlinear):
         tensors = [u0, *(() if run.term is None else run.term.tensors), *run.implicit.tensors]
         followed = any(x.requires_grad for x in tensors)
         whole = run.implicit if followed else run.implicit.guarded()
         return _DifferentiablePart(whole, run.allowed, u0, run.stats)
+    if isinstance(run.scheme, ExponentialTableau):
+        return run.part(run.implicit, u0)
     if run.factorizations is None or run.implicit is None:
         return NoPart()
     known, term = run.factorizations, run.implicit

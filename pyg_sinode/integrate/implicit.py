@@ -10,21 +10,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Shifted, Solution
-from ..operators.checks import as_float, same
+from ..operators.checks import as_float
 from ..solvers import default
 from ..solvers.krylov import Krylov
 from ..terms import Affine
 from ..terms.affine import check_finite
+from .kept import KEPT, Kept, kept_of
 from .report import Stats
 
-KEPT = 8  # the largest number of factorizations kept per operator
 Invert = Callable[[Shifted], LinearOperator]
 InverseOf = Callable[[float, Tensor | float], LinearOperator]
 
@@ -68,6 +66,10 @@ class ImplicitPart(Protocol):
         """Whether solves use an initial guess."""
         ...
 
+    def accumulated(self) -> Sequence[Tensor | None]:
+        """Gradients of the tensors of H that were added up over steps; empty if there are none."""
+        ...
+
 
 class NoPart:
     """The implicit part H = 0."""
@@ -105,6 +107,10 @@ class NoPart:
     def wants_guess(self) -> bool:
         """False: a guess is not used."""
         return False
+
+    def accumulated(self) -> Sequence[Tensor | None]:
+        """Empty: :meth:`vjp` gives all gradients."""
+        return ()
 
 
 class LinearPart:
@@ -187,6 +193,10 @@ class LinearPart:
         """Whether the last solve was iterative."""
         return self.iterative
 
+    def accumulated(self) -> Sequence[Tensor | None]:
+        """Empty: :meth:`vjp` gives all gradients."""
+        return ()
+
     def _solve(self, inverse: LinearOperator, b: Tensor, guess: Tensor | None) -> Tensor:
         start = time.perf_counter()
         self.iterative = getattr(inverse, "iterative", False)
@@ -234,7 +244,7 @@ class Factorizations:
         # Not kept between calls: a trained operator changes, and a division has no factors.
         for_once = any(t.requires_grad for t in operator.tensors) or (
             operator.as_diagonal() is not None) or not _is_hashable(solver)
-        kept = None if for_once else _kept_of(operator)
+        kept = None if for_once else kept_of(operator)
         # with_tensors of a subclass may return another class, which may behave differently.
         self.kept = kept if kept is not None and type(kept.operator) is type(operator) else None
 
@@ -262,7 +272,7 @@ class Factorizations:
             inverse: LinearOperator = solver.invert(Shifted(operator, c))
         return inverse
 
-    def _found(self, kept: _Kept, c: float) -> LinearOperator:
+    def _found(self, kept: Kept, c: float) -> LinearOperator:
         key = (self.solver, c)
         if key in kept.inverses:
             found = kept.inverses[key]
@@ -272,44 +282,6 @@ class Factorizations:
             kept.inverses.pop(next(iter(kept.inverses)))  # the oldest
         kept.inverses[key] = None if self.iterates else inverse
         return inverse
-
-
-class _Kept:
-    """The inverses kept between calls, on a copy of the operator so that it can be deleted."""
-
-    def __init__(self, operator: LinearOperator) -> None:
-        self.numbers = _numbers(operator)
-        self.operator = operator.with_tensors([t.detach().clone() for t in operator.tensors])
-        self.inference = torch.is_inference_mode_enabled()
-        self.inverses: dict[Any, LinearOperator | None] = {}
-
-    def is_of(self, operator: LinearOperator) -> bool:
-        """Whether the operator is unchanged since the copy was made."""
-        copies, tensors = self.operator.tensors, operator.tensors
-        return (self.inference == torch.is_inference_mode_enabled()
-                and self.numbers == _numbers(operator)
-                and len(copies) == len(tensors) and all(map(same, copies, tensors)))
-
-
-_KEPT: WeakKeyDictionary[LinearOperator, _Kept] = WeakKeyDictionary()
-
-
-def _kept_of(operator: LinearOperator) -> _Kept:
-    kept = _KEPT.get(operator)
-    if kept is None or not kept.is_of(operator):
-        kept = _KEPT[operator] = _Kept(operator)
-    return kept
-
-
-def _numbers(operator: LinearOperator) -> list[Any]:
-    """The numbers, strings and arrays that an operator and its parts depend on, without tensors."""
-    found: list[Any] = [type(operator), operator.generation]
-    for name, value in vars(operator).items():
-        if isinstance(value, (bool, int, float, str)):
-            found.append((name, value))
-        elif isinstance(value, np.ndarray):
-            found.append((name, value.shape, value.tobytes()))
-    return [*found, *(_numbers(part) for part in operator.parts)]
 
 
 def _is_hashable(key: object) -> bool:

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from ..controllers import Adaptive
-from ..schemes import IMEXTableau, Scheme
+from ..operators import ScaledIdentity
+from ..schemes import ExponentialTableau, IMEXTableau, Scheme
 from ..terms import Affine, Nonlinear
 from .clock import Clock
 from .explicit import Explicit, ExplicitTerm
+from .exponential import Exponential
+from .function_part import FunctionPart
 from .implicit import Factorizations, ImplicitPart, LinearPart, NoPart
 from .loop import AcceptedStep, Callback, Method, Watch, loop
 from .multistep import Multistep
@@ -63,8 +66,20 @@ class Integration:
     progress: bool
     stats: Stats
 
-    def part(self, term: Affine | Nonlinear | None, u0: Tensor) -> ImplicitPart:
-        """The implicit part of a term, which is :attr:`implicit`, perhaps with other tensors."""
+    def part(self, term: Affine | Nonlinear | None, u0: Tensor, *, differentiates: bool = False
+             ) -> ImplicitPart | FunctionPart:
+        """The implicit part of a term, which is :attr:`implicit`, perhaps with other tensors.
+
+        Args:
+            term (Affine or Nonlinear, optional): The term.
+            u0 (Tensor): The initial state.
+            differentiates (bool): Whether the discrete adjoint differentiates it.
+                (default: :obj:`False`)
+        """
+        if isinstance(self.scheme, ExponentialTableau):
+            operator = term.operator if isinstance(term, Affine) else ScaledIdentity(0.0)
+            wanted = differentiates and any(p.requires_grad for p in operator.tensors)
+            return FunctionPart(operator, self.stats, differentiates=wanted)
         if isinstance(term, Nonlinear):
             return NewtonPart(term, self.allowed, u0, self.stats)
         if term is None or self.factorizations is None:
@@ -79,8 +94,13 @@ class Integration:
             return None
         return lambda u: STAGE_TOLERANCE * (control.atol + control.rtol * u.abs())
 
-    def method(self, explicit: Explicit | None, part: ImplicitPart) -> Method:
-        """The Runge-Kutta or multistep method for a way to evaluate G and an implicit part."""
+    def method(self, explicit: Explicit | None, part: ImplicitPart | FunctionPart) -> Method:
+        """The method of the scheme for a way to evaluate G and an implicit part."""
+        if isinstance(part, FunctionPart):
+            assert isinstance(self.scheme, ExponentialTableau)
+            return Exponential(self.scheme, explicit, part, self.stats,
+                               embedded=self.control is not None)
+        assert not isinstance(self.scheme, ExponentialTableau)
         if isinstance(self.scheme, IMEXTableau):
             return RungeKutta(self.scheme, explicit, part, self.stats,
                               embedded=self.control is not None, dense=self.dense)
@@ -111,7 +131,7 @@ class Integration:
     def _sizes(self, method: Method, u0: Tensor) -> StepSizes:
         if self.control is None:
             return EqualSteps(self.steps)
-        assert isinstance(method, RungeKutta)
+        assert isinstance(method, (RungeKutta, Exponential))
         return AdaptiveSteps(method, self.control, self.times, self.clock, u0, dense=self.dense,
                              steps=self.steps)
 

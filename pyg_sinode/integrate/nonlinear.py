@@ -123,6 +123,10 @@ class NewtonPart:
         """True: Newton's method uses an initial guess."""
         return True
 
+    def accumulated(self) -> Sequence[Tensor | None]:
+        """Empty: :meth:`vjp` gives all gradients."""
+        return ()
+
     def at(self, t: float, U: Tensor) -> Derivative:
         """The Jacobian at a state; the last one is kept and reused."""
         if self.held is None or not self.held.is_at(t, U):

@@ -14,6 +14,7 @@ from ..controllers import Adaptive
 from ..operators.results import SolveError
 from ..solvers import NewtonError
 from .clock import Clock, on_grid, whole_steps
+from .exponential import Exponential
 from .report import StepSizeError, located, not_finite
 from .runge_kutta import OneStepState, RungeKutta, StepResult
 from .steps import EPS, Step, Steps, take_outputs
@@ -121,7 +122,7 @@ class AdaptiveSteps:
     accumulate.
 
     Args:
-        method (RungeKutta): The method, with embedded weights.
+        method (RungeKutta or Exponential): The method, with embedded weights.
         control (Adaptive): Tolerances and limits.
         times (sequence of float): The output times.
         clock (Clock): Their rounding units.
@@ -130,8 +131,9 @@ class AdaptiveSteps:
         steps (Steps): The list to which accepted steps are appended.
     """
 
-    def __init__(self, method: RungeKutta, control: Adaptive, times: Sequence[float], clock: Clock,
-                 u: Tensor, *, dense: bool, steps: Steps) -> None:
+    def __init__(self, method: RungeKutta | Exponential, control: Adaptive,
+                 times: Sequence[float], clock: Clock, u: Tensor, *, dense: bool,
+                 steps: Steps) -> None:
         self.method, self.control, self.dense, self.steps = method, control, dense, steps
         self.stats, self.order = method.stats, method.scheme.embedded_order
         self.rest = list(times[1:])  # the remaining output times
@@ -171,7 +173,7 @@ class AdaptiveSteps:
         assert u is not None
         with torch.no_grad():
             error = self.control.norm(self.method.error(step.t, step.h, result), u, result.state.u)
-        if error <= 1.0 and self.method.has_second:
+        if error <= 1.0 and isinstance(self.method, RungeKutta) and self.method.has_second:
             result = self.method.with_end(float(self.exact + Fraction(step.h)), result)
             with torch.no_grad():
                 second = self.control.norm(

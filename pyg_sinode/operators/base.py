@@ -25,6 +25,14 @@ from .checks import (
     lost_gradient,
 )
 from .flat import diagonal_blocks
+from .functions import (
+    DiagonalFunctions,
+    Functions,
+    MatrixFunctions,
+    OfNumbers,
+    PolynomialFunctions,
+    functions_of_matrix,
+)
 from .results import Entries, LinearSolveError, dense_matrix, equals_transpose
 
 Self = TypeVar("Self", bound="LinearOperator")
@@ -193,6 +201,55 @@ class LinearOperator:
         """The closed-form inverse of this operator itself; None if there is none."""
         return None
 
+    def function(self, f: OfNumbers) -> FunctionOf:
+        r"""The operator f(J) for a function f of numbers; that of a resolvent is 1 / (1 - c z).
+
+        Operators with known eigenvalues (pointwise ones and convolutions) and :class:`Dense` give
+        it to rounding; others, whose eigenvalues lie in a known disc, as a polynomial of J.
+
+        Args:
+            f (callable): Maps tensors of real or complex numbers in double precision to values of
+                the same shape; :math:`f(\bar z)` must be the conjugate of f(z).
+        """
+        return FunctionOf(self, f)
+
+    def functions(self, f: Any, like: Tensor) -> Functions | None:
+        """Several functions of J for a state like ``like``; None if they cannot be computed.
+
+        Args:
+            f (callable): Maps numbers to the values of the functions, along a new first dimension.
+            like (Tensor): The state.
+        """
+        if not like.numel():
+            return DiagonalFunctions(f(like.new_zeros((), dtype=torch.float64)), like)
+        d = self.as_diagonal()
+        if d is not None:
+            one = like.new_ones(d.shape if isinstance(d, Tensor) else ())
+            return DiagonalFunctions(f(self.mv(one).double()), like)  # d with its gradient
+        symbol = self._half_spectrum(like)
+        if symbol is not None:
+            return DiagonalFunctions(f(symbol), like, self.dims)
+        matrix = self.matrix()
+        if matrix is not None:
+            return MatrixFunctions(functions_of_matrix(matrix, f), self.dims[0])
+        disc = self.disc() or _disc_of(self.gershgorin())
+        return None if disc is None else PolynomialFunctions(self, f, disc, like)
+
+    def _half_spectrum(self, like: Tensor) -> Tensor | None:
+        """The eigenvalues for the modes that a real Fourier transform along dims stores."""
+        if not self.dims:
+            return None
+        wide = self.with_tensors([p.double() for p in self.tensors])
+        full = wide.spectrum({d: like.size(d) for d in self.dims})
+        if full is None or full.dim() < -self.dims[-1]:
+            return full
+        last = self.dims[-1]
+        return full.narrow(last, 0, min(full.size(last), like.size(last) // 2 + 1))
+
+    def matrix(self) -> Tensor | None:
+        """The differentiable matrix of an operator along one dimension; None if not at hand."""
+        return None
+
     @property
     def is_uniform(self) -> bool:
         """Whether all right-hand sides have the same matrix along dims; False if not known."""
@@ -302,6 +359,81 @@ def rounding_of(x: Tensor | float) -> Tensor | float:
     return 2.3e-16 * abs(x)
 
 
+class FunctionOf(LinearOperator):
+    """A function f(J) of an operator, computed anew for each product.
+
+    Args:
+        operator (LinearOperator): The operator J.
+        f (callable): The function, of tensors of numbers.
+    """
+
+    def __init__(self, operator: LinearOperator, f: OfNumbers) -> None:
+        self.operator, self.f, self.dims = operator, f, operator.dims
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.operator.tensors
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> FunctionOf:
+        return FunctionOf(self.operator.with_tensors(tensors), self.f)
+
+    def mv(self, u: Tensor) -> Tensor:
+        functions = self.operator.functions(_First(self.f), u)
+        if functions is None:
+            raise no_functions(self.operator)
+        sums: list[Tensor | None] = [None]
+        functions.add(sums, functions.enter(u), [(0, 0)])
+        assert sums[0] is not None
+        return functions.leave(sums[0])
+
+    def transpose(self) -> FunctionOf:
+        return FunctionOf(self.operator.T, self.f)
+
+    def check(self, u: Tensor) -> None:
+        self.operator.check(u)
+
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return (self.operator,)
+
+    def symmetric(self) -> bool:
+        return self.operator.symmetric()
+
+    def size_along(self, dim: int) -> int | None:
+        return self.operator.size_along(dim)
+
+
+class _First:
+    """A function as the only one of several, of numbers and, if it can, of matrices."""
+
+    def __init__(self, f: OfNumbers) -> None:
+        self.f = f
+        if hasattr(f, "of_matrix"):
+            self.of_matrix = lambda matrix: f.of_matrix(matrix).unsqueeze(0)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.f(z).unsqueeze(0)
+
+
+def no_functions(operator: LinearOperator) -> ValueError:
+    """The error for an operator whose functions f(J) cannot be computed."""
+    return ValueError(
+        f"Expected an operator whose functions f(J) are known (got {type(operator).__name__}): a "
+        "pointwise one, a Circulant, a Dense, or one with a disc that holds its eigenvalues, such "
+        "as a Graph; or take an implicit-explicit scheme, which needs products and solves only.")
+
+
+def _disc_of(bounds: tuple[Tensor | float, Tensor | float] | None) -> tuple[float, float] | None:
+    """The centre and radius of a disc that holds all Gershgorin discs; None if none are known."""
+    if bounds is None:
+        return None
+    d, others = (torch.as_tensor(x, dtype=torch.float64) for x in bounds)
+    if not (d + others).numel():
+        return 0.0, 0.0
+    low, high = float((d - others).min()), float((d + others).max())
+    return (low + high) / 2, (high - low) / 2
+
+
 class Transposed(LinearOperator):
     """The transpose of an operator, with products by autograd.
 
@@ -372,6 +504,10 @@ class Transposed(LinearOperator):
     def blocks(self, u: Tensor, dims: tuple[int, ...]) -> Tensor | None:
         blocks = self.operator.blocks(u, dims)
         return None if blocks is None else blocks.mT
+
+    def matrix(self) -> Tensor | None:
+        matrix = self.operator.matrix()
+        return None if matrix is None else matrix.mT
 
 
 class Scaled(LinearOperator):
@@ -469,7 +605,11 @@ class Scaled(LinearOperator):
 
     def spectrum(self, sizes: dict[int, int]) -> Tensor | None:
         inner = self.operator.spectrum(sizes)
-        return None if inner is None else inner * detached(self.factor)
+        return None if inner is None else inner * self.factor
+
+    def matrix(self) -> Tensor | None:
+        inner = self.operator.matrix()
+        return None if inner is None else inner * self.factor
 
     def resolvent_of(self, whole: LinearOperator, c: float) -> LinearOperator | None:
         return self.operator.resolvent_of(whole, c)
@@ -631,6 +771,20 @@ class Sum(LinearOperator):
         device = next((p.device for p in known if p.device.type != "cpu"), known[0].device)
         known = [part.to(device) for part in known]
         return sum(known[1:], known[0])
+
+    def matrix(self) -> Tensor | None:
+        parts = [term.matrix() for term in self.terms]
+        known = [part for part in parts if part is not None]
+        if not known or len(self.dims) != 1:
+            return None
+        total = sum(known[1:], known[0])
+        for term, part in zip(self.terms, parts, strict=True):
+            if part is None and not _is_number(term.as_diagonal()):
+                return None
+            if part is None:
+                number = term.mv(total.new_ones(()))
+                total = total + number * torch.eye(total.size(0)).to(total)
+        return total
 
     @property
     def is_uniform(self) -> bool:

@@ -189,7 +189,7 @@ class Circulant(LinearOperator):
 
     def spectrum(self, sizes: dict[int, int]) -> Tensor:
         own = tuple(sizes[d] for d in self.dims)
-        full = _unfolded(self.half(own).detach(), own)
+        full = _unfolded(self.half(own), own)
         return along_dims(full.conj() if self.transposed else full, self.dims)
 
     def resolvent_of(self, whole: LinearOperator, c: float) -> Resolvent:
@@ -323,7 +323,7 @@ class _Whole:
         known = dict(zip(self.dims, sizes, strict=True))
         full = self.operator.spectrum(known)
         assert full is not None
-        full = full.expand([known.get(d, 1) for d in range(self.dims[0], 0)])
+        full = full.detach().expand([known.get(d, 1) for d in range(self.dims[0], 0)])
         return full.narrow(self.dims[-1], 0, sizes[-1] // 2 + 1).reshape(
             *sizes[:-1], sizes[-1] // 2 + 1)
 

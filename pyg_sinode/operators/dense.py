@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..precision import without_autocast
 from .base import LinearOperator
 from .checks import along, check_dims, check_real, check_size, check_tensors
+from .flat import multiply
 from .results import Entries, LinearSolveError
 
 
@@ -70,6 +70,9 @@ class Dense(LinearOperator):
             return None
         at = torch.arange(size, device=matrix.device)
         return Entries(at.repeat_interleave(size), at.repeat(size), matrix.reshape(-1))
+
+    def matrix(self) -> Tensor:
+        return self.tensors[0]
 
     @property
     def is_uniform(self) -> bool:
@@ -137,13 +140,3 @@ def check_condition(solve: Callable[[Tensor], Tensor], row_sums: Tensor) -> None
             f"I - cJ is singular to rounding: its condition is {condition:.1e} or more. Change "
             "the step size, keep the eigenvalues of J away from 1/c, or use float64.",
             residual=math.inf)
-
-
-@without_autocast
-def multiply(matrix: Tensor, u: Tensor, dim: int) -> Tensor:
-    """The product of a matrix with a state along one dimension."""
-    if dim == -1:
-        return u @ matrix.t()
-    if dim == -2:
-        return matrix @ u
-    return (u.movedim(dim, -1) @ matrix.t()).movedim(-1, dim)

@@ -1,9 +1,11 @@
-"""How are some dimensions of a state flattened into one?"""
+"""How are some dimensions of a state flattened into one, and one multiplied by a matrix?"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ..precision import without_autocast
 
 
 def flattened(u: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -33,3 +35,13 @@ def diagonal_blocks(d: Tensor, u: Tensor, dims: tuple[int, ...]) -> Tensor:
     d = d[(None,) * (u.dim() - d.dim())]
     wanted = [u.size(k) if k in dims else -1 for k in range(-u.dim(), 0)]
     return torch.diag_embed(flattened(d.expand(wanted), dims))
+
+
+@without_autocast
+def multiply(matrix: Tensor, u: Tensor, dim: int) -> Tensor:
+    """The product of a matrix with a state along one dimension."""
+    if dim == -1:
+        return u @ matrix.t()
+    if dim == -2:
+        return matrix @ u
+    return (u.movedim(dim, -1) @ matrix.t()).movedim(-1, dim)

@@ -42,26 +42,26 @@ class MatrixFree(LinearOperator):
         if isinstance(fn, torch.nn.Module) and tensors:
             raise ValueError(f"Expected no tensors beside a module (got {len(tensors)}); its "
                              "parameters are its tensors.")
-        self.function, self.dims = Function(fn, tensors), check_dims("MatrixFree", dim)
+        self.applied, self.dims = Function(fn, tensors), check_dims("MatrixFree", dim)
         self._checked, self._copies = False, False
 
     @property
     def fn(self) -> Callable[..., Tensor]:
         """The function or module fn."""
-        return self.function.fn
+        return self.applied.fn
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
-        return self.function.tensors
+        return self.applied.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> MatrixFree:
         other = copy.copy(self)
-        other.function = self.function.on(tensors)
+        other.applied = self.applied.on(tensors)
         return other
 
     @without_autocast
     def mv(self, u: Tensor) -> Tensor:
-        product: Tensor = self.function(u)
+        product: Tensor = self.applied(u)
         return product.clone() if self._copies else product
 
     def transpose(self) -> LinearOperator:

@@ -64,7 +64,7 @@ class ScaledIdentity(LinearOperator):
         return torch.as_tensor(detached(self.alpha), dtype=u.dtype, device=u.device)
 
     def spectrum(self, sizes: dict[int, int]) -> Tensor:
-        alpha = detached(self.alpha)
+        alpha = self.alpha
         return alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
 
     def to_coo(self, dim: int, size: int) -> Entries | None:
@@ -113,6 +113,11 @@ class Diagonal(LinearOperator):
 
     def diagonal(self, u: Tensor) -> Tensor:
         return self.tensors[0].detach()
+
+    def spectrum(self, sizes: dict[int, int]) -> Tensor | None:
+        d = self.tensors[0]
+        # Constant along the dimensions of the transform, it multiplies the transform as well.
+        return d if all(d.dim() < -dim or d.size(dim) == 1 for dim in sizes) else None
 
     def to_coo(self, dim: int, size: int) -> Entries | None:
         d = self.tensors[0].detach()

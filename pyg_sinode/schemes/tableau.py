@@ -263,7 +263,7 @@ def order_conditions(tableau: IMEXTableau, order: int, embedded: bool = False) -
 def _elementary(matrices: dict[str, Array], order: int) -> Iterator[tuple[str, Array, int]]:
     r"""All coloured trees up to a size, with :math:`\Phi_i` at each stage and the density."""
     below: dict[str, Array] = {}  # the sum over j, for a tree as a child at stage i
-    for tree, children, density in _rooted_trees(order):
+    for tree, children, density in rooted_trees(order):
         phi = np.ones(len(matrices["E"]))
         for child in children:
             phi = phi * below[child]
@@ -272,7 +272,7 @@ def _elementary(matrices: dict[str, Array], order: int) -> Iterator[tuple[str, A
 
 
 @lru_cache
-def _rooted_trees(order: int) -> tuple[tuple[str, tuple[str, ...], int], ...]:
+def rooted_trees(order: int) -> tuple[tuple[str, tuple[str, ...], int], ...]:
     """Name, children and density of all coloured trees up to a size, in order of size."""
     density: dict[str, int] = {}
     by_size: list[dict[str, tuple[str, ...]]] = []

@@ -1,0 +1,58 @@
+"""Which inverses and functions of an operator are kept between integrations?"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from ..operators import LinearOperator
+from ..operators.checks import same
+from ..operators.functions import Functions
+
+KEPT = 8  # the largest number of inverses or sets of functions kept per operator
+
+
+class Kept:
+    """The inverses and functions of an operator kept between calls.
+
+    They are those of a copy, so that the operator itself can be deleted.
+    """
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.numbers = _numbers(operator)
+        self.operator = operator.with_tensors([t.detach().clone() for t in operator.tensors])
+        self.inference = torch.is_inference_mode_enabled()
+        self.inverses: dict[Any, LinearOperator | None] = {}
+        self.functions: dict[Any, Functions] = {}
+
+    def is_of(self, operator: LinearOperator) -> bool:
+        """Whether the operator is unchanged since the copy was made."""
+        copies, tensors = self.operator.tensors, operator.tensors
+        return (self.inference == torch.is_inference_mode_enabled()
+                and self.numbers == _numbers(operator)
+                and len(copies) == len(tensors) and all(map(same, copies, tensors)))
+
+
+_OF: WeakKeyDictionary[LinearOperator, Kept] = WeakKeyDictionary()
+
+
+def kept_of(operator: LinearOperator) -> Kept:
+    """What is kept of an operator, empty if its content has changed."""
+    kept = _OF.get(operator)
+    if kept is None or not kept.is_of(operator):
+        kept = _OF[operator] = Kept(operator)
+    return kept
+
+
+def _numbers(operator: LinearOperator) -> list[Any]:
+    """The numbers, strings and arrays that an operator and its parts depend on, without tensors."""
+    found: list[Any] = [type(operator), operator.generation]
+    for name, value in vars(operator).items():
+        if isinstance(value, (bool, int, float, str)):
+            found.append((name, value))
+        elif isinstance(value, np.ndarray):
+            found.append((name, value.shape, value.tobytes()))
+    return [*found, *(_numbers(part) for part in operator.parts)]

@@ -1,0 +1,337 @@
+r"""How are functions f(J) of an operator applied to states?
+
+Exponential integrators multiply each state by several functions of hJ and add the products up. The
+classes here do so for operators that a Fourier transform or nothing at all diagonalizes, for
+matrices, and for all others by polynomials. They share the interface :class:`Functions`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .flat import multiply
+from .results import LinearSolveError
+
+if TYPE_CHECKING:
+    from .base import LinearOperator
+
+OfNumbers = Callable[[Tensor], Tensor]  # several functions of z, along a new first dimension
+Uses = Sequence[tuple[int, int]]  # pairs of the place of a sum and the number of a function
+MAX_DEGREE = 2000
+FEW = 40  # the degree up to which no check of symmetry would pay
+
+
+class Functions(Protocol):
+    """Several functions of an operator, numbered from 0.
+
+    """
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors whose gradients :meth:`add_vjp` gives: values of functions, or J's own."""
+        ...
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The transform of a state, in which sums are formed."""
+        ...
+
+    def leave(self, y: Tensor) -> Tensor:
+        """The state of a transform."""
+        ...
+
+    def add(self, sums: list[Tensor | None], x: Tensor, uses: Uses) -> None:
+        """Adds the product of each function in ``uses`` with x, transformed, to its sum."""
+        ...
+
+    def transposed(self) -> Functions:
+        """The same functions of the transposed operator."""
+        ...
+
+    def add_vjp(self, grads: list[Tensor | None], x: Tensor, w: Sequence[Tensor | None],
+                uses: Uses) -> None:
+        """Adds the gradients of <w_i, f_k(J) x>, summed over the ``uses`` (i, k), to ``grads``."""
+        ...
+
+
+class DiagonalFunctions:
+    """Functions of an operator that is a multiplication, of the state or of its Fourier transform.
+
+    Args:
+        values (Tensor): The values of the functions, along the first dimension.
+        like (Tensor): A state.
+        dims (tuple of int, optional): The dimensions of the real Fourier transform; none if None.
+            (default: :obj:`None`)
+    """
+
+    def __init__(self, values: Tensor, like: Tensor, dims: tuple[int, ...] | None = None) -> None:
+        dtype = like.dtype
+        if dims is not None or values.is_complex():
+            dtype = dtype.to_complex()
+        self.leaves = (values.to(like.device, dtype),)
+        self.values = self.leaves[0].unbind()
+        self.dims = dims
+        self.sizes = [] if dims is None else [like.size(d) for d in dims]
+
+    def enter(self, x: Tensor) -> Tensor:
+        """See :class:`Functions`."""
+        if self.dims is None:
+            return x
+        found: Tensor = (torch.fft.rfft(x, dim=self.dims[0]) if len(self.dims) == 1
+                         else torch.fft.rfftn(x, dim=self.dims))
+        return found
+
+    def leave(self, y: Tensor) -> Tensor:
+        """See :class:`Functions`."""
+        if self.dims is None:
+            return y
+        found: Tensor = (torch.fft.irfft(y, self.sizes[0], dim=self.dims[0])
+                         if len(self.dims) == 1
+                         else torch.fft.irfftn(y, s=self.sizes, dim=self.dims))
+        return found
+
+    def add(self, sums: list[Tensor | None], x: Tensor, uses: Uses) -> None:
+        """See :class:`Functions`."""
+        values = self.values
+        for place, k in uses:
+            present = sums[place]
+            if present is None:
+                sums[place] = values[k] * x
+            else:
+                present.addcmul_(values[k], x)
+
+    def transposed(self) -> DiagonalFunctions:
+        """See :class:`Functions`."""
+        other = object.__new__(type(self))
+        other.dims, other.sizes = self.dims, self.sizes
+        other.leaves = (self.leaves[0].conj(),)
+        other.values = tuple(x.conj().resolve_conj() for x in self.values)
+        return other
+
+    def add_vjp(self, grads: list[Tensor | None], x: Tensor, w: Sequence[Tensor | None],
+                uses: Uses) -> None:
+        """See :class:`Functions`; in the transform, a mode stands for itself and its conjugate."""
+        total = grads[0] = torch.zeros_like(self.leaves[0]) if grads[0] is None else grads[0]
+        weight = self._weight(x)
+        for place, k in uses:
+            own = w[place]
+            if own is not None:
+                product = own * x.conj()
+                if weight is not None:
+                    product = product * weight
+                total[k] += product.sum_to_size(total[k].shape)
+
+    def _weight(self, x: Tensor) -> Tensor | None:
+        """How often each stored mode occurs in the scalar product of two states."""
+        if self.dims is None:
+            return None
+        n, last = self.sizes[-1], self.dims[-1]
+        weight = torch.full((n // 2 + 1,), 2.0, dtype=x.real.dtype, device=x.device)
+        weight[0] = 1.0
+        if n % 2 == 0:
+            weight[-1] = 1.0
+        return weight.reshape(-1, *([1] * (-last - 1))) / math.prod(self.sizes)
+
+
+class MatrixFunctions:
+    """Functions of a matrix along one dimension, as matrices.
+
+    Args:
+        matrices (Tensor): The matrices, along the first dimension.
+        dim (int): The dimension of the state that they multiply.
+    """
+
+    def __init__(self, matrices: Tensor, dim: int) -> None:
+        self.leaves, self.dim = (matrices,), dim
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The state itself."""
+        return x
+
+    def leave(self, y: Tensor) -> Tensor:
+        """The state itself."""
+        return y
+
+    def add(self, sums: list[Tensor | None], x: Tensor, uses: Uses) -> None:
+        """See :class:`Functions`."""
+        for place, k in uses:
+            product, present = multiply(self.leaves[0][k], x, self.dim), sums[place]
+            sums[place] = product if present is None else present.add_(product)
+
+    def transposed(self) -> MatrixFunctions:
+        """See :class:`Functions`."""
+        return MatrixFunctions(self.leaves[0].mT, self.dim)
+
+    def add_vjp(self, grads: list[Tensor | None], x: Tensor, w: Sequence[Tensor | None],
+                uses: Uses) -> None:
+        """See :class:`Functions`."""
+        total = grads[0] = torch.zeros_like(self.leaves[0]) if grads[0] is None else grads[0]
+        n = self.leaves[0].size(-1)
+        flat = x.movedim(self.dim, -1).reshape(-1, n)
+        for place, k in uses:
+            own = w[place]
+            if own is not None:
+                total[k] += own.movedim(self.dim, -1).reshape(-1, n).t() @ flat
+
+
+class PolynomialFunctions:
+    r"""Functions of an operator by polynomials, of as many products with J as their degree.
+
+    They are Taylor series about the centre c of a disc of radius r that holds the eigenvalues,
+    whose error is at most :math:`\sum_{m > M} |f_m|\, \|((J - c) / r)^m\|`, :math:`f_m` the
+    coefficients for a disc of radius 1. If that takes more than 40 products and J is symmetric,
+    they are Chebyshev series on the interval from c - r to c + r. Both end where the coefficients
+    fall below the rounding error of the largest one.
+
+    Args:
+        operator (LinearOperator): The operator J.
+        f (callable): Maps numbers to the values of the functions, along a new first dimension.
+        disc (tuple of float): Centre and radius of a disc that holds the eigenvalues.
+        like (Tensor): A state.
+
+    Raises:
+        ValueError: if the degree would exceed 2000.
+    """
+
+    def __init__(self, operator: LinearOperator, f: OfNumbers, disc: tuple[float, float],
+                 like: Tensor) -> None:
+        self.operator, self.leaves, self.disc = operator, tuple(operator.tensors), disc
+        eps, self.chebyshev = torch.finfo(like.dtype).eps, False
+        found = _series(_taylor, f, *disc, eps)
+        if (found is None or len(found) > FEW) and operator.symmetric():
+            found, self.chebyshev = _series(_chebyshev, f, *disc, eps), True
+        if found is None:
+            raise ValueError(
+                f"Expected functions of hJ that polynomials of degree {MAX_DEGREE} at most "
+                f"approximate (got eigenvalues of J in a disc of centre {disc[0]:.3g} and radius "
+                f"{disc[1]:.3g}); take smaller steps, or an implicit-explicit scheme, which solves "
+                "linear systems instead.")
+        self.series = found
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The state itself."""
+        return x
+
+    def leave(self, y: Tensor) -> Tensor:
+        """The state itself."""
+        return y
+
+    def add(self, sums: list[Tensor | None], x: Tensor, uses: Uses) -> None:
+        """See :class:`Functions`."""
+        wanted = sorted({k for _, k in uses})
+        products = dict(zip(wanted, self._products(self.operator, x, wanted), strict=True))
+        for place, k in uses:
+            present = sums[place]
+            sums[place] = (products[k].clone() if present is None else present.add_(products[k]))
+
+    def transposed(self) -> PolynomialFunctions:
+        """See :class:`Functions`."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.operator = self.operator.T
+        return other
+
+    def add_vjp(self, grads: list[Tensor | None], x: Tensor, w: Sequence[Tensor | None],
+                uses: Uses) -> None:
+        """See :class:`Functions`; the products are made again with their graph."""
+        chosen = [p for p in self.leaves if p.requires_grad]
+        wanted = [(place, k) for place, k in uses if w[place] is not None]
+        if not chosen or not wanted:
+            return
+        with torch.enable_grad():
+            products = self._products(self.operator, x.detach(), [k for _, k in wanted])
+        pairs = [(p, w[place]) for p, (place, _) in zip(products, wanted, strict=True)
+                 if p.requires_grad]
+        if not pairs:
+            return
+        found = torch.autograd.grad([p for p, _ in pairs], chosen, [v for _, v in pairs],
+                                    allow_unused=True)
+        rest = iter(found)
+        for i, leaf in enumerate(self.leaves):
+            new = next(rest) if leaf.requires_grad else None
+            if new is not None:
+                present = grads[i]
+                grads[i] = new if present is None else present + new
+
+    def _products(self, operator: LinearOperator, x: Tensor, wanted: Sequence[int]
+                  ) -> list[Tensor]:
+        """The products of the wanted functions with x, by one recurrence for all of them."""
+        centre, radius = self.disc
+        factor = 1.0 / radius if radius else 0.0
+        before, now = x, x
+        sums = [x * self.series[0][k] for k in wanted]
+        for m, coefficients in enumerate(self.series[1:], start=1):
+            following = torch.sub(operator.mv(now), now, alpha=centre) * factor
+            if self.chebyshev and m > 1:
+                following = 2.0 * following - before
+            before, now = now, following
+            for i, k in enumerate(wanted):
+                if coefficients[k] != 0.0:
+                    sums[i] = torch.add(sums[i], now, alpha=coefficients[k])
+        return sums
+
+
+def functions_of_matrix(matrix: Tensor, f: Any) -> Tensor:
+    """The functions of a matrix, along a new first dimension.
+
+    Args:
+        matrix (Tensor): A square matrix.
+        f (callable): Maps numbers to the values of the functions. If it has a method ``of_matrix``,
+            that is used instead of the eigenvalues.
+    """
+    if hasattr(f, "of_matrix"):
+        known: Tensor = f.of_matrix(matrix.double()).to(matrix.dtype)
+        return known
+    wide = matrix.double()
+    if torch.equal(wide.detach(), wide.detach().t()):
+        values, vectors = torch.linalg.eigh(wide)
+        found: Tensor = (vectors * f(values).unsqueeze(-2)) @ vectors.t()
+        return found.to(matrix.dtype)
+    values, vectors = torch.linalg.eig(wide)
+    condition = float(torch.linalg.cond(vectors.detach()))
+    if not condition * 2.3e-16 < torch.finfo(matrix.dtype).eps ** 0.5:
+        raise LinearSolveError(
+            f"A function of this Dense matrix cannot be computed by its eigenvectors, whose "
+            f"condition is {condition:.1e}. Give f a method of_matrix(M) for a tensor of "
+            "functions of a matrix.")
+    right = torch.linalg.inv(vectors)
+    product: Tensor = (vectors * f(values).unsqueeze(-2)) @ right
+    return product.real.to(matrix.dtype)
+
+
+def _series(expand: Callable[..., Tensor], f: OfNumbers, centre: float, radius: float, eps: float
+            ) -> list[list[float]] | None:
+    """The coefficients of all functions for each degree, as far as they matter; None if too many.
+    """
+    points = 64
+    while points <= 4 * MAX_DEGREE:
+        found = expand(f, centre, radius, points)
+        largest = found.abs().amax(dim=0)
+        if not bool(largest.isfinite().all()):
+            return None
+        matter = (found.abs() > 4 * eps * largest).any(dim=1).nonzero()
+        degree = int(matter[-1]) if len(matter) else 0
+        if degree < points // 4:  # the later ones are polluted by those that were left out
+            coefficients: list[list[float]] = found[:degree + 1].tolist()
+            return coefficients
+        points *= 2
+    return None
+
+
+def _taylor(f: OfNumbers, centre: float, radius: float, points: int) -> Tensor:
+    angle = 2 * math.pi * torch.arange(points, dtype=torch.float64) / points
+    values = f(torch.complex(centre + radius * angle.cos(), radius * angle.sin()))
+    found: Tensor = torch.fft.fft(values, dim=-1).real[:, :points // 2] / points
+    return found.t()
+
+
+def _chebyshev(f: OfNumbers, centre: float, radius: float, points: int) -> Tensor:
+    angle = 2 * math.pi * torch.arange(points, dtype=torch.float64) / points
+    values = f(centre + radius * angle.cos())
+    found: Tensor = torch.fft.fft(values, dim=-1).real[:, :points // 2] / points
+    found[:, 1:] *= 2.0
+    return found.t()
