@@ -19,11 +19,12 @@ from pyg_sinode.operators import (
     MatrixFree,
     ScaledIdentity,
 )
-from pyg_sinode.schemes import RUNGE_KUTTA, SCHEMES
+from pyg_sinode.schemes import MULTISTEP, RUNGE_KUTTA
 from pyg_sinode.solvers import CG, GMRES, Direct, Newton
 from pyg_sinode.terms import Nonlinear
 
-every_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+IMEX = {**RUNGE_KUTTA, **MULTISTEP}
+every_scheme = pytest.mark.parametrize("scheme", IMEX.values(), ids=IMEX)
 
 
 def error(explicit, implicit, method, n, dims=-1, newton=None):

@@ -12,12 +12,13 @@ from torch import nn
 
 from pyg_sinode import GRANDAttention, imex_odeint
 from pyg_sinode.operators import BlockDiagonal, Diagonal, Graph
-from pyg_sinode.schemes import RUNGE_KUTTA, SCHEMES
+from pyg_sinode.schemes import MULTISTEP, RUNGE_KUTTA
 from pyg_sinode.solvers import GMRES, Direct, Newton
 from pyg_sinode.terms import Nonlinear
 
 T = times(0, 0.3, 1)
-every_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+IMEX = {**RUNGE_KUTTA, **MULTISTEP}
+every_scheme = pytest.mark.parametrize("scheme", IMEX.values(), ids=IMEX)
 
 
 class Problem:

@@ -926,6 +926,31 @@ class Product(LinearOperator):
             found = found @ part
         return found
 
+    def disc(self) -> tuple[float, float] | None:
+        found = _one_beside(self.factors)
+        if found is None or not _is_number(found[1]):
+            return super().disc()
+        own, s = found[0].disc(), as_float(found[1])
+        return None if own is None else (s * own[0], abs(s) * own[1])
+
+    def gershgorin(self) -> tuple[Tensor | float, Tensor | float] | None:
+        found = _one_beside(self.factors)
+        if found is None or not _is_number(found[1]):
+            return None
+        bounds, s = found[0].gershgorin(), as_float(found[1])
+        return None if bounds is None else (s * bounds[0], abs(s) * bounds[1])
+
+    def matrix(self) -> Tensor | None:
+        if len(self.dims) != 1:
+            return None
+        total: Tensor | None = None
+        for factor in self.factors:
+            own = factor.matrix()
+            if own is None:
+                return None
+            total = own if total is None else total @ own
+        return total
+
     def is_convolution(self) -> bool:
         return all(factor.is_convolution() or _is_number(factor.as_diagonal())
                    for factor in self.factors) and self.as_diagonal() is None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OfNumbers = Callable[[Tensor], Tensor]  # several functions of z, along a new first dimension
 Uses = Sequence[tuple[int, int]]  # pairs of the place of a sum and the number of a function
 MAX_DEGREE = 2000
+ROUNDING = 64 * 2.0**-52  # of values in double precision, relative to the largest one
 FEW = 40  # the degree up to which no check of symmetry would pay
 
 
@@ -185,7 +186,7 @@ class PolynomialFunctions:
     whose error is at most :math:`\sum_{m > M} |f_m|\, \|((J - c) / r)^m\|`, :math:`f_m` the
     coefficients for a disc of radius 1. If that takes more than 40 products and J is symmetric,
     they are Chebyshev series on the interval from c - r to c + r. Both end where the coefficients
-    fall below the rounding error of the largest one.
+    fall below the rounding error of the largest value of the function.
 
     Args:
         operator (LinearOperator): The operator J.
@@ -201,9 +202,9 @@ class PolynomialFunctions:
                  like: Tensor) -> None:
         self.operator, self.leaves, self.disc = operator, tuple(operator.tensors), disc
         eps, self.chebyshev = torch.finfo(like.dtype).eps, False
-        found = _series(_taylor, f, *disc, eps)
+        found = _series(_circle, f, *disc, eps)
         if (found is None or len(found) > FEW) and operator.symmetric():
-            found, self.chebyshev = _series(_chebyshev, f, *disc, eps), True
+            found, self.chebyshev = _series(torch.cos, f, *disc, eps), True
         if found is None:
             raise ValueError(
                 f"Expected functions of hJ that polynomials of degree {MAX_DEGREE} at most "
@@ -303,35 +304,38 @@ def functions_of_matrix(matrix: Tensor, f: Any) -> Tensor:
     return product.real.to(matrix.dtype)
 
 
-def _series(expand: Callable[..., Tensor], f: OfNumbers, centre: float, radius: float, eps: float
+def _series(nodes: Callable[..., Tensor], f: OfNumbers, centre: float, radius: float, eps: float
             ) -> list[list[float]] | None:
     """The coefficients of all functions for each degree, as far as they matter; None if too many.
+
+    Args:
+        nodes (callable): Maps angles to the points of the unit disc where f is evaluated: a circle
+            for a Taylor series, its real part for a Chebyshev series.
+        f (callable): The functions.
+        centre, radius (float): Those of the disc.
+        eps (float): The relative rounding error.
     """
     points = 64
     while points <= 4 * MAX_DEGREE:
-        found = expand(f, centre, radius, points)
-        largest = found.abs().amax(dim=0)
+        angle = 2 * math.pi * torch.arange(points, dtype=torch.float64) / points
+        values = f(centre + radius * nodes(angle))
+        found = torch.fft.fft(values, dim=-1).real[:, :points // 2] / points
+        if not values.is_complex():
+            found[:, 1:] *= 2.0
+        size, largest = found.abs(), values.abs().amax(dim=1)
         if not bool(largest.isfinite().all()):
             return None
-        matter = (found.abs() > 4 * eps * largest).any(dim=1).nonzero()
-        degree = int(matter[-1]) if len(matter) else 0
-        if degree < points // 4:  # the later ones are polluted by those that were left out
-            coefficients: list[list[float]] = found[:degree + 1].tolist()
+        # Once a series has converged, its last coefficients are rounding errors of the values.
+        noise = size[:, points // 4:].amax(dim=1)
+        if bool((noise <= ROUNDING * largest.max()).all()):
+            floor = torch.maximum(4 * eps * largest, 4 * noise)
+            matter = (size > floor.unsqueeze(1)).any(dim=0).nonzero()
+            degree = int(matter[-1]) if len(matter) else 0
+            coefficients: list[list[float]] = found[:, :degree + 1].t().tolist()
             return coefficients
         points *= 2
     return None
 
 
-def _taylor(f: OfNumbers, centre: float, radius: float, points: int) -> Tensor:
-    angle = 2 * math.pi * torch.arange(points, dtype=torch.float64) / points
-    values = f(torch.complex(centre + radius * angle.cos(), radius * angle.sin()))
-    found: Tensor = torch.fft.fft(values, dim=-1).real[:, :points // 2] / points
-    return found.t()
-
-
-def _chebyshev(f: OfNumbers, centre: float, radius: float, points: int) -> Tensor:
-    angle = 2 * math.pi * torch.arange(points, dtype=torch.float64) / points
-    values = f(centre + radius * angle.cos())
-    found: Tensor = torch.fft.fft(values, dim=-1).real[:, :points // 2] / points
-    found[:, 1:] *= 2.0
-    return found.t()
+def _circle(angle: Tensor) -> Tensor:
+    return torch.polar(torch.ones_like(angle), angle)
