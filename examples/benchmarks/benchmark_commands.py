@@ -12,6 +12,8 @@ from options import positive_float, positive_int
 PROBLEMS = ("advection", "allen-cahn", "ks")
 GRADIENT_PROBLEMS = ("cora", "ks-512", "ks-64", "ks-64, one step", "ks-64, batch 25",
                      "ks-64, batch 25, one step", "ten nodes")
+EXPONENTIAL_PROBLEMS = ("ks-64", "ks-512", "allen-cahn", "kdv")
+EXPONENTIAL_PARTS = ("curves", "bare", "batch")
 REACTION_PARTS = ("equations", "systems", "allen-cahn")
 GRAPHS = ("small", "cora", "arxiv")
 IMPLICIT = ("decay", "laplacian", "attention")
@@ -46,6 +48,39 @@ def stiff_solvers(command: Command) -> None:
                      "are then left out")
     add_threads(command)
     command.add("--seed", type=int, default=0, help="of the initial state of ks")
+    command.add("--quick", action="store_true",
+                help="tiny problems and few settings, to try the script")
+
+
+def exponential(command: Command) -> None:
+    """Exponential schemes beside implicit-explicit ones and SciPy, and what the package adds.
+
+      curves  the relative error against the wall time for one state, and the time to errors of
+              1e-3 and 1e-6, on periodic problems: Kuramoto-Sivashinsky (L = 22, to t = 50) on 64
+              and 512 points, Allen-Cahn on 512, Korteweg-de Vries (a soliton) on 256
+      bare    a step of etdrk4 over one written out by hand with the same G
+      batch   256 states of Kuramoto-Sivashinsky in one call, over SciPy's one after another
+
+    Time: half an hour, most of it for SciPy; with --quick a minute.
+    Writes: exponential.jsonl and exponential.png; prints Markdown tables.
+
+        python examples/benchmarks exponential --parts curves --problems ks-64 --repeats 3
+    """
+    command.add("--parts", nargs="+", choices=EXPONENTIAL_PARTS, default=list(EXPONENTIAL_PARTS),
+                metavar="PART", help=f"which of {', '.join(EXPONENTIAL_PARTS)}")
+    command.add("--problems", nargs="+", choices=EXPONENTIAL_PROBLEMS, metavar="NAME",
+                default=list(EXPONENTIAL_PROBLEMS),
+                help=f"which of {', '.join(EXPONENTIAL_PROBLEMS)}")
+    command.add("--states", type=positive_int, default=256, help="states of the batch")
+    command.add("--out", type=Path, default=Path("runs"), help="folder of the figure and the data")
+    command.add("--repeats", type=positive_int, default=3, help="runs of which the fastest counts")
+    command.add("--repeat-below", type=positive_float, default=5.0, metavar="S",
+                help="runs that took longer than this are not repeated, in seconds")
+    command.add("--time-limit", type=positive, default=60.0, metavar="S",
+                help="a run is stopped after this time, in seconds, and a solver's finer settings "
+                     "are then left out")
+    add_threads(command)
+    command.add("--seed", type=int, default=0, help="of the initial states")
     command.add("--quick", action="store_true",
                 help="tiny problems and few settings, to try the script")
 

@@ -130,10 +130,43 @@ def small_ks(n: int, duration: float, seed: int, before: float = 50.0) -> Proble
                      step_size=0.05)[-1]
     assert isinstance(equation.explicit, Advection)
     assert isinstance(equation.implicit, Circulant)
-    modes, more = equation.explicit.modes, equation.explicit.more
+    array_explicit, slope = array_advection(grid, equation.explicit)
+    linear = matrix(equation.implicit, n).toarray()
+    counts = tuple(round(duration * c) for c in (5, 10, 20, 40, 80, 160))
+    return Problem("ks", f"Kuramoto-Sivashinsky, {n} points", equation.explicit, equation.implicit,
+                   array_explicit, lambda t, u: slope(u) + linear, u0, duration, counts)
+
+
+def korteweg_de_vries(n: int, speed: float = 4.0) -> Problem:
+    """A soliton of u_t = -6 u u_x - u_xxx that travels a tenth of its period of 40."""
+    grid = PeriodicGrid(n, 40.0)
+    advection = Advection(grid)
+    implicit = Circulant.from_symbol(1j * _without_nyquist(grid.wavenumbers()) ** 3)
+    array_explicit, slope = array_advection(grid, advection)
+    linear = matrix(implicit, n).toarray()
+
+    def exact(t: float) -> Tensor:
+        x = (grid.points - 10.0 - speed * t + 20.0).remainder(40.0) - 20.0
+        return 0.5 * speed / torch.cosh(0.5 * math.sqrt(speed) * x) ** 2
+
+    return Problem("kdv", f"Korteweg-de Vries, {n} points",
+                   lambda t, u: 6.0 * advection(t, u), implicit, lambda u: 6.0 * array_explicit(u),
+                   lambda t, u: 6.0 * slope(u) + linear, exact(0.0), 1.0,
+                   (25, 50, 100, 200, 400, 800, 1600), exact)
+
+
+def _without_nyquist(k: Array) -> Array:
+    """The wavenumbers, with zero for the Nyquist mode of an even grid."""
+    return np.where(np.arange(len(k)) == len(k) / 2, 0.0, k)
+
+
+def array_advection(grid: PeriodicGrid, advection: Advection
+                    ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """The term -u u_x of :class:`pyg_sinode.grid.Advection` for NumPy, and its Jacobian."""
+    n, modes, more = grid.shape[0], advection.modes, advection.more
     slope = -0.5 * more / n * 1j * grid.wavenumbers()[:modes]
 
-    def array_explicit(u: Array) -> Array:
+    def term(u: Array) -> Array:
         fine = np.fft.irfft(np.fft.rfft(u)[:modes], more)
         return np.fft.irfft(np.fft.rfft(fine * fine)[:modes] * slope, n)
 
@@ -141,14 +174,8 @@ def small_ks(n: int, duration: float, seed: int, before: float = 50.0) -> Proble
     E = np.fft.irfft(np.fft.rfft(np.eye(n), axis=0)[:modes], more, axis=0)
     R = np.fft.irfft(np.fft.rfft(np.eye(more), axis=0)[:modes] * slope[:, None], n, axis=0)
     E *= more / n  # irfft divides by the number of points that it gives
-    R, linear = R * (n / more) ** 2, matrix(equation.implicit, n).toarray()
-
-    def jacobian(t: float, u: Array) -> Array:
-        return 2 * (R * (E @ u)) @ E + linear
-
-    counts = tuple(round(duration * c) for c in (5, 10, 20, 40, 80, 160))
-    return Problem("ks", f"Kuramoto-Sivashinsky, {n} points", equation.explicit, equation.implicit,
-                   array_explicit, jacobian, u0, duration, counts)
+    R *= (n / more) ** 2
+    return term, lambda u: 2 * (R * (E @ u)) @ E
 
 
 def second_difference(grid: PeriodicGrid, factor: float) -> Circulant:
