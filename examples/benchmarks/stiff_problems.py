@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from pyg_sinode import imex_odeint
-from pyg_sinode.grid import Advection, PeriodicGrid, kuramoto_sivashinsky
+from pyg_sinode.grid import Advection, Dealiased, PeriodicGrid, kuramoto_sivashinsky
 from pyg_sinode.operators import Circulant
 
 Array = Any  # a NumPy array, or a sparse matrix of SciPy
@@ -130,7 +130,8 @@ def small_ks(n: int, duration: float, seed: int, before: float = 50.0) -> Proble
                      step_size=0.05)[-1]
     assert isinstance(equation.explicit, Advection)
     assert isinstance(equation.implicit, Circulant)
-    modes, more = equation.explicit.modes, equation.explicit.more
+    transforms = Dealiased(grid, 2)
+    (modes,), (more,) = transforms.modes, transforms.fine
     slope = -0.5 * more / n * 1j * grid.wavenumbers()[:modes]
 
     def array_explicit(u: Array) -> Array:
