@@ -281,7 +281,7 @@ OPERATORS: dict[str, Case] = {
     ),
     "sines": Case(partial(SineCosine, kind="sine"), [decays(5)], (2, 5)),
     "cosines_on_rows": Case(partial(SineCosine, kind="cosine", dim=-2), [decays(6)], (6, 3)),
-    "sines_and_cosines_on_dimensions_apart": Case(
+    "sines_on_one_of_two_dimensions_apart": Case(
         partial(SineCosine, kind=("sine", "cosine"), dim=(-3, -1)), [decays(3, 4)], (3, 2, 4)
     ),
     "cosines_in_three_dimensions": Case(
@@ -292,7 +292,7 @@ OPERATORS: dict[str, Case] = {
         lambda s, d, a: s * SineCosine(d, "sine") + ScaledIdentity(a),
         [-decays(), decays(5), decays()], (2, 5)
     ),
-    "diffusivity_of_each_species_in_a_box": Case(
+    "box_with_a_diffusivity_of_each_species": Case(
         lambda d, s: Diagonal(d) @ SineCosine(s, ("cosine", "sine"), dim=(-2, -1)),
         [-decays(2, 1, 1), decays(3, 4)], (2, 3, 4)
     ),

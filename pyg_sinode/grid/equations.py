@@ -101,7 +101,7 @@ def korteweg_de_vries(grid: PeriodicGrid) -> Equation:
     t))`. The mean of u, of :math:`u^2` and of :math:`u^3 - u_x^2 / 2` are conserved by the
     equation; by the steps the first exactly, the others to the accuracy of the step. Good values:
     n = 128, L = 30, c up to 4 and steps of 0.005 with ark436l2sa: the explicit term bears a step of
-    about :math:`2 / (6\, u_{max}\, k_{max})`. The initial states are smooth, of root mean square
+    about :math:`4 / (6\, u_{max}\, k_{max})`. The initial states are smooth, of root mean square
     0.5 and mean 0. Source: Korteweg and de Vries (1895), `doi:10.1080/14786449508620739
     <https://doi.org/10.1080/14786449508620739>`_, in the scaling of Gardner, Greene, Kruskal and
     Miura (1967), `doi:10.1103/PhysRevLett.19.1095 <https://doi.org/10.1103/PhysRevLett.19.1095>`_.
@@ -207,14 +207,16 @@ def cahn_hilliard(grid: PeriodicGrid, width: float = 0.05) -> Equation:
     the energy of :func:`allen_cahn` never grows. The equation is split as
 
     .. math::
-        J = 2 \Delta - \varepsilon^2 \Delta^2, \qquad G(u) = \Delta (u^3 - 3 u)
+        J = \tfrac12 \Delta - \varepsilon^2 \Delta^2, \qquad
+        G(u) = \Delta (u^3 - \tfrac32 u)
 
-    after Eyre (1998), `doi:10.1557/PROC-529-39 <https://doi.org/10.1557/PROC-529-39>`_: J damps
-    every wave, and in the pure phases the derivative of G vanishes. Good values: L = 2,
-    :math:`\varepsilon` = 0.05 and n = 128 along each axis, the grid as for Allen-Cahn; step sizes
-    up to 0.002, or adaptive ones, since coarsening slows down. The initial states are smooth, of
-    mean 0 and root mean square 0.1. Source: Cahn and Hilliard (1958), `doi:10.1063/1.1744102
-    <https://doi.org/10.1063/1.1744102>`_.
+    so that J damps every wave and the derivative of G is :math:`-\tfrac32 \Delta` where the phases
+    are mixed and :math:`\tfrac32 \Delta` where they are pure: with another share of the Laplacian
+    in J one of them is larger. The idea is that of Eyre (1998), `doi:10.1557/PROC-529-39
+    <https://doi.org/10.1557/PROC-529-39>`_. Good values: L = 2, :math:`\varepsilon` = 0.05 and n =
+    128 along each axis; step sizes up to :math:`0.4\, \varepsilon^2` = 0.001. The initial states are
+    smooth, of mean 0 and root mean square 0.1. Source: Cahn and Hilliard (1958),
+    `doi:10.1063/1.1744102 <https://doi.org/10.1063/1.1744102>`_.
 
     Args:
         grid (PeriodicGrid): The grid, of one to three dimensions.
@@ -228,8 +230,8 @@ def cahn_hilliard(grid: PeriodicGrid, width: float = 0.05) -> Equation:
     check_periodic(grid)
     check_positive(width, "width")
     k2 = grid.squared_wavenumbers()
-    return Equation(Polynomial(grid, {1: -3.0, 3: 1.0}, -k2),
-                    Circulant.from_symbol(-2.0 * k2 - width**2 * k2**2, dim=grid.dims),
+    return Equation(Polynomial(grid, {1: -1.5, 3: 1.0}, -k2),
+                    Circulant.from_symbol(-0.5 * k2 - width**2 * k2**2, dim=grid.dims),
                     partial(smooth_noise, grid, wavelength=8 * width, rms=0.1))
 
 

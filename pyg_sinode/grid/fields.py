@@ -100,12 +100,13 @@ def navier_stokes(grid: PeriodicGrid, viscosity: float, *, drag: float = 0.0,
         \tfrac{d}{dt} \tfrac12 \overline{|u|^2} = -\nu \overline{w^2} - \mu \overline{|u|^2}
             + A\, \overline{u_1 \sin(\kappa y)} .
 
-    Good values: L = 2 pi, :math:`\nu` = 0.001 with n = 256 along each axis (0.01 with 64),
-    :math:`\mu` = 0.1, A = 1, m = 4, step sizes up to about the spacing divided by the largest
-    speed. The initial states are smooth, with waves longer than L / 4 and a root mean square
-    vorticity of 5. Sources: Meshalkin and Sinai (1961), `doi:10.1016/0021-8928(62)90149-1
-    <https://doi.org/10.1016/0021-8928(62)90149-1>`_; for learned solvers: Kochkov et al. (2021),
-    `"Machine learning-accelerated computational fluid dynamics" <https://arxiv.org/abs/2102.01010>`_.
+    Good values: L = 2 pi, n = 64 along each axis, :math:`\nu` = 0.01, :math:`\mu` = 0.1, A = 1, m =
+    4, step sizes up to half the spacing divided by the largest :math:`|u_1| + |u_2|`, which is
+    about 0.015. The initial states are smooth, with waves longer than L / 4 and a root mean square
+    vorticity of 2. Sources: Meshalkin and Sinai (1961), `doi:10.1016/0021-8928(62)90149-1
+    <https://doi.org/10.1016/0021-8928(62)90149-1>`_; with drag, for learned solvers: Kochkov et al.
+    (2021), `"Machine learning-accelerated computational fluid dynamics"
+    <https://arxiv.org/abs/2102.01010>`_.
 
     Args:
         grid (PeriodicGrid): The grid, of two dimensions: x and y.
@@ -133,4 +134,4 @@ def navier_stokes(grid: PeriodicGrid, viscosity: float, *, drag: float = 0.0,
     source = np.broadcast_to(-forcing * k * np.cos(k * y), grid.shape) if forcing else None
     symbol = -viscosity * grid.squared_wavenumbers() - drag
     return Equation(VorticityAdvection(grid, source), Circulant.from_symbol(symbol, dim=grid.dims),
-                    partial(smooth_noise, grid, wavelength=max(grid.length) / 4, rms=5.0))
+                    partial(smooth_noise, grid, wavelength=max(grid.length) / 4, rms=2.0))

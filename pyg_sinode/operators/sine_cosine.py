@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..precision import without_autocast
 from . import trigonometric
 from .base import LinearOperator
 from .checks import check_dims, check_real, check_tensors, fixed_array
@@ -80,6 +81,7 @@ class SineCosine(LinearOperator):
     def mv(self, u: Tensor) -> Tensor:
         return self.multiplied(u, self._symbol(u))
 
+    @without_autocast
     def multiplied(self, u: Tensor, symbol: Tensor) -> Tensor:
         """The state whose coefficients are those of u times the symbol."""
         for d, kind in zip(self.dims, self.kinds, strict=True):
@@ -114,19 +116,16 @@ class SineCosine(LinearOperator):
 
     def diagonal(self, u: Tensor) -> Tensor:
         d = self.eigenvalues()
-        for kind, n in zip(self.kinds, self.sizes, strict=True):
-            squares = trigonometric.matrix(kind, n, d.dtype, d.device).square()
-            d = torch.tensordot(d, squares, dims=([0], [0]))  # the first axis, which becomes last
+        for kind in self.kinds:  # each turn contracts the first axis and appends its points
+            d = trigonometric.diagonal(d, kind)
         return along_dims(d.to(u), self.dims)
 
     def to_coo(self, dim: int, size: int) -> Entries | None:
         if self.dims != (dim,):
             return None
-        d = self.eigenvalues()
-        rows = trigonometric.matrix(self.kinds[0], size, d.dtype, d.device)
-        at = torch.arange(size, device=d.device)
-        return Entries(at.repeat_interleave(size), at.repeat(size),
-                       (rows.t() @ (d[:, None] * rows)).reshape(-1))
+        values = trigonometric.conjugated(self.eigenvalues(), self.kinds[0])
+        at = torch.arange(size, device=values.device)
+        return Entries(at.repeat_interleave(size), at.repeat(size), values.reshape(-1))
 
     @property
     def is_uniform(self) -> bool:

@@ -15,6 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..precision import without_autocast
+
 KINDS = ("sine", "cosine")
 LONGEST_PRODUCT = 128  # points up to which the matrix was the faster one, on one core
 
@@ -48,6 +50,21 @@ def matrix(kind: str, n: int, dtype: torch.dtype, device: torch.device) -> Tenso
             angle = math.pi / (2 * n) * torch.outer(i, 2 * i + 1).remainder(4 * n)
             rows = _norms(n, angle)[:, None] * torch.cos(angle)
         return rows.to(device, dtype)
+
+
+@without_autocast
+def conjugated(d: Tensor, kind: str) -> Tensor:
+    """The matrix S^T diag(d) S, of shape (n, n)."""
+    rows = matrix(kind, d.size(0), d.dtype, d.device)
+    return rows.t() @ (d[:, None] * rows)
+
+
+@without_autocast
+def diagonal(d: Tensor, kind: str) -> Tensor:
+    """The diagonals of S^T diag(d) S for vectors d along the first axis, along the last."""
+    squares = matrix(kind, d.size(0), d.dtype, d.device).square()
+    found: Tensor = torch.tensordot(d, squares, dims=([0], [0]))
+    return found
 
 
 def _product(u: Tensor, dim: int, rows: Tensor) -> Tensor:
