@@ -214,8 +214,8 @@ def cahn_hilliard(grid: PeriodicGrid, width: float = 0.05) -> Equation:
     are mixed and :math:`\tfrac32 \Delta` where they are pure: with another share of the Laplacian
     in J one of them is larger. The idea is that of Eyre (1998), `doi:10.1557/PROC-529-39
     <https://doi.org/10.1557/PROC-529-39>`_. Good values: L = 2, :math:`\varepsilon` = 0.05 and n =
-    128 along each axis; step sizes up to :math:`0.4\, \varepsilon^2` = 0.001. The initial states are
-    smooth, of mean 0 and root mean square 0.1. Source: Cahn and Hilliard (1958),
+    128 along each axis; step sizes up to :math:`0.4\, \varepsilon^2` = 0.001. The initial states
+    are smooth, of mean 0 and root mean square 0.1. Source: Cahn and Hilliard (1958),
     `doi:10.1063/1.1744102 <https://doi.org/10.1063/1.1744102>`_.
 
     Args:
