@@ -46,11 +46,8 @@ SIZES = [1, 2, 5, trigonometric.LONGEST_PRODUCT, trigonometric.LONGEST_PRODUCT +
 def test_transforms_are_orthonormal_and_those_of_scipy(n, kind):
     u = torch.randn(2, n, 3, dtype=F64)
     c = trigonometric.forward(u, -2, kind)
-    if n == 1 and kind == "sine":
-        expected = u.numpy()  # which SciPy does not scale
-    else:
-        transform = {"sine": scipy.fft.dst, "cosine": scipy.fft.dct}[kind]
-        expected = transform(u.numpy(), {"sine": 1, "cosine": 2}[kind], axis=1, norm="ortho")
+    transform, number = {"sine": (scipy.fft.dst, 1), "cosine": (scipy.fft.dct, 2)}[kind]
+    expected = transform(u.numpy(), number, axis=1, norm="ortho")
     close(c, torch.tensor(expected), 1e-13)
     close(trigonometric.backward(c, -2, kind), u, 1e-13)
     close(c.square().sum(), u.square().sum(), 1e-10)
