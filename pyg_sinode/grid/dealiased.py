@@ -51,7 +51,10 @@ class Dealiased:
         return self._field(c, self.grid.shape)
 
     def multiplier(self, symbol: Any) -> Constant:
-        """Of a symbol in the order of numpy's fftfreq, the entries of the modes that are kept."""
+        """Of a symbol in the order of numpy's fftfreq, the entries of the modes that are kept.
+
+        ``multiplier(symbol).like(u)`` is the tensor for coefficients of a state u.
+        """
         symbol = np.broadcast_to(symbol, self.grid.shape)
         for axis, m in enumerate(self.modes):
             ends = [np.arange(m)] if axis == len(self.modes) - 1 else [
@@ -60,7 +63,7 @@ class Dealiased:
         return Constant(symbol)
 
     def gradient(self) -> Constant:
-        """The multipliers of the first derivatives, one axis of the grid after the other."""
+        """The multipliers of the first derivatives, stacked along a first axis."""
         waves = np.meshgrid(*(self.grid.wavenumbers(a) for a in range(len(self.modes))),
                             indexing="ij")
         return Constant(np.stack([self.multiplier(1j * k).array for k in waves]))
