@@ -16,6 +16,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from pyg_sinode.grid import (
     PeriodicGrid,
+    Polynomial,
     allen_cahn,
     cahn_hilliard,
     fisher_kpp,
@@ -240,6 +241,9 @@ LINE, SHEET, CUBE = PeriodicGrid(8, 1.0), PeriodicGrid((6, 8), 1.0), PeriodicGri
 @pytest.mark.parametrize(("make", "kind", "message"), [
     (lambda: kuramoto_sivashinsky(SHEET), ValueError, "kuramoto_sivashinsky_height take several"),
     (lambda: korteweg_de_vries(SHEET), ValueError, "grid of one dimension"),
+    (lambda: Polynomial(LINE, {}), ValueError, r"powers from 1 up, each with a factor.*got {}"),
+    (lambda: Polynomial(LINE, {2: 1.0, 3: 0.0}), ValueError, "a factor other than zero"),
+    (lambda: Polynomial(LINE, {0: 1.0}), ValueError, "powers from 1 up"),
     (lambda: allen_cahn(3), TypeError, r"a PeriodicGrid \(got int\).*BoxGrid"),
     (lambda: allen_cahn(LINE, 0.0), ValueError, r"positive, finite width \(got 0.0\)"),
     (lambda: fisher_kpp(LINE, -1.0), ValueError, r"positive, finite diffusivity \(got -1.0\)"),

@@ -57,6 +57,10 @@ class Polynomial(torch.nn.Module):
         coefficients (dict): The factor :math:`a_p` for each power p.
         multiplier (array, optional): The symbol of D in the order of numpy's fftfreq, such as
             ``1j * grid.wavenumbers()`` of a derivative; D = 1 if None. (default: :obj:`None`)
+
+    Raises:
+        ValueError: if there is no power, one below 1, or a factor of zero.
+        TypeError: if grid is not a PeriodicGrid.
     """
 
     def __init__(self, grid: PeriodicGrid, coefficients: Mapping[int, float],
@@ -64,8 +68,17 @@ class Polynomial(torch.nn.Module):
         super().__init__()
         check_periodic(grid)
         self.coefficients = dict(coefficients)
-        self.dealiased = Dealiased(grid, max(self.coefficients))
-        self.multiplier = None if multiplier is None else self.dealiased.multiplier(multiplier)
+        if not self.coefficients or not all(p >= 1 and a for p, a in self.coefficients.items()):
+            raise ValueError(f"Expected powers from 1 up, each with a factor other than zero (got "
+                             f"{self.coefficients}).")
+        self.degree = max(self.coefficients)
+        self.dealiased = Dealiased(grid, self.degree)
+        # The highest power is multiplied by its factor in Fourier space, where there are fewer
+        # numbers than on the finer grid; the others are relative to it.
+        factor = self.coefficients[self.degree]
+        self.lower = {p: a / factor for p, a in self.coefficients.items() if p != self.degree}
+        self.multiplier = self.dealiased.multiplier(
+            factor * np.asarray(1.0 if multiplier is None else multiplier))
 
     def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
         """The term G(u); the time t has no influence.
@@ -74,11 +87,10 @@ class Polynomial(torch.nn.Module):
             - **u, output:** :math:`(*, n)`, or with more axes of the grid at the end
         """
         v = self.dealiased.values(self.dealiased.coefficients(u))
-        powers = [a * v**p for p, a in self.coefficients.items()]
-        c = self.dealiased.projection(sum(powers[1:], powers[0]))
-        if self.multiplier is not None:
-            c = c * self.multiplier.like(u)
-        return self.dealiased.state(c)
+        total = v**self.degree
+        for p, a in self.lower.items():
+            total = total + a * v**p
+        return self.dealiased.state(self.dealiased.projection(total) * self.multiplier.like(u))
 
 
 class SquaredGradient(torch.nn.Module):
