@@ -262,7 +262,7 @@ LINE, SHEET, CUBE = PeriodicGrid(8, 1.0), PeriodicGrid((6, 8), 1.0), PeriodicGri
      r"two species, of shape \(\*, 2, \*shape\) \(got \(8,\)\)"),
     (lambda: navier_stokes(CUBE, 0.1), ValueError, r"two dimensions \(got shape \(3, 3, 3\)\)"),
     (lambda: navier_stokes(SHEET, 0.1, drag=-1.0), ValueError, "finite drag of at least 0"),
-    (lambda: navier_stokes(SHEET, 0.1, forcing_waves=4), ValueError,
+    (lambda: navier_stokes(SHEET, 0.1, forcing=1.0, forcing_waves=4), ValueError,
      r"forcing_waves from 1 to 3 on this grid \(got 4\)"),
     (lambda: navier_stokes(SHEET, 0.1, forcing_waves=0.5), TypeError, "float"),
     (lambda: swift_hohenberg(SHEET).explicit(0.0, torch.ones(8, 6)), ValueError,

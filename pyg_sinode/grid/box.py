@@ -27,7 +27,8 @@ class BoxGrid(Grid):
     - :obj:`"neumann"`: :math:`u_x = 0` at both ends. The points are the centres of n equal cells,
       :math:`x_i = (i + 1/2) L / n`; the sum over the points is what diffusion conserves.
 
-    The last dimensions of a state are the axes of the grid. For other values at the ends, subtract
+    The last dimensions of a state are the axes of the grid. Transforms of more than 128 points are
+    fast if n + 1 (Dirichlet) or n (Neumann) has small prime factors. For other values at the ends, subtract
     a function that has them.
 
     Args:

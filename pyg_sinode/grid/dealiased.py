@@ -74,7 +74,12 @@ class Dealiased:
         return c.narrow(-1, 0, self.modes[-1])
 
     def _field(self, c: Tensor, shape: Sequence[int]) -> Tensor:
-        return field_of(c, self.modes, shape)
+        for d, m, n in zip(self.dims[:-1], self.modes[:-1], shape[:-1], strict=True):
+            gap = list(c.shape)
+            gap[d] = n - 2 * m + 1
+            c = torch.cat([c.narrow(d, 0, m), c.new_zeros(gap), c.narrow(d, m, m - 1)], dim=d)
+        field: Tensor = torch.fft.irfftn(c, s=tuple(shape), dim=self.dims, norm="forward")
+        return field
 
 
 class Constant:
@@ -101,17 +106,6 @@ class Constant:
                 dtype = u.dtype.to_complex() if own.is_complex() else u.dtype.to_real()
                 self._given[key] = own.to(u.device, dtype)
         return self._given[key]
-
-
-def field_of(c: Tensor, modes: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """The field on a grid of that shape whose lowest modes have given coefficients."""
-    dims = tuple(range(-len(shape), 0))
-    for d, m, n in zip(dims[:-1], modes[:-1], shape[:-1], strict=True):
-        zeros = c.new_zeros([n - 2 * m + 1 if d == at else size
-                             for at, size in zip(range(-c.dim(), 0), c.shape, strict=True)])
-        c = torch.cat([c.narrow(d, 0, m), zeros, c.narrow(d, m, m - 1)], dim=d)
-    field: Tensor = torch.fft.irfftn(c, s=tuple(shape), dim=dims, norm="forward")
-    return field
 
 
 def resample(u: Tensor, num_points: int | Sequence[int]) -> Tensor:

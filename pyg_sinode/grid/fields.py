@@ -126,7 +126,7 @@ def navier_stokes(grid: PeriodicGrid, viscosity: float, *, drag: float = 0.0,
     check_not_negative(drag, "drag")
     check_not_negative(forcing, "forcing")
     waves = operator.index(forcing_waves)
-    if not 1 <= waves < (grid.shape[1] + 1) // 2:
+    if forcing and not 1 <= waves < (grid.shape[1] + 1) // 2:
         raise ValueError(f"Expected forcing_waves from 1 to {(grid.shape[1] - 1) // 2} on this "
                          f"grid (got {waves}).")
     k = 2 * math.pi * waves / grid.length[1]
