@@ -28,8 +28,8 @@ class BoxGrid(Grid):
       :math:`x_i = (i + 1/2) L / n`; the sum over the points is what diffusion conserves.
 
     The last dimensions of a state are the axes of the grid. Transforms of more than 128 points are
-    fast if n + 1 (Dirichlet) or n (Neumann) has small prime factors. For other values at the ends, subtract
-    a function that has them.
+    fast if n + 1 (Dirichlet) or n (Neumann) has small prime factors. For other values at the ends,
+    subtract a function that has them.
 
     Args:
         shape (int or tuple of int): Number of points n along each of one to three axes.

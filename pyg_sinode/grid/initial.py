@@ -48,7 +48,7 @@ def smooth_noise(grid: PeriodicGrid, count: int, generator: torch.Generator | No
     Each field is shifted and scaled to the mean and the root mean square deviation from it.
 
     Shapes:
-        - **output:** (count, \\*fields, \\*shape)
+        - **output:** (count, \*fields, \*shape)
     """
     noise = torch.randn(count, *fields, *grid.shape, dtype=torch.float64, generator=generator)
     k = torch.tensor(grid.squared_wavenumbers()).sqrt() * (wavelength / (2 * math.pi))
