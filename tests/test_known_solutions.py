@@ -48,14 +48,14 @@ def test_two_solitons_pass_through_each_other_with_the_scheme_s_order():
     """The faster one, behind at first, is ahead in the end, and both are shifted."""
     grid, end = PeriodicGrid(128, 50.0), 8.0
     before, after = (two_solitons(grid.points, t) for t in (0.0, end))
-    steps, errors = (80, 160, 320), []
+    steps, errors = (120, 240, 360), []
     for count in steps:
         u = integrate(korteweg_de_vries(grid), before, end, end / count)
         errors.append((u - after).abs().max().item())
     assert before.argmax() < 45
     assert after.argmax() > 80
-    assert slope(errors, steps) == pytest.approx(4.0, abs=0.4)
-    assert errors[-1] < 1e-3
+    assert slope(errors, steps) == pytest.approx(4.0, abs=0.2)
+    assert errors[-1] < 5e-4
 
 
 def test_korteweg_de_vries_conserves_mass_momentum_and_energy():
@@ -96,7 +96,7 @@ def test_fronts_invade_with_the_exact_profile_and_speed(name):
                      for t in (0.0, end))
     u = integrate(equation, before, end, 0.02)
     assert (after - before).abs().max() > 0.7
-    close(u, after, 1e-6)
+    close(u, after, 1e-7)
 
 
 # Energies
@@ -130,7 +130,7 @@ def test_cahn_hilliard_conserves_mass_while_its_energy_falls_by_what_is_dissipat
     loss = mean(sum(d(PLANE, potential, a) ** 2 for a in range(2)))
     lost = torch.tensor(scipy.integrate.simpson(loss.numpy(), dx=step, axis=0))
     assert bool((lost > 0.02).all())
-    torch.testing.assert_close(energy[0] - energy[-1], lost, rtol=2e-3, atol=0)
+    torch.testing.assert_close(energy[0] - energy[-1], lost, rtol=5e-4, atol=0)
 
 
 def test_cahn_hilliard_and_allen_cahn_keep_an_interface_in_equilibrium():
@@ -153,7 +153,7 @@ def test_swift_hohenberg_energy_falls_as_fast_as_the_equation_says(b):
     loss = mean(total_rate(equation, u).square())
     lost = torch.tensor(scipy.integrate.simpson(loss[50:].numpy(), dx=0.1, axis=0))
     assert bool((energy.diff(dim=0) < 0).all())
-    torch.testing.assert_close(energy[50] - energy[-1], lost, rtol=2e-3, atol=0)
+    torch.testing.assert_close(energy[50] - energy[-1], lost, rtol=1e-4, atol=0)
 
 
 def test_swift_hohenberg_saturates_at_the_amplitude_of_weakly_nonlinear_theory():
@@ -172,7 +172,7 @@ def test_slopes_of_the_height_obey_the_kuramoto_sivashinsky_equation():
     height = smooth(grid, 7, 2)
     found = d(grid, integrate(kuramoto_sivashinsky_height(grid), height, 3.0, 0.025))
     expected = integrate(kuramoto_sivashinsky(grid), d(grid, height), 3.0, 0.025)
-    close(found, expected, 2e-6)
+    close(found, expected, 1e-11)
 
 
 def test_a_height_that_varies_along_a_diagonal_is_that_of_a_line():
@@ -204,8 +204,8 @@ def test_burgers_in_the_plane_has_the_solution_of_cole_and_hopf():
         u = integrate(vector_burgers(grid, viscosity), before, end, end / count)
         errors.append((u - after).abs().max().item())
     assert (after - before).abs().max() > 0.1
-    assert slope(errors, steps) == pytest.approx(4.0, abs=0.4)
-    assert errors[-1] < 1e-7
+    assert slope(errors, steps) == pytest.approx(4.0, abs=0.2)
+    assert errors[-1] < 1e-8
 
 
 def test_burgers_of_one_component_is_that_of_a_line():
@@ -237,7 +237,7 @@ def test_gray_scott_agrees_with_an_integration_by_scipy():
                                       atol=1e-10).y[:, -1].reshape(2, *grid.shape)
     u = integrate(gray_scott(grid, feed, kill, (d_u, d_v)), u0, 15.0, 0.5)
     assert (u - u0).abs().max() > 0.1
-    close(u, torch.tensor(exact), 1e-6)
+    close(u, torch.tensor(exact), 2e-7)
 
 
 def test_gray_scott_learns_its_diffusivities():
