@@ -54,7 +54,7 @@ def test_two_solitons_pass_through_each_other_with_the_scheme_s_order():
         errors.append((u - after).abs().max().item())
     assert before.argmax() < 45
     assert after.argmax() > 80
-    assert slope(errors, steps) == pytest.approx(4.0, abs=0.2)
+    assert slope(errors, steps) == pytest.approx(4.0, abs=0.3)
     assert errors[-1] < 5e-4
 
 
