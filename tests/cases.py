@@ -33,6 +33,7 @@ from pyg_sinode.operators import (
     Scaled,
     ScaledIdentity,
     Shifted,
+    SineCosine,
 )
 from pyg_sinode.solvers import CG, GMRES, BiCGStab, Direct
 from pyg_sinode.terms import Affine
@@ -277,6 +278,23 @@ OPERATORS: dict[str, Case] = {
     "stencils_symmetric_of_two_dimensions_apart": Case(
         lambda h: Circulant(torch.cat([h, h[:1]]), dim=-3) + Circulant([0.2, -0.4, 0.2]),
         [numbers(2)], (4, 2, 3)
+    ),
+    "sines": Case(partial(SineCosine, kind="sine"), [decays(5)], (2, 5)),
+    "cosines_on_rows": Case(partial(SineCosine, kind="cosine", dim=-2), [decays(6)], (6, 3)),
+    "sines_on_one_of_two_dimensions_apart": Case(
+        partial(SineCosine, kind=("sine", "cosine"), dim=(-3, -1)), [decays(3, 4)], (3, 2, 4)
+    ),
+    "cosines_in_three_dimensions": Case(
+        partial(SineCosine, kind="cosine", dim=(-3, -2, -1)), [numbers(2, 3, 4)], (2, 3, 4)
+    ),
+    "sines_of_numbers": Case(lambda: SineCosine([-0.1, -0.4, -0.9], "sine"), [], (2, 3)),
+    "sines_scaled_plus_identity": Case(
+        lambda s, d, a: s * SineCosine(d, "sine") + ScaledIdentity(a),
+        [-decays(), decays(5), decays()], (2, 5)
+    ),
+    "box_with_a_diffusivity_of_each_species": Case(
+        lambda d, s: Diagonal(d) @ SineCosine(s, ("cosine", "sine"), dim=(-2, -1)),
+        [-decays(2, 1, 1), decays(3, 4)], (2, 3, 4)
     ),
     "stencil_plus_diagonal": Case(
         lambda d, s: Diagonal(d) + Circulant(s), [decays(4), numbers(3)], (2, 4)

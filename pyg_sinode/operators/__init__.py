@@ -14,11 +14,12 @@ from .matrix_free import MatrixFree
 from .pointwise import Diagonal, ScaledIdentity
 from .results import Entries, LinearSolveError, Solution, SolveError
 from .shifted import Shifted
+from .sine_cosine import SineCosine
 
 __all__ = [
     "Banded", "BlockDiagonal", "Circulant", "Dense", "Diagonal", "Entries", "Graph",
     "LinearOperator", "LinearSolveError", "MatrixFree", "Product", "Scaled", "ScaledIdentity",
-    "Shifted", "Solution", "SolveError", "Sum", "Transposed",
+    "Shifted", "SineCosine", "Solution", "SolveError", "Sum", "Transposed",
 ]
 
 

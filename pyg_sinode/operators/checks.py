@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,18 @@ def check_size(name: str, u: Tensor, dim: int, size: int) -> None:
     if u.dim() < -dim or u.size(dim) != size:
         raise ValueError(f"Expected a state of size {size} along dimension {dim} for {name} (got "
                          f"shape {tuple(u.shape)}).")
+
+
+def fixed_array(values: Any, name: str) -> Any:
+    """A read-only copy in float64, or complex128 if the numbers are complex."""
+    array = np.array(values)
+    if array.dtype.kind not in "iufc":
+        raise TypeError(f"Expected numbers as the {name} (got dtype {array.dtype}).")
+    array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"Expected finite numbers in the {name} (got NaN or Inf).")
+    array.flags.writeable = False
+    return array
 
 
 def broadcasts(shape: Sequence[int], u: Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import LinearOperator
-from .checks import check_dims, check_real, check_tensors
+from .checks import check_dims, check_real, check_tensors, fixed_array
 from .results import Entries, LinearSolveError
 
 
@@ -54,7 +54,7 @@ class Circulant(LinearOperator):
             check_real(stencil, "stencil")
             self.tensors = (stencil,)
         else:
-            self._fixed = _fixed_array(stencil, "stencil")
+            self._fixed = fixed_array(stencil, "stencil")
             if np.iscomplexobj(self._fixed):
                 raise TypeError("Expected a real stencil (got complex numbers); a multiplier in "
                                 "Fourier space goes to Circulant.from_symbol.")
@@ -96,7 +96,7 @@ class Circulant(LinearOperator):
             mean = ((symbol + _mirrored(symbol).conj()) / 2)[..., : self.sizes[-1] // 2 + 1]
             self.tensors = (mean.real, mean.imag) if symbol.is_complex() else (mean,)
         else:
-            self._fixed = _fixed_array(symbol, "symbol")
+            self._fixed = fixed_array(symbol, "symbol")
             self.sizes = self._fixed.shape
             self._check_rank(self.sizes, "symbol")
             _check_hermitian(self._fixed, float(np.finfo(float).eps))
@@ -371,18 +371,6 @@ def _check_width(sizes: tuple[int, ...], width: tuple[int, ...]) -> None:
     if any(n < w for n, w in zip(sizes, width, strict=True)):
         raise ValueError(f"Expected at least as many points as the stencil has, {width} (got a "
                          f"grid of {sizes}); take a finer grid or a narrower stencil.")
-
-
-def _fixed_array(values: Any, name: str) -> Any:
-    """A read-only copy in float64, or complex128 if the numbers are complex."""
-    array = np.array(values)
-    if array.dtype.kind not in "iufc":
-        raise TypeError(f"Expected numbers as the {name} (got dtype {array.dtype}).")
-    array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError(f"Expected finite numbers in the {name} (got NaN or Inf).")
-    array.flags.writeable = False
-    return array
 
 
 def _check_hermitian(symbol: Any, eps: float) -> None:

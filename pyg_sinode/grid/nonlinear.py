@@ -1,0 +1,230 @@
+"""Which nonlinear terms do the equations have, and how are they evaluated?
+
+Each term goes to Fourier coefficients once, to values on a finer grid where fields are multiplied,
+and back, so that no product aliases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .axes import check_discretization
+from .dealiased import Constant, Dealiased
+from .periodic import PeriodicGrid, check_periodic
+
+
+class Advection(torch.nn.Module):
+    r"""The advection term :math:`G(u) = -u\, u_x = -(u^2 / 2)_x` on a one-dimensional grid.
+
+    Args:
+        grid (PeriodicGrid): The grid, of one dimension.
+        discretization (str): :obj:`"spectral"`, dealiased by the 3/2 rule (Orszag 1971): the square
+            is evaluated on a grid of 3/2 as many points; or :obj:`"finite_difference"`, the central
+            difference of :math:`u^2 / 2`. (default: :obj:`"spectral"`)
+    """
+
+    def __init__(self, grid: PeriodicGrid, *, discretization: str = "spectral") -> None:
+        super().__init__()
+        check_periodic(grid, 1)
+        check_discretization(discretization)
+        self.grid, self.discretization = grid, discretization
+        self.derivative = grid.derivative(1, discretization=discretization)
+        self.spectral = Polynomial(grid, {2: -0.5}, 1j * grid.wavenumbers())
+
+    def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
+        """The term G(u); the time t has no influence.
+
+        Shapes:
+            - **u, output:** :math:`(*, n)`
+        """
+        if self.discretization == "spectral":
+            change: Tensor = self.spectral(t, u)
+            return change
+        self.grid.check(u)
+        return self.derivative.mv(-0.5 * u * u)
+
+
+class Polynomial(torch.nn.Module):
+    r"""The term :math:`G(u) = D \sum_p a_p u^p`, dealiased, where D multiplies Fourier modes.
+
+    Args:
+        grid (PeriodicGrid): The grid.
+        coefficients (dict): The factor :math:`a_p` for each power p.
+        multiplier (array, optional): The symbol of D in the order of numpy's fftfreq, such as
+            ``1j * grid.wavenumbers()`` of a derivative; D = 1 if None. (default: :obj:`None`)
+
+    Raises:
+        ValueError: if there is no power, one below 1, or a factor of zero.
+        TypeError: if grid is not a PeriodicGrid.
+    """
+
+    def __init__(self, grid: PeriodicGrid, coefficients: Mapping[int, float],
+                 multiplier: Any = None) -> None:
+        super().__init__()
+        check_periodic(grid)
+        self.coefficients = dict(coefficients)
+        if not self.coefficients or not all(p >= 1 and a for p, a in self.coefficients.items()):
+            raise ValueError(f"Expected powers from 1 up, each with a factor other than zero (got "
+                             f"{self.coefficients}).")
+        self.degree = max(self.coefficients)
+        self.dealiased = Dealiased(grid, self.degree)
+        # The highest power is multiplied by its factor in Fourier space, where there are fewer
+        # numbers than on the finer grid; the others are relative to it.
+        factor = self.coefficients[self.degree]
+        self.lower = {p: a / factor for p, a in self.coefficients.items() if p != self.degree}
+        self.multiplier = self.dealiased.multiplier(
+            factor * np.asarray(1.0 if multiplier is None else multiplier))
+
+    def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
+        """The term G(u); the time t has no influence.
+
+        Shapes:
+            - **u, output:** :math:`(*, n)`, or with more axes of the grid at the end
+        """
+        v = self.dealiased.values(self.dealiased.coefficients(u))
+        total = v**self.degree
+        for p, a in self.lower.items():
+            total = total + a * v**p
+        return self.dealiased.state(self.dealiased.projection(total) * self.multiplier.like(u))
+
+
+class SquaredGradient(torch.nn.Module):
+    r"""The term :math:`G(u) = -\tfrac12 |\nabla u|^2`, dealiased.
+
+    Args:
+        grid (PeriodicGrid): The grid.
+    """
+
+    def __init__(self, grid: PeriodicGrid) -> None:
+        super().__init__()
+        self.dealiased = Dealiased(grid, 2)
+        self.gradient, self.axis = self.dealiased.gradient(), -len(grid.shape) - 1
+
+    def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
+        """The term G(u); the time t has no influence.
+
+        Shapes:
+            - **u, output:** (\\*, \\*shape)
+        """
+        c = self.dealiased.coefficients(u).unsqueeze(self.axis)
+        slopes = self.dealiased.values(c * self.gradient.like(u))
+        squares = -0.5 * slopes.square().sum(dim=self.axis)
+        return self.dealiased.state(self.dealiased.projection(squares))
+
+
+class VectorAdvection(torch.nn.Module):
+    r"""The term :math:`G(u) = -(u \cdot \nabla) u` of a velocity, dealiased.
+
+    Args:
+        grid (PeriodicGrid): The grid; the velocity has a component for each of its axes.
+    """
+
+    def __init__(self, grid: PeriodicGrid) -> None:
+        super().__init__()
+        self.dealiased = Dealiased(grid, 2)
+        self.gradient, self.axes = self.dealiased.gradient(), len(grid.shape)
+
+    def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
+        """The term G(u); the time t has no influence.
+
+        Shapes:
+            - **u, output:** (\\*, axes, \\*shape)
+        """
+        at = -self.axes - 1
+        if u.dim() < self.axes + 1 or u.size(at) != self.axes:
+            raise ValueError(f"Expected a velocity of {self.axes} components, of shape (*, "
+                             f"{self.axes}, *shape) (got {tuple(u.shape)}).")
+        c = self.dealiased.coefficients(u).unsqueeze(at)  # (*, component, 1, *modes)
+        every = torch.cat([c, c * self.gradient.like(u)], dim=at)
+        values = self.dealiased.values(every)
+        velocity, slopes = values.select(at, 0), values.narrow(at, 1, self.axes)
+        change = -(velocity.unsqueeze(at - 1) * slopes).sum(dim=at)
+        return self.dealiased.state(self.dealiased.projection(change))
+
+
+class Autocatalysis(torch.nn.Module):
+    r"""The reaction :math:`(-u v^2 + F (1 - u),\; u v^2 - (F + k) v)` of two species, dealiased.
+
+    Args:
+        grid (PeriodicGrid): The grid.
+        feed (float): The rate F at which u is fed and both are drained.
+        kill (float): The rate k at which v decays.
+    """
+
+    def __init__(self, grid: PeriodicGrid, feed: float, kill: float) -> None:
+        super().__init__()
+        self.dealiased = Dealiased(grid, 3)
+        self.feed, self.kill, self.axis = feed, kill, -len(grid.shape) - 1
+
+    def forward(self, t: Tensor | float, state: Tensor) -> Tensor:
+        """The rates of change; the time t has no influence.
+
+        Shapes:
+            - **state, output:** (\\*, 2, \\*shape)
+        """
+        if state.dim() < -self.axis or state.size(self.axis) != 2:
+            raise ValueError(f"Expected a state of two species, of shape (*, 2, *shape) (got "
+                             f"{tuple(state.shape)}).")
+        u, v = self.dealiased.values(self.dealiased.coefficients(state)).unbind(self.axis)
+        made = self.dealiased.state(self.dealiased.projection(u * v * v))
+        u, v = state.unbind(self.axis)
+        return torch.stack([self.feed * (1.0 - u) - made, made - (self.feed + self.kill) * v],
+                           dim=self.axis)
+
+
+class VorticityAdvection(torch.nn.Module):
+    r"""The term :math:`G(w) = -u \cdot \nabla w + g` of a plane flow of vorticity w, dealiased.
+
+    With the stream function :math:`\Delta \psi = -w` the velocity is :math:`u = (\psi_y, -\psi_x)`.
+    Its advection is the curl of a divergence, which takes two products instead of the gradient of w
+    (Basdevant 1983, J. Comput. Phys. 50, 209):
+
+    .. math::
+        u \cdot \nabla w = (\partial_x^2 - \partial_y^2)(u_1 u_2)
+            + \partial_x \partial_y (u_2^2 - u_1^2)
+
+    Args:
+        grid (PeriodicGrid): The grid, of two dimensions: x and y.
+        source (array, optional): The curl g of the forcing, with the grid's shape.
+            (default: :obj:`None`)
+    """
+
+    def __init__(self, grid: PeriodicGrid, source: Any = None) -> None:
+        super().__init__()
+        self.dealiased = Dealiased(grid, 2)
+        kx, ky = np.meshgrid(grid.wavenumbers(0), grid.wavenumbers(1), indexing="ij")
+        square = np.where(kx**2 + ky**2 == 0, np.inf, kx**2 + ky**2)
+        self.to_velocity = Constant(np.stack([
+            self.dealiased.multiplier(symbol).array
+            for symbol in (1j * ky / square, -1j * kx / square)]))
+        self.of_products = Constant(np.stack([
+            self.dealiased.multiplier(symbol).array for symbol in (kx**2 - ky**2, kx * ky)]))
+        self.source = None if source is None else Constant(source)
+
+    def forward(self, t: Tensor | float, w: Tensor) -> Tensor:
+        """The term G(w); the time t has no influence.
+
+        Shapes:
+            - **w, output:** (\\*, n_x, n_y)
+        """
+        u1, u2 = self.dealiased.values(self._velocity(w)).unbind(-3)
+        products = torch.stack([u1 * u2, (u2 - u1) * (u2 + u1)], dim=-3)
+        c = self.dealiased.projection(products) * self.of_products.like(w)
+        change = self.dealiased.state(c.sum(dim=-3))
+        return change if self.source is None else change + self.source.like(w)
+
+    def velocity(self, w: Tensor) -> Tensor:
+        """The velocity of a flow with vorticity w and no mean velocity.
+
+        Shapes:
+            - **w, output:** (\\*, n_x, n_y) and (\\*, 2, n_x, n_y)
+        """
+        return self.dealiased.state(self._velocity(w))
+
+    def _velocity(self, w: Tensor) -> Tensor:
+        return self.dealiased.coefficients(w).unsqueeze(-3) * self.to_velocity.like(w)
