@@ -136,11 +136,12 @@ def imex_odeint(
         t (Tensor): The output times, strictly increasing or strictly decreasing; the first is the
             time of :obj:`u0`. Times that require a gradient receive one with equal Runge-Kutta
             steps; it holds the number of steps fixed.
-        method (str or Scheme, optional): The name or alias of a scheme, or a scheme. implicit_euler is an alias of imex_euler; crank_nicolson treats G by Heun's
-            method. The multistep schemes (sbdf2, sbdf3, sbdf4, cnab2) evaluate G once per step and
-            are less stable, see :class:`pyg_sinode.schemes.IMEXMultistep`. The exponential schemes
-            (etd1, etdrk2, etdrk3, etdrk4, etdrk4s, lawson4) integrate J u exactly by functions of
-            hJ and solve no linear systems; they need an operator that knows them, see
+        method (str or Scheme, optional): The name or alias of a scheme, or a scheme. implicit_euler
+            is an alias of imex_euler; crank_nicolson treats G by Heun's method. The multistep
+            schemes (sbdf2, sbdf3, sbdf4, cnab2) evaluate G once per step and are less stable, see
+            :class:`pyg_sinode.schemes.IMEXMultistep`. The exponential schemes (etd1, etdrk2,
+            etdrk3, etdrk4, etdrk4s, lawson4) integrate J u exactly by functions of hJ and solve no
+            linear systems; they need an operator that knows them, see
             :class:`pyg_sinode.schemes.ExponentialTableau`. If None, ark324l2sa for equal steps and
             ark436l2sa for adaptive steps. (default: :obj:`None`)
         step_size (float, optional): The largest step size. The steps between two output times are

@@ -122,7 +122,7 @@ def test_implicit_parts_without_functions_are_refused_with_the_remedy():
     refused(terms.Affine(CIRCULANT, lambda t: torch.ones(5, dtype=torch.float64)),
             r"\(got an Affine with a forcing f\(t\)\): add a forcing to the explicit term")
     refused(terms.Affine(CIRCULANT, scale=lambda t: 1 + t),
-            r"\(got an Affine with a scale a\(t\)\).*with a J that varies in time, take an implicit")
+            r"\(got an Affine with a scale a\(t\)\).*a J that varies in time, take an implicit")
     refused(operators.MatrixFree(lambda u: -u),
             r"whose functions f\(J\) are known \(got MatrixFree\): .*implicit-explicit scheme")
 

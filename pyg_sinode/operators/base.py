@@ -27,10 +27,12 @@ from .checks import (
 from .flat import diagonal_blocks
 from .functions import (
     DiagonalFunctions,
+    Fourier,
     Functions,
     MatrixFunctions,
     OfNumbers,
     PolynomialFunctions,
+    Transform,
     functions_of_matrix,
 )
 from .results import Entries, LinearSolveError, dense_matrix, equals_transpose
@@ -222,29 +224,39 @@ class LinearOperator:
         """
         if not like.numel():
             return DiagonalFunctions(f(like.new_zeros((), dtype=torch.float64)), like)
-        d = self.as_diagonal()
-        if d is not None:
-            one = like.new_ones(d.shape if isinstance(d, Tensor) else ())
-            return DiagonalFunctions(f(self.mv(one).double()), like)  # d with its gradient
-        symbol = self._half_spectrum(like)
-        if symbol is not None:
-            return DiagonalFunctions(f(symbol), like, self.dims)
+        found = self.diagonalized(like)
+        if found is not None:
+            return DiagonalFunctions(f(found[0]), like, found[1])
         matrix = self.matrix()
         if matrix is not None:
             return MatrixFunctions(functions_of_matrix(matrix, f), self.dims[0])
         disc = self.disc() or _disc_of(self.gershgorin())
         return None if disc is None else PolynomialFunctions(self, f, disc, like)
 
-    def _half_spectrum(self, like: Tensor) -> Tensor | None:
-        """The eigenvalues for the modes that a real Fourier transform along dims stores."""
-        if not self.dims:
+    def diagonalized(self, like: Tensor) -> tuple[Tensor, Transform | None] | None:
+        """The eigenvalues of J and the transform in which it multiplies by them; None if unknown.
+
+        Args:
+            like (Tensor): A state.
+
+        Returns:
+            The eigenvalues in double precision, differentiable, broadcastable against transformed
+            states; and the transform, None if J multiplies the state itself.
+        """
+        d = self.as_diagonal()
+        if d is not None:  # which has no gradient
+            return self.mv(like.new_ones(d.shape if isinstance(d, Tensor) else ())).double(), None
+        full = self._wide_spectrum(like, self.dims) if self.dims else None
+        if full is None:
             return None
-        wide = self.with_tensors([p.double() for p in self.tensors])
-        full = wide.spectrum({d: like.size(d) for d in self.dims})
-        if full is None or full.dim() < -self.dims[-1]:
-            return full
         last = self.dims[-1]
-        return full.narrow(last, 0, min(full.size(last), like.size(last) // 2 + 1))
+        if full.dim() >= -last:
+            full = full.narrow(last, 0, min(full.size(last), like.size(last) // 2 + 1))
+        return full, Fourier(self.dims, [like.size(d) for d in self.dims])
+
+    def _wide_spectrum(self, like: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+        wide = self.with_tensors([p.double() for p in self.tensors])
+        return wide.spectrum({d: like.size(d) for d in dims})
 
     def matrix(self) -> Tensor | None:
         """The differentiable matrix of an operator along one dimension; None if not at hand."""
@@ -607,6 +619,10 @@ class Scaled(LinearOperator):
         inner = self.operator.spectrum(sizes)
         return None if inner is None else inner * self.factor
 
+    def diagonalized(self, like: Tensor) -> tuple[Tensor, Transform | None] | None:
+        inner = self.operator.diagonalized(like)
+        return None if inner is None else (inner[0] * self.factor, inner[1])
+
     def matrix(self) -> Tensor | None:
         inner = self.operator.matrix()
         return None if inner is None else inner * self.factor
@@ -771,6 +787,9 @@ class Sum(LinearOperator):
         device = next((p.device for p in known if p.device.type != "cpu"), known[0].device)
         known = [part.to(device) for part in known]
         return sum(known[1:], known[0])
+
+    def diagonalized(self, like: Tensor) -> tuple[Tensor, Transform | None] | None:
+        return super().diagonalized(like) or _beside_one(self.terms, like, self.dims, torch.add)
 
     def matrix(self) -> Tensor | None:
         parts = [term.matrix() for term in self.terms]
@@ -951,6 +970,9 @@ class Product(LinearOperator):
             total = own if total is None else total @ own
         return total
 
+    def diagonalized(self, like: Tensor) -> tuple[Tensor, Transform | None] | None:
+        return super().diagonalized(like) or _beside_one(self.factors, like, self.dims, torch.mul)
+
     def is_convolution(self) -> bool:
         return all(factor.is_convolution() or _is_number(factor.as_diagonal())
                    for factor in self.factors) and self.as_diagonal() is None
@@ -1094,6 +1116,24 @@ def _one_beside(factors: Sequence[LinearOperator]
         else:
             d = d * own  # type: ignore[assignment]
     return (others[0], d) if len(others) == 1 else None
+
+
+def _beside_one(parts: Sequence[LinearOperator], like: Tensor, dims: tuple[int, ...],
+                combine: Callable[[Tensor, Tensor], Tensor]
+                ) -> tuple[Tensor, Transform | None] | None:
+    """The eigenvalues of one operator, combined with those that are constant along its dims."""
+    mixing = [part for part in parts if part.dims]
+    found = mixing[0].diagonalized(like) if len(mixing) == 1 else None
+    if found is None:
+        return None
+    values = found[0]
+    for part in parts:
+        if part is not mixing[0]:
+            own = part._wide_spectrum(like, dims)
+            if own is None:
+                return None
+            values = combine(values, own.to(values.device))
+    return values, found[1]
 
 
 def _varies(d: Tensor | float, dims: tuple[int, ...]) -> int | None:

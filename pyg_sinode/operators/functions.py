@@ -59,41 +59,85 @@ class Functions(Protocol):
         ...
 
 
-class DiagonalFunctions:
-    """Functions of an operator that is a multiplication, of the state or of its Fourier transform.
+class Transform(Protocol):
+    """A transform of states, in which an operator is a multiplication."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The coefficients of a state."""
+        ...
+
+    def backward(self, y: Tensor) -> Tensor:
+        """The state of coefficients."""
+        ...
+
+    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the coefficients of a state of a dtype."""
+        ...
+
+    def weight(self, like: Tensor) -> Tensor | None:
+        """How much each coefficient counts in the scalar product of two states; None for 1."""
+        ...
+
+
+class Fourier:
+    """The Fourier transform of real states, of which the first half of the last axis is stored.
 
     Args:
-        values (Tensor): The values of the functions, along the first dimension.
-        like (Tensor): A state.
-        dims (tuple of int, optional): The dimensions of the real Fourier transform; none if None.
-            (default: :obj:`None`)
+        dims (tuple of int): The dimensions that are transformed.
+        sizes (sequence of int): Their lengths.
     """
 
-    def __init__(self, values: Tensor, like: Tensor, dims: tuple[int, ...] | None = None) -> None:
-        dtype = like.dtype
-        if dims is not None or values.is_complex():
-            dtype = dtype.to_complex()
-        self.leaves = (values.to(like.device, dtype),)
-        self.values = self.leaves[0].unbind()
-        self.dims = dims
-        self.sizes = [] if dims is None else [like.size(d) for d in dims]
+    def __init__(self, dims: tuple[int, ...], sizes: Sequence[int]) -> None:
+        self.dims, self.sizes = dims, list(sizes)
 
-    def enter(self, x: Tensor) -> Tensor:
-        """See :class:`Functions`."""
-        if self.dims is None:
-            return x
+    def forward(self, x: Tensor) -> Tensor:
+        """See :class:`Transform`."""
         found: Tensor = (torch.fft.rfft(x, dim=self.dims[0]) if len(self.dims) == 1
                          else torch.fft.rfftn(x, dim=self.dims))
         return found
 
-    def leave(self, y: Tensor) -> Tensor:
-        """See :class:`Functions`."""
-        if self.dims is None:
-            return y
+    def backward(self, y: Tensor) -> Tensor:
+        """See :class:`Transform`."""
         found: Tensor = (torch.fft.irfft(y, self.sizes[0], dim=self.dims[0])
                          if len(self.dims) == 1
                          else torch.fft.irfftn(y, s=self.sizes, dim=self.dims))
         return found
+
+    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """See :class:`Transform`."""
+        return dtype.to_complex()
+
+    def weight(self, like: Tensor) -> Tensor:
+        """See :class:`Transform`; a stored mode stands for itself and its conjugate."""
+        n, last = self.sizes[-1], self.dims[-1]
+        weight = torch.full((n // 2 + 1,), 2.0, dtype=like.real.dtype, device=like.device)
+        weight[0] = 1.0
+        if n % 2 == 0:
+            weight[-1] = 1.0
+        return weight.reshape(-1, *([1] * (-last - 1))) / math.prod(self.sizes)
+
+
+class DiagonalFunctions:
+    """Functions of an operator that multiplies each entry of a state, or of its transform.
+
+    Args:
+        values (Tensor): The values of the functions, along the first dimension.
+        like (Tensor): A state.
+        transform (Transform, optional): The transform; none if None. (default: :obj:`None`)
+    """
+
+    def __init__(self, values: Tensor, like: Tensor, transform: Transform | None = None) -> None:
+        dtype = like.dtype if transform is None else transform.dtype(like.dtype)
+        self.leaves = (values.to(like.device, dtype),)
+        self.values, self.transform = self.leaves[0].unbind(), transform
+
+    def enter(self, x: Tensor) -> Tensor:
+        """See :class:`Functions`."""
+        return x if self.transform is None else self.transform.forward(x)
+
+    def leave(self, y: Tensor) -> Tensor:
+        """See :class:`Functions`."""
+        return y if self.transform is None else self.transform.backward(y)
 
     def add(self, sums: list[Tensor | None], x: Tensor, uses: Uses) -> None:
         """See :class:`Functions`."""
@@ -108,16 +152,15 @@ class DiagonalFunctions:
     def transposed(self) -> DiagonalFunctions:
         """See :class:`Functions`."""
         other = object.__new__(type(self))
-        other.dims, other.sizes = self.dims, self.sizes
-        other.leaves = (self.leaves[0].conj(),)
-        other.values = tuple(x.conj().resolve_conj() for x in self.values)
+        other.transform, other.leaves = self.transform, (self.leaves[0].conj().resolve_conj(),)
+        other.values = other.leaves[0].unbind()
         return other
 
     def add_vjp(self, grads: list[Tensor | None], x: Tensor, w: Sequence[Tensor | None],
                 uses: Uses) -> None:
-        """See :class:`Functions`; in the transform, a mode stands for itself and its conjugate."""
+        """See :class:`Functions`."""
         total = grads[0] = torch.zeros_like(self.leaves[0]) if grads[0] is None else grads[0]
-        weight = self._weight(x)
+        weight = None if self.transform is None else self.transform.weight(x)
         for place, k in uses:
             own = w[place]
             if own is not None:
@@ -125,17 +168,6 @@ class DiagonalFunctions:
                 if weight is not None:
                     product = product * weight
                 total[k] += product.sum_to_size(total[k].shape)
-
-    def _weight(self, x: Tensor) -> Tensor | None:
-        """How often each stored mode occurs in the scalar product of two states."""
-        if self.dims is None:
-            return None
-        n, last = self.sizes[-1], self.dims[-1]
-        weight = torch.full((n // 2 + 1,), 2.0, dtype=x.real.dtype, device=x.device)
-        weight[0] = 1.0
-        if n % 2 == 0:
-            weight[-1] = 1.0
-        return weight.reshape(-1, *([1] * (-last - 1))) / math.prod(self.sizes)
 
 
 class MatrixFunctions:

@@ -84,12 +84,8 @@ class SineCosine(LinearOperator):
     @without_autocast
     def multiplied(self, u: Tensor, symbol: Tensor) -> Tensor:
         """The state whose coefficients are those of u times the symbol."""
-        for d, kind in zip(self.dims, self.kinds, strict=True):
-            u = trigonometric.forward(u, d, kind)
-        u = u * along_dims(symbol, self.dims)
-        for d, kind in zip(self.dims, self.kinds, strict=True):
-            u = trigonometric.backward(u, d, kind)
-        return u
+        transform = SineCosineTransform(self.dims, self.kinds)
+        return transform.backward(transform.forward(u) * along_dims(symbol, self.dims))
 
     def transpose(self) -> SineCosine:
         return self
@@ -137,6 +133,10 @@ class SineCosine(LinearOperator):
     def resolvent(self, c: float) -> SineCosineResolvent:
         return SineCosineResolvent(self, c)
 
+    def diagonalized(self, like: Tensor) -> tuple[Tensor, SineCosineTransform]:
+        symbol = torch.tensor(self._fixed) if self._fixed is not None else self.tensors[0].double()
+        return along_dims(symbol, self.dims), SineCosineTransform(self.dims, self.kinds)
+
     def eigenvalues(self) -> Tensor:
         """The symbol with no gradient; of constant numbers, in float64 on the host."""
         return torch.tensor(self._fixed) if self._fixed is not None else self.tensors[0].detach()
@@ -150,6 +150,38 @@ class SineCosine(LinearOperator):
             with torch.inference_mode(False):
                 self._kept[key] = self.eigenvalues().to(u.device, u.dtype)
         return self._kept[key]
+
+
+class SineCosineTransform:
+    """The sine and cosine transforms along some dimensions, which are orthogonal.
+
+    Args:
+        dims (tuple of int): The dimensions.
+        kinds (tuple of str): The kind for each.
+    """
+
+    def __init__(self, dims: tuple[int, ...], kinds: tuple[str, ...]) -> None:
+        self.dims, self.kinds = dims, kinds
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The coefficients of a state."""
+        for d, kind in zip(self.dims, self.kinds, strict=True):
+            x = trigonometric.forward(x, d, kind)
+        return x
+
+    def backward(self, y: Tensor) -> Tensor:
+        """The state of coefficients."""
+        for d, kind in zip(self.dims, self.kinds, strict=True):
+            y = trigonometric.backward(y, d, kind)
+        return y
+
+    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the coefficients, that of the state."""
+        return dtype
+
+    def weight(self, like: Tensor) -> None:
+        """None: all coefficients count alike in a scalar product."""
+        return
 
 
 class SineCosineResolvent(LinearOperator):
