@@ -382,6 +382,6 @@ FOLDER = Folder(
     "examples/benchmarks",
     "Measures what this package costs, beside other packages and beside bare operations.\n"
     "The results are in docs/measurements.md.",
-    (stiff_solvers, stiff_reactions, gradient_cost, checkpoint_memory, attention_evaluation,
-     attention_iteration, beside_pyg, large_steps, receptive_field, graph_setup, graph_solves,
-     grid_solves, scale))
+    (stiff_solvers, exponential, stiff_reactions, gradient_cost, checkpoint_memory,
+     attention_evaluation, attention_iteration, beside_pyg, large_steps, receptive_field,
+     graph_setup, graph_solves, grid_solves, scale))

@@ -106,7 +106,7 @@ class ExponentialTableau:
     @cached_property
     def c(self) -> tuple[float, ...]:
         """The abscissae c, the row sums of a(0), without their rounding errors."""
-        return tuple(round(sum(at_zero(x) for x in row), 14) for row in self.a)
+        return tuple(round(sum(map(at_zero, row), 0.0), 14) for row in self.a)
 
     @property
     def equal_steps(self) -> bool:

@@ -1,0 +1,278 @@
+"""Where do exponential schemes win: beside IMEX schemes, SciPy, and a step written out by hand?
+
+Errors are relative, in the L2 norm at the final time, against the exact solution where it is known,
+else against ark548l2sa at a tolerance of 1e-12, from which etdrk4s with short steps differs by the
+number that is printed. Seconds are the best of interleaved runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from drawing import legend, save, style
+from figures import plt
+from measuring import Record, Work, number, print_table
+from stiff_methods import Solver, adaptive_imex, equal_imex, stiff_scipy
+from stiff_problems import Problem, allen_cahn, korteweg_de_vries, small_ks
+from stiff_solvers import Reference, Result, measure, relative_error
+from torch import Tensor
+
+from pyg_sinode import imex_odeint
+from pyg_sinode.operators.phi import phi_functions
+
+TARGETS = (1e-3, 1e-6)
+STYLES = {
+    "etdrk4, equal steps": (0, 1, 0, None), "etdrk4s, equal steps": (2, 0, 0, None),
+    "etdrk4s": (2, 0, 3, "white"), "lawson4, equal steps": (6, 9, 0, None),
+    "ark436l2sa, equal steps": (1, 2, 1, None), "ark548l2sa": (1, 3, 3, "white"),
+    "sbdf4, equal steps": (3, 4, 1, None), "BDF": (4, 7, 2, None), "Radau": (5, 8, 2, None),
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    record = Record(args.out / "exponential.jsonl", args)
+    parts = {"curves": curves, "bare": beside_bare, "batch": batch}
+    with torch.no_grad():
+        for part in args.parts:
+            parts[part](record, args)
+    print(f"data: {record.path}")
+
+
+def make_problem(name: str, args: argparse.Namespace) -> Problem:
+    """A problem by its name; quick ones are small and short."""
+    if name == "allen-cahn":
+        return allen_cahn(32 if args.quick else 512)
+    if name == "kdv":
+        return korteweg_de_vries(64 if args.quick else 256)
+    points = int(name.removeprefix("ks-"))
+    if args.quick:
+        return small_ks(32, 0.4, args.seed, before=2.0)
+    return small_ks(points, 50.0, args.seed)
+
+
+def make_solvers(quick: bool) -> list[Solver]:
+    """The solvers, each with the values of its setting."""
+    decades = (1e-3, 1e-5) if quick else tuple(10.0**-k for k in range(2, 10))
+
+    def steps(problem: Problem) -> list[float]:
+        return [problem.time / c for c in problem.counts[: 2 if quick else None]]
+
+    equal = ("etdrk4", "etdrk4s", "lawson4", "ark436l2sa", "sbdf4")
+    solvers = [Solver(f"{name}, equal steps", "pyg_sinode", "step", partial(equal_imex, name),
+                      steps) for name in equal]
+    solvers += [Solver(name, "pyg_sinode", "tolerance", partial(adaptive_imex, name),
+                       lambda _: decades) for name in ("etdrk4s", "ark548l2sa")]
+    return solvers + [Solver(name, "scipy", "tolerance", partial(stiff_scipy, name),
+                             lambda _: decades) for name in ("BDF", "Radau")]
+
+
+# Error against time
+
+
+def curves(record: Record, args: argparse.Namespace) -> None:
+    """Measures all solvers on all problems; prints the times to the targets, draws the rest."""
+    found: list[tuple[Problem, float, list[Result]]] = []
+    for name in args.problems:
+        problem = make_problem(name, args)
+        reference = make_reference(problem, args.quick)
+        print(f"{problem.title}, to t = {problem.time:g}; reference: {reference.source}, from "
+              f"which etdrk4s differs by {reference.difference:.1e}\n", flush=True)
+        results = measure(problem, reference, make_solvers(args.quick), args)
+        for result in results:
+            record.add(kind="run", **asdict(result) | {"problem": name})
+        print_table(("solver", *(f"seconds to {x:.0e}" for x in TARGETS)), rows(results))
+        print(flush=True)
+        found.append((problem, reference.difference, results))
+    if found:
+        print(f"\nfigure: {plot(args.out / 'exponential.png', found)}\n", flush=True)
+
+
+def make_reference(problem: Problem, quick: bool) -> Reference:
+    """The final state to measure errors against, and how far another scheme is from it."""
+    step = problem.time / problem.counts[-1] / (1 if quick else 4)
+    other = equal_imex("etdrk4s", problem, step, Work())().state
+    if problem.exact is not None:
+        state, source = problem.exact(problem.time), "the exact solution"
+    else:
+        state = torch.from_numpy(adaptive_imex("ark548l2sa", problem, 1e-12, Work())().state)
+        source = "ark548l2sa at 1e-12"
+    return Reference(state, source, relative_error(other, state))
+
+
+def seconds_to(results: Sequence[Result], target: float) -> float | None:
+    """The least time of a run with an error of at most the target; None if there is none."""
+    good = [min(r.seconds) for r in results if r.error is not None and r.error <= target]
+    return min(good, default=None)
+
+
+def rows(results: Sequence[Result]) -> list[list[str]]:
+    """For each solver its times, and how many times as fast as SciPy's best it is."""
+    best = [seconds_to([r for r in results if r.family == "scipy"], x) for x in TARGETS]
+    found = []
+    for solver in dict.fromkeys(r.solver for r in results):
+        own = [seconds_to([r for r in results if r.solver == solver], x) for x in TARGETS]
+        found.append([solver, *("-" if a is None else f"{a:.3f}" if b is None
+                                else f"{a:.3f} ({b / a:.2g})" for a, b in
+                                zip(own, best, strict=True))])
+    return found
+
+
+def plot(path: Any, found: Sequence[tuple[Problem, float, list[Result]]]) -> Any:
+    """The error of each solver against its time, one panel for each problem."""
+    columns = min(2, len(found))
+    figure, axes = plt.subplots(-(-len(found) // columns), columns, squeeze=False,
+                                figsize=(5.6 * columns + 2, 4.0 * -(-len(found) // columns)))
+    for axis, (problem, difference, results) in zip(axes.flat, found, strict=False):
+        for solver, options in STYLES.items():
+            good = [r for r in results if r.solver == solver and r.error]
+            if good:
+                axis.loglog([min(r.seconds) for r in good], [r.error for r in good],
+                            label=solver, **style(*options))
+        axis.axhspan(axis.get_ylim()[0] / 10, difference, color="0.9", zorder=0,
+                     label="below the difference of\ntwo reference solutions")
+        axis.set_ylim(bottom=min((r.error for r in results if r.error), default=difference) / 3)
+        axis.set(title=f"{problem.title}, to t = {problem.time:g}", xlabel="wall time in s",
+                 ylabel="relative L2 error")
+    for axis in axes.flat[len(found):]:
+        axis.set_visible(False)
+    figure.suptitle("Exponential schemes (solid) beside implicit-explicit ones and SciPy's "
+                    "(dash-dotted)", fontsize="medium")
+    legend(figure, axes.flat[0], "right center")
+    return save(figure, path)
+
+
+# Beside a step written out
+
+
+def bare_etdrk4(problem: Problem, u: Tensor, steps: int, h: float) -> Tensor:
+    """The scheme of Cox and Matthews (2002) for one Circulant J, with nothing around it."""
+    n, G = u.size(-1), problem.explicit
+    z = h * problem.implicit.symbol(u).to(torch.complex128)
+    half, whole = phi_functions(z / 2, 2), phi_functions(z, 4)
+    E, E2, Q = whole[0], half[0], h / 2 * half[1]
+    f1 = h * (whole[1] - 3 * whole[2] + 4 * whole[3])
+    f2, f3 = h * (2 * whole[2] - 4 * whole[3]), h * (4 * whole[3] - whole[2])
+    t, v = torch.zeros((), dtype=u.dtype), torch.fft.rfft(u)
+    for _ in range(steps):
+        Nv = torch.fft.rfft(G(t, u))
+        a = E2 * v + Q * Nv
+        Na = torch.fft.rfft(G(t, torch.fft.irfft(a, n)))
+        b = E2 * v + Q * Na
+        Nb = torch.fft.rfft(G(t, torch.fft.irfft(b, n)))
+        c = E2 * a + Q * (2 * Nb - Nv)
+        Nc = torch.fft.rfft(G(t, torch.fft.irfft(c, n)))
+        v = E * v + f1 * Nv + f2 * (Na + Nb) + f3 * Nc
+        u = torch.fft.irfft(v, n)
+    return u
+
+
+def beside_bare(record: Record, args: argparse.Namespace) -> None:
+    """A step of the package over one written out, in CPU seconds of alternating runs."""
+    table = []
+    for points, states, steps in ((64, 1, 400), (512, 1, 400), (64, 256, 40), (512, 256, 8)):
+        problem = small_ks(points, 1.0, args.seed, before=2.0)
+        u = problem.u0.expand(states, -1).contiguous() * torch.linspace(
+            0.9, 1.1, states, dtype=torch.float64).unsqueeze(1)
+        count = 3 if args.quick else steps
+        times, ratios = torch.tensor([0.0, 0.1 * count], dtype=torch.float64), []
+        for _ in range(3 if args.quick else 4 * args.repeats):
+            bare = cpu_seconds(lambda u=u, p=problem, n=count: bare_etdrk4(p, u, n, 0.1))
+            own = cpu_seconds(lambda u=u, p=problem, t=times: imex_odeint(
+                p.explicit, p.implicit, u, t, method="etdrk4", step_size=0.1)[-1])
+            ratios.append((own[0] / bare[0], bare[0] / count))
+            assert float((own[1] - bare[1]).abs().max()) < 1e-9 * float(u.abs().max())
+        ratio = statistics.median(r for r, _ in ratios)
+        step = min(s for _, s in ratios)
+        record.add(kind="bare", points=points, states=states, ratio=ratio, bare_step=step)
+        table.append([points, states, f"{1e3 * step:.2f}", f"{ratio:.2f}"])
+    print_table(("points", "states", "step by hand in ms", "package over by hand"), table)
+    print(flush=True)
+
+
+def cpu_seconds(job: Callable[[], Any]) -> tuple[float, Any]:
+    """The processor's time of a job, and its result."""
+    start = time.process_time()
+    result = job()
+    return time.process_time() - start, result
+
+
+# Many states at once
+
+
+def batch(record: Record, args: argparse.Namespace) -> None:
+    """The time of many states in one call, over that of SciPy's solvers one after another."""
+    table = []
+    for name in [n for n in args.problems if n.startswith("ks")]:
+        problem = make_problem(name, args)
+        few = 1 if args.quick else 2
+        states = several(problem, args)
+        truth = states_at_end(problem, states, "ark548l2sa", rtol=1e-10, atol=1e-10)
+        for target in TARGETS:
+            own, step = fastest(problem, states, truth, target)
+            other = scipy_seconds(problem, states[:few], truth[:few], target, args)
+            total = None if other is None else other * len(states)
+            ratio = None if own is None or total is None else total / own
+            record.add(kind="batch", problem=name, target=target, seconds=own, step=step,
+                       scipy=total, ratio=ratio)
+            table.append([name, f"{target:.0e}", number(own), number(step), number(total),
+                          number(ratio)])
+    print_table(("problem", "error", "etdrk4s, all states, s", "step",
+                 "SciPy's best times the states, s", "ratio"), table)
+    print(flush=True)
+
+
+def several(problem: Problem, args: argparse.Namespace) -> Tensor:
+    """States on the attractor: one trajectory at many times."""
+    count = 4 if args.quick else args.states
+    t = torch.arange(count, dtype=torch.float64) * 5.0
+    return imex_odeint(problem.explicit, problem.implicit, problem.u0, t, method="etdrk4s",
+                       step_size=0.1)
+
+
+def states_at_end(problem: Problem, states: Tensor, method: str, **options: Any) -> Tensor:
+    times = torch.tensor([0.0, problem.time], dtype=torch.float64)
+    return imex_odeint(problem.explicit, copy.deepcopy(problem.implicit), states, times,
+                       method=method, **options)[-1]
+
+
+def fastest(problem: Problem, states: Tensor, truth: Tensor, target: float
+            ) -> tuple[float | None, float | None]:
+    """The time with the largest step whose median error is below the target, and that step."""
+    for count in sorted(round(c * factor) for c in problem.counts for factor in (0.7, 1.0)):
+        step = problem.time / count
+        start = time.perf_counter()
+        found = states_at_end(problem, states, "etdrk4s", step_size=step)
+        seconds = time.perf_counter() - start
+        errors = (found - truth).norm(dim=1) / truth.norm(dim=1)
+        if float(errors.median()) <= target:
+            return seconds, step
+    return None, None
+
+
+def scipy_seconds(problem: Problem, states: Tensor, truth: Tensor, target: float,
+                  args: argparse.Namespace) -> float | None:
+    """The mean time of one state by the best of SciPy's solvers with the loosest tolerance."""
+    best = math.inf
+    for method in ("BDF", "Radau"):
+        for tolerance in (10.0**-k for k in range(2, 10)):
+            spent, errors = [], []
+            for u0, end in zip(states, truth, strict=True):
+                own = Problem(**{**vars(problem), "u0": u0})
+                start = time.perf_counter()
+                state = stiff_scipy(method, own, tolerance, Work(args.time_limit))().state
+                spent.append(time.perf_counter() - start)
+                errors.append(relative_error(state, end))
+            if statistics.median(errors) <= target:
+                best = min(best, statistics.mean(spent))
+                break
+    return None if best == math.inf else best
