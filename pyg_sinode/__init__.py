@@ -7,12 +7,12 @@ from .integrate.report import ExplicitTermError, NonFiniteStateError, Stats, Ste
 from .models import SINODE
 from .odeint import imex_odeint
 from .operators import LinearSolveError
-from .schemes import IMEXMultistep, IMEXTableau
+from .schemes import ExponentialTableau, IMEXMultistep, IMEXTableau
 from .solvers import NewtonError
 
 __all__ = [
-    "SINODE", "ExplicitTermError", "GRANDAttention", "IMEXMultistep", "IMEXTableau",
-    "LinearSolveError", "NewtonError", "NonFiniteStateError", "SINODEConv", "Stats",
+    "SINODE", "ExplicitTermError", "ExponentialTableau", "GRANDAttention", "IMEXMultistep",
+    "IMEXTableau", "LinearSolveError", "NewtonError", "NonFiniteStateError", "SINODEConv", "Stats",
     "StepSizeError", "controllers", "imex_odeint", "norms", "operators", "schemes", "solvers",
     "terms",
 ]

@@ -73,7 +73,7 @@ def clock_of(t: Tensor, times: list[float], scheme: Scheme) -> Clock:
     Args:
         t (Tensor): The output times.
         times (list of float): The same as floats.
-        scheme (IMEXTableau or IMEXMultistep): The scheme.
+        scheme (Scheme): The scheme.
     """
     own = torch.finfo(t.dtype).eps
     if t.dtype != torch.float64 or all((math.frexp(x)[0] * 2**20).is_integer() for x in times):

@@ -43,7 +43,7 @@ from .odeint import Checkpoints, LinearSolver, Norm, imex_odeint
 from .operators import LinearOperator
 from .precision import full_precision, widened
 from .reaction import as_reaction, implicit_part
-from .schemes import IMEXMultistep, IMEXTableau, get_scheme
+from .schemes import Scheme, get_scheme
 from .terms import Nonlinear
 from .transforms import refuse_scripting, refuse_tracing, refuse_transforms, uncompiled
 
@@ -92,7 +92,7 @@ class SINODEConv(MessagePassing):
         step_size (float, optional): The largest step size, of equal steps. If None, the steps are
             adaptive: use a stiffly accurate :obj:`method`, such as :obj:`"imex_rk4"`.
             (default: :obj:`1.0`)
-        method (str, IMEXTableau or IMEXMultistep): The scheme. (default: :obj:`"imex_rk2"`)
+        method (str or Scheme): The scheme. (default: :obj:`"imex_rk2"`)
         solver (optional): The linear solver; if None, :func:`pyg_sinode.solvers.default` chooses
             it for the operator. (default: :obj:`None`)
         gradient (str): :obj:`"discrete"` or :obj:`"backprop"`, see
@@ -168,7 +168,7 @@ class SINODEConv(MessagePassing):
         attention: str = "scaled_dot", attention_channels: int | None = None,
         edge_dim: int | None = None, normalizer: str = "squareplus", stochastic: str = "row",
         dropout: float = 0.0, implicit: Implicit = "decay", time: float | Tensor = 4.0,
-        step_size: float | None = 1.0, method: str | IMEXTableau | IMEXMultistep = "imex_rk2",
+        step_size: float | None = 1.0, method: str | Scheme = "imex_rk2",
         solver: LinearSolver | None = None, gradient: str = "discrete",
         graph_memory: int = 2**30, checkpoints: Checkpoints | None = None,
         rtol: float | None = None, atol: float | None = None, norm: Norm | None = None,

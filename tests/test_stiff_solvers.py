@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("matplotlib", reason="the benchmark needs matplotlib, which is not installed")
 pytest.importorskip("torchdiffeq", reason="the benchmark needs torchdiffeq, which is not installed")
 
+import exponential
 import stiff_figure
 import stiff_methods
 import stiff_problems
@@ -185,6 +186,35 @@ def test_a_quick_run_writes_figures_data_and_tables(capsys, tmp_path):
     assert sum(line.startswith("| ") for line in text.splitlines()) == len(runs) + 2 * len(PROBLEMS)
     for name in PROBLEMS:
         assert (tmp_path / f"stiff-{name}.png").stat().st_size > 10_000
+
+
+def test_a_quick_run_of_exponential_schemes_writes_a_figure_data_and_tables(capsys, tmp_path):
+    FOLDER.main(["exponential", "--quick", "--repeats", "1", "--problems", "ks-64", "kdv",
+                 "--out", str(tmp_path)])
+    lines = (tmp_path / "exponential.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines][1:]
+    runs = [r for r in records if r["kind"] == "run"]
+    assert {r["problem"] for r in runs} == {"ks-64", "kdv"}
+    assert {r["solver"] for r in runs} == set(exponential.STYLES)
+    assert [r["states"] for r in records if r["kind"] == "bare"] == [1, 1, 256, 256]
+    assert [r["target"] for r in records if r["kind"] == "batch"] == list(exponential.TARGETS)
+    assert all(r["ratio"] > 0 for r in records if r["kind"] != "run")
+    assert (tmp_path / "exponential.png").stat().st_size > 10_000
+    assert "package over by hand" in capsys.readouterr().out
+
+
+def test_the_soliton_has_its_right_hand_side_its_jacobian_and_its_speed():
+    problem = stiff_problems.korteweg_de_vries(128)
+    u0 = problem.u0.numpy()
+    rhs = problem.array_rhs()
+    torch.testing.assert_close(torch.from_numpy(rhs(0.0, u0)), problem.rhs(0.0, problem.u0),
+                               rtol=1e-10, atol=1e-10)
+    rate = (problem.exact(1e-4) - problem.exact(-1e-4)) / 2e-4
+    torch.testing.assert_close(torch.from_numpy(rhs(0.0, u0)), rate, rtol=0, atol=0.02)
+    v = 1e-6 * np.sin(np.arange(128.0))
+    change = (rhs(0.0, u0 + v) - rhs(0.0, u0 - v)) / 2
+    np.testing.assert_allclose(problem.jacobian(0.0, u0) @ v, change, rtol=0,
+                               atol=1e-7 * abs(change).max())
 
 
 def test_no_two_solvers_look_alike():
