@@ -145,13 +145,14 @@ def test_etdrk4_is_the_scheme_of_cox_and_matthews_written_out():
 def test_the_error_estimate_has_the_order_of_the_embedded_solution(scheme):
     G, J, u0 = wave(PeriodicGrid(16, 2 * math.pi))
     steps = {}
-    for tolerance in (1e-4, 1e-7):
+    coarse, fine = (1e-3, 1e-5) if scheme.order == 2 else (1e-4, 1e-7)
+    for tolerance in (coarse, fine):
         u, stats = imex_odeint(G, J, u0, double([0.0, 1.0]), method=scheme, rtol=tolerance,
                                atol=tolerance, return_stats=True)
         steps[tolerance] = stats.steps_accepted
         assert float((u[-1] - end_of_wave()).abs().max()) < 10 * tolerance
     # The error of a step is h^(q + 1) for an embedded solution of order q.
-    power = math.log(1e3) / math.log(steps[1e-7] / steps[1e-4])
+    power = math.log(coarse / fine) / math.log(steps[fine] / steps[coarse])
     assert abs(power - (scheme.embedded_order + 1)) < 0.6, steps
 
 
@@ -161,11 +162,12 @@ def test_the_estimate_sees_the_error_of_a_quadrature(scheme):
     def G(t, u):
         return torch.cos(5 * t).expand_as(u)
 
+    tolerance = 1e-4 if scheme.order == 2 else 1e-6
     u, stats = imex_odeint(G, operators.ScaledIdentity(-1.0), double([0.0]), double([0.0, 2.0]),
-                           method=scheme, rtol=1e-6, atol=1e-6, return_stats=True)
+                           method=scheme, rtol=tolerance, atol=tolerance, return_stats=True)
     exact = (math.cos(10) + 5 * math.sin(10) - math.exp(-2)) / 26
     assert stats.steps_accepted > 15
-    assert abs(float(u[-1]) - exact) < 1e-5
+    assert abs(float(u[-1]) - exact) < 10 * tolerance
 
 
 @every_scheme
