@@ -95,14 +95,17 @@ class SINODE(torch.nn.Module):
         self.decoder.reset_parameters()
 
     def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None,
-                edge_attr: Tensor | None = None) -> Tensor:
-        """The class scores of each node.
+                edge_attr: Tensor | None = None, *, t: Tensor | None = None) -> Tensor:
+        """The class scores of each node, of shape (N, C), or (T, N, C) with :obj:`t`.
 
         Args:
             x (Tensor): The node features.
             edge_index (Tensor or SparseTensor): The graph.
             edge_weight (Tensor, optional): The edge weights, at least zero.
             edge_attr (Tensor, optional): The edge attributes, if :obj:`edge_dim` is set.
+            t (Tensor, optional): Times at which the flow is decoded, used instead of the terminal
+                time; they increase from 0. GRAND's early stopping follows the flow of a trained
+                network up to three times its terminal time.
         """
         x = widened(x)
         check_features(x, self.encoder.in_channels, self.conv.term.alpha)
@@ -110,7 +113,7 @@ class SINODE(torch.nn.Module):
         x = self.encoder(x)
         if self.norm is not None:
             x = self.norm(x)
-        x = self.conv(x, edge_index, edge_weight, edge_attr=edge_attr).relu()
+        x = self.conv(x, edge_index, edge_weight, edge_attr=edge_attr, t=t).relu()
         x = F.dropout(x, self.dropout, self.training)
         result: Tensor = self.decoder(x)
         return result

@@ -219,3 +219,15 @@ def test_attributes_of_edges_reach_the_layer():
     model = SINODE(5, 8, 3, edge_dim=2)
     given = torch.randn(EDGES.size(1), 2)
     assert not torch.equal(model(X, EDGES, None, given), model(X, EDGES, None, -given))
+
+
+def test_the_flow_is_decoded_at_several_times():
+    torch.manual_seed(0)
+    model = SINODE(5, 4, 3, time=2.0, step_size=0.5).double().eval()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    edges = torch.randint(0, 6, (2, 12), generator=torch.Generator().manual_seed(0))
+    found = model(x, edges, t=torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    assert found.shape == (4, 6, 3)
+    torch.testing.assert_close(found[0], model.decoder(model.encoder(x).relu()))
+    torch.testing.assert_close(found[2], model(x, edges), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(found[3], found[2])

@@ -279,12 +279,13 @@ def test_a_broken_checkpoint_is_named_with_the_remedy(run, tmp_path):
     ("--epochs", "0"), ("--runs", "0"), ("--checkpoint-every", "0"), ("--patience", "-1"),
     ("--evaluate-every", "0"), ("--step-size", "0"), ("--time", "nan"), ("--graph-memory", "-1"),
     ("--heads", "1.5"), ("--checkpoints", "0"), ("--rtol", "0"), ("--device", "abacus"),
-    ("--epochs", "3", "--evaluate-every", "4")])
+    ("--epochs", "3", "--evaluate-every", "4"), ("--follow", "0"),
+    ("--follow", "3", "--model", "gcn")])
 def test_a_number_that_makes_no_sense_is_refused_before_any_work(run, tmp_path, capsys, words):
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path / "new", *words)
     assert stopped.value.code == 2
-    assert words[-2] in capsys.readouterr().err
+    assert words[0 if "gcn" in words else -2] in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -340,10 +341,10 @@ def scripted(example, monkeypatch):
     """Starts the script of the epochs; gives the evaluations that were made."""
     made = []
 
-    def evaluate(model, data):
+    def evaluate(model, data, follow):
         loss, val, test = SCRIPT_OF_EPOCHS[len(made)]
         made.append(val)
-        return [0.0, loss, 0.0], [1.0, val, test]
+        return {"train": 1.0, "val": val, "test": test, "val_loss": loss}
 
     monkeypatch.setattr(example, "evaluate", evaluate)
     return made
@@ -373,6 +374,24 @@ def test_accuracies_can_be_evaluated_more_rarely(run, scripted, tmp_path):
     text = run(tmp_path, "--model", "gcn", "--epochs", "8", "--evaluate-every", "3")
     assert len(scripted) == 2  # after epochs 3 and 6
     assert "test 20.00 % at epoch 6 (validation 70.00 %), 8 epochs" in text
+
+
+def test_the_flow_is_followed_and_the_time_of_the_best_validation_accuracy_kept(
+        example, run, digits, tmp_path):
+    text = run(tmp_path, *QUICK, "--epochs", "3", "--follow", "3")
+    assert re.search(r"at epoch \d, time [\d.]+ \(validation", text)
+    torch.manual_seed(0)
+    split = example.with_split(digits, "digits", 0)
+    model = example.make_model(example.parse_arguments([*QUICK]),
+                               dataclasses.replace(example.SETTINGS["digits"], time=2.0), split)
+    found = example.evaluate(model, split, 3.0)
+    by_time = []
+    for k in range(1, 13):
+        with torch.no_grad():
+            out = model(split.x, split.edge_index, t=torch.tensor([0.0, 0.5 * k]))[-1]
+        by_time.append(example.measured(out, split)["val"])
+    assert found["val"] == pytest.approx(max(by_time), abs=0.011)
+    assert found["val"] >= example.evaluate(model, split)["val"] - 0.011
 
 
 # Cora

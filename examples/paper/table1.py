@@ -134,7 +134,8 @@ def make_training(args: argparse.Namespace, problem: GraphProblem, data: Data, e
         if steps is not None:
             return math.nan
         model.work = Work(args.limit)
-        _, val, accuracy = (100 * a for a in nc.evaluate(model, data)[1])
+        found = nc.evaluate(model, data)
+        val, accuracy = 100 * found["val"], 100 * found["test"]
         entry.test_evaluations = forward_cost(model.work.totals())
         entry.best = max(entry.best, (val, accuracy), key=lambda pair: pair[0])
         return accuracy
