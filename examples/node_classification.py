@@ -270,14 +270,16 @@ def summary(seed: int, history: list[dict]) -> dict:
     solved = [row["stats"]["linear_seconds"] for row in history if "stats" in row]
     return {"seed": seed, "epoch": len(history), "best": best["val"], "test": best["test"],
             "best_epoch": best_epoch, "best_time": best.get("time"), "history": history,
-            "stats": history[-1].get("stats"), "seconds": sum(row["seconds"] for row in history), "solve_seconds": sum(solved)}
+            "stats": history[-1].get("stats"), "solve_seconds": sum(solved),
+            "seconds": sum(row["seconds"] for row in history)}
 
 
 def print_run(run: dict) -> None:
     moment = "" if run["best_time"] is None else f", time {run['best_time']:.3g}"
     line = (f"seed {run['seed']}: test {100 * run['test']:.2f} % at epoch {run['best_epoch']}"
             f"{moment} (validation {100 * run['best']:.2f} %), "
-            f"{figures.plural(run['epoch'], 'epoch')}, {run['seconds'] / run['epoch']:.3f} s per training epoch")
+            f"{figures.plural(run['epoch'], 'epoch')}, "
+            f"{run['seconds'] / run['epoch']:.3f} s per training epoch")
     stats = run["stats"]
     if stats is not None:
         solves = max(stats["linear_solves"], 1)
