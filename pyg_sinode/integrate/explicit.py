@@ -112,8 +112,13 @@ class ExplicitTerm:
 
     def plain(self, t: float, u: Tensor) -> Evaluated:
         """Evaluates G for a forward pass without a gradient, or for plain backpropagation."""
-        u = u if torch.is_grad_enabled() else u.detach()  # G may set its requires_grad
-        return Evaluated(self.memory.own(self.with_state(t, u)[0]), None)
+        followed = torch.is_grad_enabled()
+        if not followed and u.requires_grad:
+            u = u.detach()
+        value = self.memory.own(self.with_state(t, u)[0])
+        if not followed and u.requires_grad:  # G may have set it
+            u.requires_grad_(False)
+        return Evaluated(value, None)
 
     def with_state(self, t: float, u: Tensor) -> tuple[Tensor, Tensor]:
         """The value of G, and the state with which it was called.
