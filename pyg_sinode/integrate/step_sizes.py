@@ -80,12 +80,13 @@ class EqualSteps:
 
     def judge(self, step: Next, state: OneStepState, result: StepResult) -> StepResult:
         """The result; raises a NonFiniteStateError if a state is known not to be finite."""
-        u, before = result.state.u.detach(), state.u
+        u, before = result.state.u, state.u
         assert before is not None
         if u.is_cpu:
             if not _finite(u):
                 raise not_finite(step.t, step.number, before)
             return result
+        u = u.detach()
         self.good = before if self.good is None else self.good
         self.flags.append(u.isfinite().all())
         if len(self.flags) >= LOOK_EVERY:
@@ -268,6 +269,8 @@ class AdaptiveSteps:
 
 
 def _finite(u: Tensor) -> bool:
+    if u.requires_grad:
+        u = u.detach()
     # One pass in the usual case: a finite sum has finite terms.
     return math.isfinite(float(u.sum())) or bool(u.isfinite().all())
 
