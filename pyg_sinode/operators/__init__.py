@@ -9,6 +9,9 @@ from .base import LinearOperator, Product, Scaled, Sum, Transposed
 from .block_diagonal import BlockDiagonal
 from .circulant import Circulant
 from .dense import Dense
+from .dissipative import Dissipative
+from .dissipative_circulant import DissipativeCirculant
+from .dissipative_graph import DissipativeGraph
 from .graph import Graph
 from .matrix_free import MatrixFree
 from .pointwise import Diagonal, ScaledIdentity
@@ -16,9 +19,10 @@ from .results import Entries, LinearSolveError, Solution, SolveError
 from .shifted import Shifted
 
 __all__ = [
-    "Banded", "BlockDiagonal", "Circulant", "Dense", "Diagonal", "Entries", "Graph",
-    "LinearOperator", "LinearSolveError", "MatrixFree", "Product", "Scaled", "ScaledIdentity",
-    "Shifted", "Solution", "SolveError", "Sum", "Transposed",
+    "Banded", "BlockDiagonal", "Circulant", "Dense", "Diagonal", "Dissipative",
+    "DissipativeCirculant", "DissipativeGraph", "Entries", "Graph", "LinearOperator",
+    "LinearSolveError", "MatrixFree", "Product", "Scaled", "ScaledIdentity", "Shifted", "Solution",
+    "SolveError", "Sum", "Transposed",
 ]
 
 
