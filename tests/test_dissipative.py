@@ -91,7 +91,7 @@ A_STABLE = [s for s in SCHEMES.values() if isinstance(s, IMEXTableau)]
 
 
 def test_all_runge_kutta_schemes_are_a_stable():
-    z = -np.exp(1j * np.linspace(-math.pi / 2, math.pi / 2, 41)) * np.logspace(-2, 3, 60)[:, None]
+    z = -np.exp(1j * np.linspace(-math.pi / 2, math.pi / 2, 9)) * np.logspace(-2, 3, 40)[:, None]
     for scheme in A_STABLE:
         for value in z.flatten():
             one = np.ones(scheme.stages)
@@ -249,7 +249,7 @@ def test_the_real_part_of_a_symbol_is_never_positive(shape):
     u = randn(2, *shape)
     assert still.symmetric()
     assert still.largest_eigenvalue() == 0.0
-    assert float(still.mv(u).mean(dim=dims).abs().max()) < 1e-15
+    assert float(still.mv(u).detach().mean(dim=dims).abs().max()) < 1e-15
     assert isinstance(J, Circulant)
 
 
@@ -321,17 +321,16 @@ def test_the_gradients_of_an_integration_are_those_of_the_dense_matrix(options, 
 ], ids=["full", "low rank", "circulant", "graph"])
 def test_an_operator_is_trained_in_two_lines(make):
     torch.manual_seed(0)
-    truth, u0, t = make(), randn(16, 6), torch.tensor([0.0, 0.5, 1.0], dtype=F64)
+    truth, u0, t = make(), randn(16, 6), torch.tensor([0.0, 1.0], dtype=F64)
     J = truth.with_tensors([nn.Parameter(p.detach() + 0.3 * torch.randn_like(p))
                             for p in truth.tensors])
     with torch.no_grad():
-        data = imex_odeint(None, truth, u0, t, step_size=0.25, solver=Direct())
-    leaves = list(J.tensors) if all(p.is_leaf for p in J.tensors) else None
-    optimizer = torch.optim.Adam(leaves, lr=0.03)
+        data = imex_odeint(None, truth, u0, t, step_size=0.5, solver=Direct())
+    optimizer = torch.optim.Adam([*J.tensors], lr=0.03)
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
-        u = imex_odeint(None, J, u0, t, step_size=0.25, solver=Direct())
+        u = imex_odeint(None, J, u0, t, step_size=0.5, solver=Direct())
         loss = (u - data).square().mean()
         loss.backward()
         optimizer.step()
