@@ -27,6 +27,9 @@ from pyg_sinode.operators import (
     Circulant,
     Dense,
     Diagonal,
+    Dissipative,
+    DissipativeCirculant,
+    DissipativeGraph,
     Graph,
     LinearOperator,
     MatrixFree,
@@ -144,6 +147,27 @@ def of_symbol(real: Tensor, imag: Tensor, dim: int | tuple[int, ...] = -1) -> Ci
 
     return Circulant.from_symbol(
         torch.complex(real + mirrored(real), imag - mirrored(imag)), dim=dim)
+
+
+def dissipative(*tensors: Tensor, dim: int = -1) -> Dissipative:
+    """A dissipative matrix of given tensors."""
+    return Dissipative.from_tensors(*tensors, eps=0.1, dim=dim)
+
+
+def symmetric_dissipative(b: Tensor) -> Dissipative:
+    """A dissipative matrix without a skew part."""
+    return dissipative(b + b.t(), b)
+
+
+def dissipative_graph(numbers: Tensor, dim: int = -2) -> DissipativeGraph:
+    """The diffusion on the directed graph of these cases."""
+    return DissipativeGraph(EDGES, numbers, NODES, softplus=True, dim=dim)
+
+
+def symmetric_diffusion(half: Tensor) -> DissipativeGraph:
+    """The diffusion on the undirected graph of these cases."""
+    both = torch.cat([HALF, HALF.flip(0)], dim=1)
+    return DissipativeGraph(both, torch.cat([half, half]), NODES)
 
 
 OPERATORS: dict[str, Case] = {
@@ -295,6 +319,45 @@ OPERATORS: dict[str, Case] = {
     "box_with_a_diffusivity_of_each_species": Case(
         lambda d, s: Diagonal(d) @ SineCosine(s, ("cosine", "sine"), dim=(-2, -1)),
         [-decays(2, 1, 1), decays(3, 4)], (2, 3, 4)
+    ),
+    "dissipative": Case(dissipative, [numbers(5, 5), numbers(5, 5)], (2, 5)),
+    "dissipative_on_rows": Case(
+        partial(dissipative, dim=-2), [numbers(5, 5), numbers(5, 2)], (2, 5, 3)
+    ),
+    "dissipative_symmetric": Case(symmetric_dissipative, [numbers(5, 5)], (2, 5)),
+    "dissipative_of_low_rank": Case(
+        dissipative, [numbers(7, 2), numbers(7, 2), numbers(7, 2)], (2, 7)
+    ),
+    "dissipative_of_low_rank_on_a_third_dimension": Case(
+        partial(dissipative, dim=-3), [numbers(5, 1), numbers(5, 1), numbers(5, 2)], (5, 2, 3)
+    ),
+    "dissipative_of_a_rank_that_is_not_low": Case(
+        dissipative, [numbers(4, 2), numbers(4, 2), numbers(4, 2)], (2, 4)
+    ),
+    "dissipative_of_low_rank_scaled_and_shifted": Case(
+        lambda s, *t: s * dissipative(*t).T - ScaledIdentity(0.3),
+        [-decays(), numbers(7, 2), numbers(7, 2), numbers(7, 2)], (2, 7)
+    ),
+    "dissipative_circulant": Case(
+        DissipativeCirculant.from_tensors, [numbers(6), numbers(6)], (2, 6)
+    ),
+    "dissipative_circulant_symmetric": Case(
+        DissipativeCirculant.from_tensors, [numbers(5)], (2, 5)
+    ),
+    "symbol_dissipative_in_two_dimensions": Case(
+        partial(DissipativeCirculant.from_tensors, dim=(-3, -1), scale=0.5, conserve_mean=True),
+        [numbers(4, 3), numbers(4, 3)], (4, 2, 3)
+    ),
+    "dissipative_circulant_plus_stencil": Case(
+        lambda a, b, s: DissipativeCirculant.from_tensors(a, b).T + Circulant(s),
+        [numbers(6), numbers(6), numbers(3)], (2, 6)
+    ),
+    "graph_dissipative": Case(dissipative_graph, [numbers(9, low=-2.0, high=0.0)], (6, 3)),
+    "graph_dissipative_symmetric": Case(
+        symmetric_diffusion, [numbers(6, low=0.1, high=0.4)], (6, 3)
+    ),
+    "graph_dissipative_transposed": Case(
+        lambda w: (0.5 * dissipative_graph(w, -1)).T, [numbers(9, low=-2.0, high=0.0)], (2, 6)
     ),
     "stencil_plus_diagonal": Case(
         lambda d, s: Diagonal(d) + Circulant(s), [decays(4), numbers(3)], (2, 4)

@@ -9,6 +9,9 @@ from .base import LinearOperator, Product, Scaled, Sum, Transposed
 from .block_diagonal import BlockDiagonal
 from .circulant import Circulant
 from .dense import Dense
+from .dissipative import Dissipative
+from .dissipative_circulant import DissipativeCirculant
+from .dissipative_graph import DissipativeGraph
 from .graph import Graph
 from .matrix_free import MatrixFree
 from .pointwise import Diagonal, ScaledIdentity
@@ -17,9 +20,10 @@ from .shifted import Shifted
 from .sine_cosine import SineCosine
 
 __all__ = [
-    "Banded", "BlockDiagonal", "Circulant", "Dense", "Diagonal", "Entries", "Graph",
-    "LinearOperator", "LinearSolveError", "MatrixFree", "Product", "Scaled", "ScaledIdentity",
-    "Shifted", "SineCosine", "Solution", "SolveError", "Sum", "Transposed",
+    "Banded", "BlockDiagonal", "Circulant", "Dense", "Diagonal", "Dissipative",
+    "DissipativeCirculant", "DissipativeGraph", "Entries", "Graph", "LinearOperator",
+    "LinearSolveError", "MatrixFree", "Product", "Scaled", "ScaledIdentity", "Shifted",
+    "SineCosine", "Solution", "SolveError", "Sum", "Transposed",
 ]
 
 

@@ -49,7 +49,7 @@ class Circulant(LinearOperator):
 
     def __init__(self, stencil: Any, *, dim: int | Sequence[int] = -1,
                  size: int | Sequence[int] | None = None) -> None:
-        self.dims, self.tensors, self._fixed = _check_axes(dim), (), None
+        self.dims, self.tensors, self._fixed = check_axes(dim), (), None
         if isinstance(stencil, Tensor):
             check_real(stencil, "stencil")
             self.tensors = (stencil,)
@@ -85,7 +85,7 @@ class Circulant(LinearOperator):
                 with a real state would not be real.
         """
         self = cls.__new__(cls)
-        self.dims, self.tensors, self._fixed = _check_axes(dim), (), None
+        self.dims, self.tensors, self._fixed = check_axes(dim), (), None
         self.width = None
         if isinstance(symbol, Tensor):
             check_real(symbol.real, "symbol")
@@ -93,7 +93,7 @@ class Circulant(LinearOperator):
             self._check_rank(self.sizes, "symbol")
             _check_hermitian(symbol.detach().cpu().numpy(), torch.finfo(symbol.dtype).eps)
             # The average over both halves stays conjugate-symmetric in training.
-            mean = ((symbol + _mirrored(symbol).conj()) / 2)[..., : self.sizes[-1] // 2 + 1]
+            mean = ((symbol + mirrored(symbol).conj()) / 2)[..., : self.sizes[-1] // 2 + 1]
             self.tensors = (mean.real, mean.imag) if symbol.is_complex() else (mean,)
         else:
             self._fixed = fixed_array(symbol, "symbol")
@@ -154,8 +154,7 @@ class Circulant(LinearOperator):
         return middle, float(np.abs(values).sum()) - abs(middle)
 
     def size_along(self, dim: int) -> int | None:
-        known = self.sizes is not None and dim in self.dims
-        return self.sizes[self.dims.index(dim)] if known and self.sizes is not None else None
+        return dict(zip(self.dims, self.sizes or (), strict=False)).get(dim)
 
     def diagonal(self, u: Tensor) -> Tensor:
         return self._kernel(u)[(0,) * len(self.dims)]
@@ -331,8 +330,8 @@ class _Whole:
 def _unfolded(half: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """The symbol at all frequencies, from the first half of the last axis."""
     axes = tuple(range(half.dim() - 1))
-    mirrored = half.flip(axes).roll([1] * len(axes), axes) if axes else half
-    rest = mirrored[..., 1:sizes[-1] - half.size(-1) + 1].flip(-1)
+    turned = half.flip(axes).roll([1] * len(axes), axes) if axes else half
+    rest = turned[..., 1:sizes[-1] - half.size(-1) + 1].flip(-1)
     return torch.cat([half, rest.conj()], dim=-1)
 
 
@@ -358,12 +357,12 @@ def _like(symbol: Tensor, u: Tensor) -> Tensor:
     return symbol.to(u.device, u.dtype.to_complex() if symbol.is_complex() else u.dtype)
 
 
-def _check_axes(dim: int | Sequence[int]) -> tuple[int, ...]:
+def check_axes(dim: int | Sequence[int]) -> tuple[int, ...]:
+    """The dimensions of a grid; raises a ValueError unless one to three, in increasing order."""
     dims = check_dims("Circulant", dim)
     if not isinstance(dim, int) and (tuple(dim) != dims or not 1 <= len(dims) <= 3):
-        raise ValueError(f"Expected one to three dimensions in increasing order for Circulant, "
-                         f"such as (-2, -1) (got {dim}): the axes of the stencil are in that "
-                         "order.")
+        raise ValueError(f"Expected one to three dimensions in increasing order for Circulant, such"
+                         f" as (-2, -1) (got {dim}): the axes of the stencil are in that order.")
     return dims
 
 
@@ -383,6 +382,7 @@ def _check_hermitian(symbol: Any, eps: float) -> None:
             "Nyquist entry of an odd derivative has no sign: set it to zero.")
 
 
-def _mirrored(symbol: Tensor) -> Tensor:
+def mirrored(symbol: Tensor) -> Tensor:
+    """The numbers at -k."""
     axes = tuple(range(symbol.dim()))
     return symbol.flip(axes).roll([1] * len(axes), axes)

@@ -285,15 +285,14 @@ def fused(operator: LinearOperator) -> LinearOperator:
             return operator
         else:
             number -= operator.c * as_float(d)
-    if len(graphs) != 1 or type(graphs[0]) not in (Graph, TransposedGraph):
+    if len(graphs) != 1 or not isinstance(graphs[0], (Graph, TransposedGraph)):
         return operator
     graph = graphs[0]
-    if isinstance(graph, TransposedGraph):
-        if type(graph.graph) is not Graph:
-            return operator
-        graph = graph.turned()
-    assert isinstance(graph, Graph)
-    return ShiftedGraph(graph, -operator.c, number)
+    inner = graph.graph if isinstance(graph, TransposedGraph) else graph
+    if graph.is_foreign() or inner.is_foreign():  # may have a product of its own
+        return operator
+    return ShiftedGraph(graph.turned() if isinstance(graph, TransposedGraph) else graph,
+                        -operator.c, number)
 
 
 def _flat(moved: Tensor) -> Tensor:
