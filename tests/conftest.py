@@ -44,6 +44,13 @@ def device(request):
     return torch.device(request.config.option.device)
 
 
+@pytest.fixture
+def on_the_cpu(device):
+    """Skips what the package offers on the CPU alone."""
+    if device.type != "cpu":
+        pytest.skip(f"runs on the CPU alone, not on {device}")
+
+
 def pytest_ignore_collect(collection_path, config):
     """A file whose tests all have the marker scripts is not even imported where they do not run."""
     if config.option.markexpr == "not scripts" and collection_path.suffix == ".py":

@@ -31,7 +31,7 @@ class OnDevice(TorchFunctionMode):
             return func(args[0].cpu(), *args[1:], **kwargs)
         made = func(*args, **kwargs)
         if (func not in MAKERS or kwargs.get("device") is not None or not made_for_a_test()
-                or made.device == self.device):  # the last: made of tensors that are there
+                or not made.is_leaf):  # the last: made of tensors that are on the device
             return made
         return made.detach().to(self.device).requires_grad_(made.requires_grad)
 

@@ -386,6 +386,7 @@ def test_iterations_and_solutions_agree_with_scipy_on_every_column(adjacency, na
                                    rtol=0, atol=1e-8)
 
 
+@pytest.mark.usefixtures("on_the_cpu")
 @both_sides
 @dtypes
 def test_the_sparse_lu_agrees_with_spsolve(adjacency, dtype, transposed):

@@ -133,6 +133,7 @@ def attention_evaluation(command: Command) -> None:
     command.add("--skip", nargs="*", default=[], metavar="NAME",
                 help='rows to leave out, such as "plain, compiled"')
     command.add("--repeats", type=positive_int, default=20, help="rounds, each with every row")
+    add_device(command)
     add_threads(command)
 
 
@@ -193,7 +194,8 @@ def beside_others(command: Command) -> None:
     The same parameters, G, seeds and dropout for all: only what integrates G + J u differs. dopri5
     has the tolerance of GRAND's code for Cora (rtol 8.2e-7, atol 8.2e-5) on both, rk4 its largest
     stable step, both are differentiated by autograd as there. Each training runs in a process of
-    its own, seed after seed; seconds are of the training alone, without the tests between epochs.
+    its own, seed after seed. Seconds are the processor's, of the training alone, without the tests
+    between epochs.
 
     Time: Cora about half an hour with five seeds, ks-64 half an hour with one, nearly all of it
     for torchdiffeq. A call that was interrupted goes on where it was.
@@ -214,7 +216,7 @@ def beside_others(command: Command) -> None:
                 help="where PyG keeps, or puts, Cora, and where trajectories are made and kept")
     command.add("--out", type=Path, default=Path("runs"), help="folder of the record")
     command.add("--limit", type=positive_float, default=600.0, metavar="S",
-                help="seconds after which a training is stopped, its tests included")
+                help="seconds of the clock after which a training is stopped, its tests included")
     command.add("--epochs", type=positive_int, default=300, help="after which a training ends")
     command.add("--batch-size", type=positive_int, default=256, help="states in a batch of ks-64")
     command.add("--duration", type=positive_float, default=100.0, help="of trajectories of ks-64")
@@ -312,6 +314,7 @@ def graph_setup(command: Command) -> None:
                 help="numbers of heads")
     command.add("--channels", type=positive_int, default=32, help="channels of a node")
     command.add("--repeats", type=positive_int, default=9, help="rounds, each with both passes")
+    add_device(command)
     add_threads(command)
 
 
@@ -341,6 +344,7 @@ def graph_solves(command: Command) -> None:
     command.add("--poisson", type=positive_int, nargs="+", default=[], metavar="NODES",
                 help="count the iterations on square grids of so many nodes instead")
     command.add("--repeats", type=positive_int, default=9, help="rounds, each with every solver")
+    add_device(command)
     add_threads(command)
 
 
@@ -392,12 +396,17 @@ def scale(command: Command) -> None:
                 help="the default memory instead of checkpoints='auto' and graph_memory=0")
     command.add("--epochs", type=positive_int, default=3,
                 help="epochs, after one that is not counted")
+    add_device(command)
     add_threads(command)
     command.add("--one", action="store_true", help=argparse.SUPPRESS)
 
 
 def add_threads(command: Command) -> None:
     command.add("--threads", type=positive_int, default=1, help="threads of PyTorch")
+
+
+def add_device(command: Command) -> None:
+    command.add("--device", default="cpu", help="where to compute, such as cpu or cuda:1")
 
 
 def add_normalizer(command: Command) -> None:
