@@ -19,7 +19,7 @@ class OnDevice(TorchFunctionMode):
 
     They are made on the CPU, so that random numbers are the same on every device, and moved. What
     the package makes in the calls of a test stays where the package puts it: a device that it
-    forgets is an error here, as it is for its users. Unlike under ``torch.set_default_device``.
+    forgets is an error here, as it is for its users; ``torch.set_default_device`` would hide it.
     """
 
     def __init__(self, device):
@@ -38,12 +38,13 @@ class OnDevice(TorchFunctionMode):
 
 def made_for_a_test():
     """Whether a test asked for a tensor: itself, by a function of PyTorch or a module's making."""
-    frame = sys._getframe(2)
+    frame, of_a_module = sys._getframe(2), False
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(HERE):
             return True
-        if not (name.startswith(TORCH) or makes_a_module(frame)):
+        of_a_module = of_a_module or makes_a_module(frame)
+        if not (of_a_module or name.startswith(TORCH)):
             return False
         frame = frame.f_back
     return False
