@@ -51,7 +51,8 @@ def main() -> None:
     left.axhline(level, color="0.4", ls=":", lw=1.2)
     right.axhline(1.0, color="0.4", ls=":", lw=1.2, label="decay in 19 equal steps of imex_rk2")
     left.set(ylabel="test accuracy at the best validation accuracy, %",
-             title=f"Accuracy, mean of {len(base)} seeds (small marks):\nloose dopri5 alone loses some")
+             title=f"Accuracy, mean of {len(base)} seeds (small marks):\n"
+                   "loose dopri5 alone loses some")
     right.set(ylabel="an epoch over one of 19 equal steps", ylim=(0, None),
               title="Time: what a tighter tolerance costs,\nwithout a gain in accuracy")
     for ax in (left, right):
