@@ -102,7 +102,7 @@ def test_a_call_goes_on_where_it_was_and_prints_a_row_for_each(arguments, monkey
     assert [case.system for case in made] == ["imex", "imex-rk4"]
     printed = capsys.readouterr().out
     assert "| imex_rk4, 1 step | - | 0 of 1 |" in printed
-    assert "all epochs after 2 epochs, best " in printed
+    assert "not after 2 epochs, best " in printed
     beside_others.run(arguments(*words[:-1], "3", "--systems", "imex"))
     assert len(made) == 3  # other settings are another training
 
@@ -130,7 +130,7 @@ def test_ratios_are_of_the_seeds_that_both_have():
     assert row == ["x", "fused", "2 of 2", "1.5", "5.5", "3", "4", "4", "10", ""]
     row = beside_others.cells("x", "fused", base, base)
     assert row[2:7] == ["1 of 2", "2", "2", "1", "1"]
-    assert row[-1] == "all epochs after 1 epochs, best 0.8"
+    assert row[-1] == "not after 1 epoch, best 0.8"
 
 
 def test_the_targets_are_reached_from_their_own_sides():

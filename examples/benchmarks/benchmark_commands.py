@@ -197,8 +197,8 @@ def beside_others(command: Command) -> None:
     its own, seed after seed. Seconds are the processor's, of the training alone, without the tests
     between epochs.
 
-    Time: Cora about half an hour with five seeds, ks-64 half an hour with one, nearly all of it
-    for torchdiffeq. A call that was interrupted goes on where it was.
+    Time: Cora a quarter of an hour with five seeds, ks-64 ten minutes a seed, nearly all of it for
+    torchdiffeq. A call that was interrupted goes on where it was.
     Writes: beside_others.jsonl, which docs/figures/beside_others.py draws; prints Markdown tables.
 
         python examples/benchmarks beside_others --problems cora --root data/planetoid
@@ -255,7 +255,7 @@ def tolerance(command: Command) -> None:
     too. All train from the same weights with the same dropout, an epoch each in turn; the accuracy
     is that at the best validation accuracy. Ratios are to "decay" in 19 equal steps of imex_rk2.
 
-    Time: about 40 minutes. A call that was interrupted goes on with the next seed.
+    Time: about 20 minutes a seed. A call that was interrupted goes on with the next one.
     Writes: tolerance.jsonl, which docs/figures/tolerance.py draws; prints a Markdown table.
 
         python examples/benchmarks tolerance --root data/planetoid

@@ -257,7 +257,7 @@ def report(problem: str, found: Sequence[dict[str, Any]]) -> None:
     base = next(iter(groups.values()))
     print_table(["solver", "attention", "seeds that arrive", "epochs", "seconds", "over the first",
                  "an epoch over the first", "evaluations an epoch", "peak memory, MiB",
-                 "those that do not"],
+                 "the others"],
                 (cells(SYSTEMS[problem][name].label, attention, runs, base)
                  for (name, attention), runs in groups.items()))
 
@@ -288,7 +288,8 @@ def described(result: dict[str, Any]) -> str:
     """How far a training came that did not arrive."""
     scores = [point[2] for point in result["curve"]]
     best = f", best {number(PROBLEMS[result['problem']].best(scores))}" if scores else ""
-    return f"{result['failure'] or 'all epochs'} after {len(scores)} epochs{best}"
+    epochs = f"{len(scores)} epoch" + "s" * (len(scores) != 1)
+    return f"{result['failure'] or 'not'} after {epochs}{best}"
 
 
 def middle(values: Any) -> str:
