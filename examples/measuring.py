@@ -6,6 +6,7 @@ Shared by the measurements in benchmarks/ and paper/, and by grid_learning.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import math
@@ -163,6 +164,13 @@ class _Watch(Function):
 # Time and memory
 
 
+def clock() -> float:
+    """Seconds on the clock, read when an accelerator in use has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @dataclass(frozen=True)
 class Timings:
     """What interleaved jobs took.
@@ -202,10 +210,10 @@ def interleaved(jobs: dict[str, Callable[[], Any]], repeats: int, description: s
     timings = Timings({name: [] for name in jobs}, {})
     for number in tqdm(range(repeats + uncounted), desc=description, leave=False, disable=None):
         for name, job in jobs.items():
-            start = time.perf_counter()
+            start = clock()
             timings.results[name] = job()
             if number >= uncounted:
-                timings.seconds[name].append(time.perf_counter() - start)
+                timings.seconds[name].append(clock() - start)
     return timings
 
 
@@ -238,6 +246,19 @@ def resident() -> int:
         return int(file.read().split()[1]) * 4096
 
 
+def forget_peak() -> None:
+    """The largest resident set of this process counts from now on, where Linux lets it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def largest_resident() -> int:
+    """The largest resident set of this process in bytes; unlike getrusage's not its parent's."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines()
+               if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 # Records and tables
 
 
@@ -257,6 +278,26 @@ class Record:
     def add(self, **values: Any) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(values, default=plain) + "\n")
+
+
+def finished(path: Path, args: argparse.Namespace, free: set[str]) -> list[dict[str, Any]]:
+    """The lines of a record of before; none where versions, machine or settings are others.
+
+    Args:
+        path: Of the record.
+        args: The settings now.
+        free: Those that may differ, besides the folders.
+    """
+    if not path.exists():
+        return []
+    first, *lines = map(json.loads, path.read_text().splitlines())
+    free = {"out", "root", "restart", *free}
+
+    def comparable(found: dict[str, Any]) -> dict[str, Any]:
+        return found | {"settings": {k: v for k, v in found["settings"].items() if k not in free}}
+
+    now = json.loads(json.dumps(environment(args)))
+    return lines if comparable(first["environment"]) == comparable(now) else []
 
 
 def environment(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What holds for every test: the number of threads, the same random numbers, warnings as errors.
 
-One thread, or as many as the environment variable PYG_SINODE_TEST_THREADS says. A test that is
-skipped for want of a package named in PYG_SINODE_REQUIRE (torch_sparse,captum) fails.
+One thread, or as many as the environment variable PYG_SINODE_TEST_THREADS says; on the CPU, or on
+the device of the option --device. A test that is skipped for want of a package named in
+PYG_SINODE_REQUIRE (torch_sparse,captum) fails.
 """
 
 import os
@@ -17,7 +18,37 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch_geometric  # noqa: F401
 
+from on_device import OnDevice
+
 torch.set_num_threads(int(os.environ.get("PYG_SINODE_TEST_THREADS", "1")))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", metavar="DEVICE",
+                     help="where the tests of operators, solvers, adjoint, attention and conv make "
+                          "their tensors, see .ci/device (default: cpu)")
+
+
+def pytest_configure(config):
+    """Before the files of tests, which make tensors too, are imported."""
+    if config.option.device != "cpu":
+        torch.use_deterministic_algorithms(True)
+        mode = OnDevice(config.option.device)
+        mode.__enter__()
+        config.add_cleanup(lambda: mode.__exit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """Where tests compute, for the few that say it themselves."""
+    return torch.device(request.config.option.device)
+
+
+@pytest.fixture
+def on_the_cpu(device):
+    """Skips what the package offers on the CPU alone."""
+    if device.type != "cpu":
+        pytest.skip(f"runs on the CPU alone, not on {device}")
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyg_sinode.operators import (
     Graph,
@@ -12,20 +11,7 @@ from pyg_sinode.operators import (
 )
 from pyg_sinode.solvers import CG, GMRES, BiCGStab
 
-
-class WaitsForDevice(TorchDispatchMode):
-    """Counts what makes the host wait for a device: reading a number from a tensor."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
 F32, F64 = torch.float32, torch.float64
-
-
 RTOL = {F32: 1e-5, F64: 1e-10}
 
 

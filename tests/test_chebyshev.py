@@ -4,17 +4,8 @@ import math
 
 import pytest
 import torch
-from solvers_cases import (
-    F32,
-    F64,
-    RTOL,
-    N,
-    WaitsForDevice,
-    normalised,
-    norms,
-    randn,
-    stochastic,
-)
+from on_device import WaitsForDevice
+from solvers_cases import F32, F64, RTOL, N, normalised, norms, randn, stochastic
 
 from pyg_sinode import SINODEConv
 from pyg_sinode.operators import (

@@ -149,6 +149,27 @@ def test_the_record_of_an_earlier_run_is_kept_beside_the_new_one(tmp_path):
         assert json.loads((tmp_path / name).read_text().splitlines()[1]) == {"n": n}
 
 
+def test_the_lines_of_a_record_count_where_the_settings_that_shape_them_are_the_same(tmp_path):
+    import argparse
+
+    path = tmp_path / "a.jsonl"
+    args = argparse.Namespace(out=tmp_path, epochs=2, seeds=[0])
+    assert measuring.finished(path, args, {"seeds"}) == []
+    measuring.Record(path, args).add(n=1)
+    same, other = (argparse.Namespace(out="elsewhere", epochs=epochs, seeds=[0, 1])
+                   for epochs in (2, 3))
+    assert measuring.finished(path, same, {"seeds"}) == [{"n": 1}]
+    assert measuring.finished(path, same, set()) == measuring.finished(path, other, {"seeds"}) == []
+
+
+def test_the_largest_resident_set_can_be_forgotten():
+    torch.ones(16 * 2**20)  # 64 MiB, freed at once
+    before = measuring.largest_resident()
+    measuring.forget_peak()
+    assert measuring.largest_resident() <= before
+    assert measuring.largest_resident() >= measuring.resident() - 2**20
+
+
 def test_a_package_that_is_not_installed_has_no_version():
     assert measuring.version("no-such-package") is None
 

@@ -8,12 +8,12 @@ import pytest
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
+from on_device import WaitsForDevice
 from solvers_cases import (
     F32,
     F64,
     RTOL,
     N,
-    WaitsForDevice,
     as_matrix,
     both_sides,
     directed,
@@ -332,19 +332,19 @@ def test_the_host_looks_once_per_iteration(solver):
     assert iterations <= syncs.count <= iterations + 6 * cycles
 
 
-def cora(root):
+def cora(root, device):
     from torch_geometric.datasets import Planetoid
     from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-    data = Planetoid(str(root), "Cora")[0]
+    data = Planetoid(str(root), "Cora")[0].to(device)
     edge_index, weight = gcn_norm(data.edge_index, None, data.num_nodes, dtype=F64)
     return edge_index, weight, data.num_nodes
 
 
 @pytest.fixture(scope="module", params=["ring with chords", "Cora"])
-def adjacency(request):
+def adjacency(request, device):
     if request.param == "Cora":
-        return cora(request.getfixturevalue("planetoid"))
+        return cora(request.getfixturevalue("planetoid"), device)
     return (*normalised(500), 500)
 
 
@@ -386,6 +386,7 @@ def test_iterations_and_solutions_agree_with_scipy_on_every_column(adjacency, na
                                    rtol=0, atol=1e-8)
 
 
+@pytest.mark.usefixtures("on_the_cpu")
 @both_sides
 @dtypes
 def test_the_sparse_lu_agrees_with_spsolve(adjacency, dtype, transposed):

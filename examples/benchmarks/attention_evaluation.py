@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     torch.zeros(8_000_000)  # its release teaches the allocator to keep memory, as a data set does
     nodes, edges = GRAPHS[args.graph]
     loops = torch.arange(nodes).repeat(2, 1)
-    edge_index = torch.cat([torch.randint(0, nodes, (2, edges)), loops], dim=1)
+    edge_index = torch.cat([torch.randint(0, nodes, (2, edges)), loops], dim=1).to(args.device)
     print(f"{nodes} nodes, {edge_index.size(1)} edges with self-loops, {args.channels} channels, "
           f"{args.heads} heads of {args.head_channels}, {args.normalizer}, {args.threads} "
           "thread(s)")
@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def jobs_of(args: argparse.Namespace, edge_index: Tensor, nodes: int) -> dict[str, Job]:
-    x = torch.randn(nodes, args.channels, requires_grad=True)
+    x = torch.randn(nodes, args.channels).to(args.device).requires_grad_()
     width = args.heads * args.head_channels
     conv = SINODEConv(args.channels, args.channels, args.heads, attention_channels=width,
-                      normalizer=args.normalizer)
-    pattern, zero = Pattern(edge_index[1], edge_index[0], nodes), torch.zeros(())
+                      normalizer=args.normalizer).to(args.device)
+    pattern, zero = Pattern(edge_index[1], edge_index[0], nodes), x.new_zeros(())
     x0 = x.detach()
     plain = PlainAttention(conv)
     gat = GATConv(args.channels, args.head_channels, args.heads, add_self_loops=False)
@@ -78,6 +78,7 @@ def jobs_of(args: argparse.Namespace, edge_index: Tensor, nodes: int) -> dict[st
                                  ("GATConv", gat, (edge_index,)),
                                  ("TransformerConv", transformer, (edge_index,))):
         owner = conv.term if module is plain else module
+        module.to(args.device)
         for compiled in (False, True):
             call = torch.compile(module) if compiled else module
             label = f"{name}, compiled" if compiled else name

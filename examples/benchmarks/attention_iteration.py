@@ -38,12 +38,13 @@ class PlainAttention(MessagePassing):
         shape = (x.size(0), attention.heads, -1)
         query, key = attention.lin_query(x).view(shape), attention.lin_key(x).view(shape)
         score = self.edge_updater(edge_index, query=query, key=key)
+        index = edge_index[1 if attention.stochastic == "row" else 0]
         if attention.normalizer == "softmax":
-            alpha = softmax(score, edge_index[1], num_nodes=x.size(0))
+            alpha = softmax(score, index, num_nodes=x.size(0))
         else:
             positive = (score + torch.sqrt(score * score + 4.0)) / 2.0
-            total = scatter(positive, edge_index[1], dim=0, dim_size=x.size(0), reduce="sum")
-            alpha = positive / total[edge_index[1]]
+            total = scatter(positive, index, dim=0, dim_size=x.size(0), reduce="sum")
+            alpha = positive / total[index]
         out = self.propagate(edge_index, x=x, alpha=alpha.mean(dim=-1, keepdim=True))
         return torch.sigmoid(self.term.alpha) * out + self.term.beta * x0
 

@@ -17,6 +17,8 @@ EXPONENTIAL_PARTS = ("curves", "bare", "batch")
 REACTION_PARTS = ("equations", "systems", "allen-cahn")
 GRAPHS = ("small", "cora", "arxiv")
 IMPLICIT = ("decay", "laplacian", "attention")
+ADAPTIVE = ("decay", "attention", "decay, rms", "attention, rms", "dopri5")
+OTHERS = ("imex", "imex-large", "imex-attention", "imex-rk4", "rk4", "dopri5")
 
 
 def stiff_solvers(command: Command) -> None:
@@ -166,6 +168,7 @@ def attention_evaluation(command: Command) -> None:
     command.add("--skip", nargs="*", default=[], metavar="NAME",
                 help='rows to leave out, such as "plain, compiled"')
     command.add("--repeats", type=positive_int, default=20, help="rounds, each with every row")
+    add_device(command)
     add_threads(command)
 
 
@@ -216,6 +219,47 @@ def beside_pyg(command: Command) -> None:
     command.add("--epochs", type=positive_int, default=200, help="training epochs")
 
 
+def beside_others(command: Command) -> None:
+    """Time and memory to the same accuracy, under this package and under torchdiffeq.
+
+      cora    GRAND's network, settings and optimiser, to a test accuracy of 82 %, with the fused
+              evaluation of the attention and with one by gather and scatter
+      ks-64   a perceptron for G of Kuramoto-Sivashinsky, to a training loss of 1e-3
+
+    The same parameters, G, seeds and dropout for all: only what integrates G + J u differs. dopri5
+    has the tolerance of GRAND's code for Cora (rtol 8.2e-7, atol 8.2e-5) on both, rk4 its largest
+    stable step, both are differentiated by autograd as there. Each training runs in a process of
+    its own, seed after seed. Seconds are the processor's, of the training alone, without the tests
+    between epochs.
+
+    Time: Cora a quarter of an hour with five seeds, ks-64 ten minutes a seed, nearly all of it for
+    torchdiffeq. A call that was interrupted goes on where it was.
+    Writes: beside_others.jsonl, which docs/figures/beside_others.py draws; prints Markdown tables.
+
+        python examples/benchmarks beside_others --problems cora --root data/planetoid
+        python examples/benchmarks beside_others --problems ks-64 --seeds 0 --limit 1800
+    """
+    command.add("--problems", nargs="+", choices=("cora", "ks-64"), default=["cora", "ks-64"],
+                metavar="NAME", help="cora, ks-64")
+    command.add("--systems", nargs="+", choices=OTHERS, default=list(OTHERS), metavar="SOLVER",
+                help=f"of {', '.join(OTHERS)}; ratios are to the first")
+    command.add("--attention", nargs="+", choices=("fused", "plain"), default=["fused", "plain"],
+                metavar="KIND", help="fused, plain")
+    command.add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N",
+                help="of weights, dropout and batches")
+    command.add("--root", type=Path, default=Path("data"),
+                help="where PyG keeps, or puts, Cora, and where trajectories are made and kept")
+    command.add("--out", type=Path, default=Path("runs"), help="folder of the record")
+    command.add("--limit", type=positive_float, default=600.0, metavar="S",
+                help="seconds of the clock after which a training is stopped, its tests included")
+    command.add("--epochs", type=positive_int, default=300, help="after which a training ends")
+    command.add("--batch-size", type=positive_int, default=256, help="states in a batch of ks-64")
+    command.add("--duration", type=positive_float, default=100.0, help="of trajectories of ks-64")
+    command.add("--restart", action="store_true", help="train all anew")
+    add_threads(command)
+    command.add("--only", help=argparse.SUPPRESS)
+
+
 def large_steps(command: Command) -> None:
     """An epoch of training with fewer, larger steps, for each implicit part.
 
@@ -234,6 +278,34 @@ def large_steps(command: Command) -> None:
                 help="tolerances to add")
     command.add("--epochs", type=positive_int, default=9,
                 help="epochs of each, in turns, after one that is not counted")
+    add_threads(command)
+
+
+def tolerance(command: Command) -> None:
+    """Steps, time and accuracy on Cora by the tolerance of adaptive steps.
+
+    GRAND's network for Cora with step_size=None and method="imex_rk4", for implicit="decay" and
+    "attention", with the largest error of a component (the default) and with the root mean square
+    (rms); beside torchdiffeq's dopri5 at the same rtol = atol, which takes the root mean square
+    too. All train from the same weights with the same dropout, an epoch each in turn; the accuracy
+    is that at the best validation accuracy. Ratios are to "decay" in 19 equal steps of imex_rk2.
+
+    Time: about 20 minutes a seed. A call that was interrupted goes on with the next one.
+    Writes: tolerance.jsonl, which docs/figures/tolerance.py draws; prints a Markdown table.
+
+        python examples/benchmarks tolerance --root data/planetoid
+        python examples/benchmarks tolerance --systems decay dopri5 --rtol 1e-2 --epochs 5 --seeds 0
+    """
+    command.add("--root", default="data", help="where PyG keeps, or puts, Cora")
+    command.add("--systems", nargs="+", choices=ADAPTIVE, default=list(ADAPTIVE), metavar="NAME",
+                help="; ".join(ADAPTIVE))
+    command.add("--rtol", type=positive_float, nargs="+", default=[1e-1, 1e-2, 1e-3, 1e-4],
+                metavar="X", help="tolerances, rtol = atol")
+    command.add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N",
+                help="of weights and dropout")
+    command.add("--epochs", type=positive_int, default=40, help="of each training")
+    command.add("--out", type=Path, default=Path("runs"), help="folder of the record")
+    command.add("--restart", action="store_true", help="train all anew")
     add_threads(command)
 
 
@@ -277,6 +349,7 @@ def graph_setup(command: Command) -> None:
                 help="numbers of heads")
     command.add("--channels", type=positive_int, default=32, help="channels of a node")
     command.add("--repeats", type=positive_int, default=9, help="rounds, each with both passes")
+    add_device(command)
     add_threads(command)
 
 
@@ -306,6 +379,7 @@ def graph_solves(command: Command) -> None:
     command.add("--poisson", type=positive_int, nargs="+", default=[], metavar="NODES",
                 help="count the iterations on square grids of so many nodes instead")
     command.add("--repeats", type=positive_int, default=9, help="rounds, each with every solver")
+    add_device(command)
     add_threads(command)
 
 
@@ -357,12 +431,17 @@ def scale(command: Command) -> None:
                 help="the default memory instead of checkpoints='auto' and graph_memory=0")
     command.add("--epochs", type=positive_int, default=3,
                 help="epochs, after one that is not counted")
+    add_device(command)
     add_threads(command)
     command.add("--one", action="store_true", help=argparse.SUPPRESS)
 
 
 def add_threads(command: Command) -> None:
     command.add("--threads", type=positive_int, default=1, help="threads of PyTorch")
+
+
+def add_device(command: Command) -> None:
+    command.add("--device", default="cpu", help="where to compute, such as cpu or cuda:1")
 
 
 def add_normalizer(command: Command) -> None:
@@ -383,5 +462,5 @@ FOLDER = Folder(
     "Measures what this package costs, beside other packages and beside bare operations.\n"
     "The results are in docs/measurements.md.",
     (stiff_solvers, exponential, stiff_reactions, gradient_cost, checkpoint_memory,
-     attention_evaluation, attention_iteration, beside_pyg, large_steps, receptive_field,
-     graph_setup, graph_solves, grid_solves, scale))
+     attention_evaluation, attention_iteration, beside_pyg, beside_others, large_steps, tolerance,
+     receptive_field, graph_setup, graph_solves, grid_solves, scale))

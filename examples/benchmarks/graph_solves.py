@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
-from measuring import interleaved, print_table
+from measuring import clock, interleaved, print_table
 from torch import Tensor
 from torch_geometric.utils import add_remaining_self_loops
 
@@ -25,7 +24,8 @@ RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     if args.poisson:
-        print_table(["nodes", "solver", "iterations", "seconds"], poisson(args.poisson))
+        print_table(["nodes", "solver", "iterations", "seconds"],
+                    poisson(args.poisson, args.device))
         return
     torch.zeros(8_000_000)  # its release teaches the allocator to keep memory, as a data set does
     print_table(["graph", "matrix", "dtype", "columns", "solver", "iterations", "ms", "SciPy, ms",
@@ -40,11 +40,11 @@ def measure(name: str, kind: str, dtype: torch.dtype, columns: int, args: argpar
     """The rows of a graph, one for each solver."""
     torch.manual_seed(0)
     nodes, edges = GRAPHS[name]
-    graph = random_graph(nodes, edges, kind, dtype)
+    graph = random_graph(nodes, edges, kind, dtype, args.device)
     system = Shifted(graph + ScaledIdentity(-1.0), args.c)
-    b = torch.randn(nodes, columns, dtype=dtype)
+    b = torch.randn(nodes, columns, dtype=dtype).to(args.device)
     matrix = as_scipy(graph, nodes, args.c)
-    each = [np.ascontiguousarray(x) for x in b.numpy().T]
+    each = [np.ascontiguousarray(x) for x in b.cpu().numpy().T]
     ours = {"Chebyshev": solvers.Chebyshev(rtol=RTOL[dtype]), "GMRES": solvers.GMRES(
         rtol=RTOL[dtype])}
     if kind == "symmetric":
@@ -63,7 +63,8 @@ def measure(name: str, kind: str, dtype: torch.dtype, columns: int, args: argpar
     for label, solver in ours.items():
         jobs[label] = lambda solver=solver: solver.invert(system).solve(b)
     timings = interleaved(jobs, args.repeats, f"{name}, {kind}, {columns} columns")
-    check(system, b, torch.from_numpy(np.stack(timings.results["SciPy"], axis=1)), RTOL[dtype])
+    theirs = torch.from_numpy(np.stack(timings.results["SciPy"], axis=1)).to(b)
+    check(system, b, theirs, RTOL[dtype])
     products = timings.ratio("SciPy's products", "products")
     for label in ours:
         iterations = int(timings.results[label].iterations.max())
@@ -72,7 +73,7 @@ def measure(name: str, kind: str, dtype: torch.dtype, columns: int, args: argpar
                f"{timings.ratio('SciPy', label):.2f}", f"{products:.2f}"]
 
 
-def random_graph(nodes: int, edges: int, kind: str, dtype: torch.dtype) -> Graph:
+def random_graph(nodes: int, edges: int, kind: str, dtype: torch.dtype, device: str) -> Graph:
     half = torch.randint(0, nodes, (2, edges // 2))
     edge_index, _ = add_remaining_self_loops(torch.cat([half, half.flip(0)], dim=1),
                                              num_nodes=nodes)
@@ -81,19 +82,20 @@ def random_graph(nodes: int, edges: int, kind: str, dtype: torch.dtype) -> Graph
         weight = torch.randn_like(weight).exp()
     degree = torch.zeros(nodes, dtype=dtype).index_add(0, edge_index[1], weight)
     if kind == "stochastic":
-        return Graph(edge_index, weight / degree[edge_index[1]], nodes, radius=1.0)
+        weight = weight / degree[edge_index[1]]
+        return Graph(edge_index.to(device), weight.to(device), nodes, radius=1.0)
     weight = weight * (degree[edge_index[0]] * degree[edge_index[1]]).rsqrt()
-    return Graph(edge_index, weight, nodes, largest=1.0, radius=1.0)
+    return Graph(edge_index.to(device), weight.to(device), nodes, largest=1.0, radius=1.0)
 
 
 def as_scipy(graph: Graph, nodes: int, c: float) -> scipy.sparse.csr_matrix:
     """The matrix (1 + c) I - c A in SciPy's CSR form."""
     entries = graph.to_coo(-2, nodes)
     assert entries is not None
-    adjacency = scipy.sparse.coo_matrix(
-        (entries.value.numpy(), (entries.row.numpy(), entries.col.numpy())), shape=(nodes, nodes))
+    row, col, value = (t.cpu().numpy() for t in (entries.row, entries.col, entries.value))
+    adjacency = scipy.sparse.coo_matrix((value, (row, col)), shape=(nodes, nodes))
     matrix = (1.0 + c) * scipy.sparse.identity(nodes) - c * adjacency
-    return matrix.tocsr().astype(entries.value.numpy().dtype)
+    return matrix.tocsr().astype(value.dtype)
 
 
 def check(system: Shifted, b: Tensor, x: Tensor, rtol: float) -> None:
@@ -103,17 +105,17 @@ def check(system: Shifted, b: Tensor, x: Tensor, rtol: float) -> None:
         print(f"SciPy's residual is {float(residual.max()):.1e}")
 
 
-def poisson(sizes: list[int]) -> Iterator[list[object]]:
+def poisson(sizes: list[int], device: str) -> Iterator[list[object]]:
     """The rows of square grids of about so many nodes, one for each preconditioner."""
     for size in sizes:
         side = math.isqrt(size)
-        edge_index, weight = grid_laplacian(side)
+        edge_index, weight = (t.to(device) for t in grid_laplacian(side))
         system = Shifted(Graph(edge_index, weight, side * side, largest=0.0), 1e4)
-        b = torch.randn(side * side, 4, dtype=torch.float64)
+        b = torch.randn(side * side, 4, dtype=torch.float64).to(device)
         for label, solver in preconditioned().items():
-            start = time.perf_counter()
+            start = clock()
             iterations = int(solver.invert(system).solve(b).iterations.max())
-            yield [side * side, label, iterations, f"{time.perf_counter() - start:.2f}"]
+            yield [side * side, label, iterations, f"{clock() - start:.2f}"]
 
 
 def preconditioned() -> dict[str, solvers.Solver]:

@@ -10,13 +10,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import print_table
+from measuring import clock, print_table
 from scipy.spatial import cKDTree
 from torch import Tensor
 from tqdm import tqdm
@@ -57,7 +56,7 @@ def slope_of(one: dict, other: dict) -> float:
 def in_its_own_process(kind: str, edges: int, implicit: str, args: argparse.Namespace) -> dict:
     command = [sys.executable, "-W", "ignore", str(Path(__file__).parent), "scale", "--one",
                "--kinds", kind, "--edges", str(edges), "--implicit", implicit, "--epochs",
-               str(args.epochs), "--threads", str(args.threads)]
+               str(args.epochs), "--threads", str(args.threads), "--device", args.device]
     if args.keep_graphs:
         command.append("--keep-graphs")
     env = os.environ | ({"THP_MEM_ALLOC_ENABLE": "1"} if args.huge_pages else {})
@@ -69,27 +68,34 @@ def measure(kind: str, edges: int, implicit: str, args: argparse.Namespace) -> d
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     edge_index, nodes = make_graph(kind, edges)
-    x, y = torch.randn(nodes, CHANNELS), torch.randint(0, 5, (nodes,))
+    x, y, edge_index = (t.to(args.device) for t in (
+        torch.randn(nodes, CHANNELS), torch.randint(0, 5, (nodes,)), edge_index))
     memory = {} if args.keep_graphs else {"checkpoints": "auto", "graph_memory": 0}
     # Two evaluations a step of imex_rk2.
     model = SINODE(CHANNELS, CHANNELS, 5, heads=HEADS, implicit=implicit, time=EVALUATIONS / 2,
-                   normalizer="softmax",
-                   step_size=1.0, **memory)
+                   normalizer="softmax", step_size=1.0, **memory).to(args.device)
     optimizer = torch.optim.Adam(model.parameters())
     product = bare_product(edge_index, x)
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = peak_memory(x.device)
     epochs, shares = [], []
     for _ in range(args.epochs + 1):
-        begin = time.perf_counter()
+        begin = clock()
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(x, edge_index), y).backward()
         optimizer.step()
-        epochs.append(time.perf_counter() - begin)
+        epochs.append(clock() - begin)
         shares.append(model.conv.stats.linear_seconds / epochs[-1])
-    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+    peak = peak_memory(x.device) - start
     return {"edges": edge_index.size(1), "epoch": statistics.median(epochs[1:]),
             "product": product, "bytes": peak / edge_index.size(1),
             "share": statistics.median(shares[1:])}
+
+
+def peak_memory(device: torch.device) -> int:
+    """The largest memory so far in bytes: of this process, or of tensors on an accelerator."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def make_graph(kind: str, edges: int) -> tuple[Tensor, int]:
@@ -115,14 +121,14 @@ def along_a_curve(points: np.ndarray) -> np.ndarray:
 
 def bare_product(edge_index: Tensor, x: Tensor) -> float:
     """The seconds of a product with a CSR matrix of the graph."""
-    coo = torch.sparse_coo_tensor(edge_index.flip(0), torch.ones(edge_index.size(1)),
+    coo = torch.sparse_coo_tensor(edge_index.flip(0), x.new_ones(edge_index.size(1)),
                                   (x.size(0), x.size(0)), check_invariants=False)
     matrix = coo.to_sparse_csr()
     matrix = torch.sparse_csr_tensor(matrix.crow_indices().int(), matrix.col_indices().int(),
                                      matrix.values(), matrix.shape, check_invariants=False)
     seconds = []
     for _ in range(6):
-        begin = time.perf_counter()
+        begin = clock()
         matrix @ x
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(clock() - begin)
     return statistics.median(seconds[1:])
