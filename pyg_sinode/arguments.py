@@ -181,13 +181,8 @@ def check_exponential(scheme: Scheme, solver: Any, part: Affine | Nonlinear | No
                          "a forcing to the explicit term; with a J that varies in time, take an "
                          "implicit-explicit scheme such as ark436l2sa.")
     with torch.no_grad():
-        if part.operator.functions(_unchanged, u0) is None:
+        if not part.operator.has_functions(u0):
             raise no_functions(part.operator)
-
-
-def _unchanged(z: Tensor) -> Tensor:
-    """The function f(z) = z, as the only one of several."""
-    return z.unsqueeze(0)
 
 
 def check_checkpoints(checkpoints: Any, device: Any, gradient: str) -> torch.device | None:

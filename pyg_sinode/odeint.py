@@ -31,6 +31,7 @@ from .growth import warn_of_growth
 from .integrate.adjoint import discrete_adjoint, integrate
 from .integrate.backprop import backpropagate
 from .integrate.clock import steps_across_outputs, steps_to_outputs
+from .integrate.function_part import FunctionStore
 from .integrate.implicit import Factorizations
 from .integrate.integration import Integration
 from .integrate.loop import Callback
@@ -38,7 +39,7 @@ from .integrate.report import Stats
 from .integrate.steps import Steps
 from .operators import LinearOperator
 from .precision import check_full, full_precision, widened
-from .schemes import Scheme, get_scheme
+from .schemes import ExponentialTableau, Scheme, get_scheme
 from .terms import Affine, Nonlinear
 from .time_gradients import between, refuse_moving
 from .transforms import WITHOUT_IMPLICIT, refuse_tracing, refuse_transforms, uncompiled
@@ -285,9 +286,12 @@ def _integrate(
     part = implicit_term(implicit, u0, times[0])
     check_exponential(scheme, solver, part, u0)
     tensors = [u0, *(() if term is None else term.tensors), *(() if part is None else part.tensors)]
-    known = Factorizations(part.operator, solver, stats) if isinstance(part, Affine) else None
-    run = Integration(scheme, term, part, known, times, clock, steps, control, dense, graph_memory,
-                      checkpoints, device, callback, progress, stats)
+    J = part.operator if isinstance(part, Affine) else None
+    exponential = isinstance(scheme, ExponentialTableau)
+    known = None if J is None or exponential else Factorizations(J, solver, stats)
+    functions = FunctionStore(J, stats) if exponential else None
+    run = Integration(scheme, term, part, known, functions, times, clock, steps, control, dense,
+                      graph_memory, checkpoints, device, callback, progress, stats)
     with full_precision(u0.device):
         result = _run(run, u0, gradient, tensors)
         if isinstance(part, Affine) and part.is_unscaled():

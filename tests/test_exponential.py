@@ -186,6 +186,37 @@ def test_without_g_adaptive_steps_are_exact_and_as_long_as_the_interval_allows()
     assert stats.steps_rejected == 0
 
 
+# Long runs, and matrices without eigenvectors
+
+
+def test_a_long_run_in_two_dimensions_does_not_drift_from_real_states():
+    # Modes that J makes grow, on a grid whose transform stores some of them twice: the part that
+    # only rounding put there is invisible in the state, and would grow without a bound.
+    line = {0: -3.6, 1: 0.9}
+    stencil = torch.zeros(5, 5, dtype=F64)
+    inner = torch.zeros(3, 3, dtype=F64)
+    inner[1, 1] = line[0] + 1.0
+    for at in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        inner[at] = line[1]
+    for i in range(3):
+        for k in range(3):
+            stencil[i:i + 3, k:k + 3] -= inner[i, k] * inner
+    stencil[2, 2] += 0.3
+    J = operators.Circulant(stencil.numpy(), dim=(-2, -1))
+    u0 = 0.1 * torch.randn(15, 15, dtype=F64, generator=torch.Generator().manual_seed(0))
+    u = imex_odeint(lambda t, u: -u**3, J, u0, double([0.0, 700.0]), method="etdrk4",
+                    step_size=1.0)
+    assert 0.1 < float(u[-1].abs().max()) < 1.0
+
+
+def test_a_matrix_without_a_basis_of_eigenvectors_is_integrated():
+    matrix = torch.diag(torch.ones(19, dtype=F64), 1) - torch.eye(20, dtype=F64)
+    u0 = torch.ones(20, dtype=F64)
+    u = imex_odeint(None, operators.Dense(matrix), u0, double([0.0, 1.0]), method="etdrk4",
+                    step_size=0.5)
+    torch.testing.assert_close(u[-1], torch.linalg.matrix_exp(matrix) @ u0)
+
+
 # What is kept
 
 
@@ -200,8 +231,34 @@ def test_functions_are_computed_once_for_each_step_size_and_kept_between_calls()
     assert made([0.0, 1.0]) == 1
     assert made([0.0, 1.0]) == 0
     assert made([0.0, 1.0, 1.05]) == 1  # the last step is shorter
+    many = [0.05 * k + 5e-4 * k * k for k in range(30)]  # one step each, of another size
+    assert made(many) > 8
+    assert made(many) == 0  # however many sizes there are, while they are small
     trained = operators.Circulant(double([1.0, -2.0, 1.0]).requires_grad_())
     assert made([0.0, 1.0], trained) == made([0.0, 1.0], trained) == 1
+
+
+def test_the_backward_pass_uses_the_functions_of_the_forward_pass():
+    u0 = torch.ones(2, 3, dtype=F64, requires_grad=True)
+    for trained in (False, True):
+        J = operators.Dense(torch.diag(double([-1.0, -2.0, -3.0])).requires_grad_(trained))
+        for again in (False, True):
+            u, stats = imex_odeint(lambda t, u: u, J, u0, double([0.0, 1.0]), method="etdrk2",
+                                   step_size=0.1, return_stats=True)
+            u[-1].sum().backward()
+            # One set for both, and one with the graph to the tensors if these are trained.
+            assert stats.factorizations == (2 if trained else 0 if again else 1)
+
+
+def test_products_with_a_graph_are_counted():
+    J = operators.Graph(torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.ones(3, dtype=F64), 3)
+    degree = J.functions(lambda z: torch.stack([(0.1 * z).exp()]), torch.ones(3, 1).double())
+    _, stats = imex_odeint(lambda t, u: u, J, torch.ones(3, 1, dtype=F64), double([0.0, 1.0]),
+                           method="etdrk2", step_size=0.1, return_stats=True)
+    assert stats.operator_products >= 10 * 3 * (degree.products - 1)
+    _, none = imex_odeint(lambda t, u: u, None, torch.ones(3, 1, dtype=F64), double([0.0, 1.0]),
+                          method="etdrk2", step_size=0.1, return_stats=True)
+    assert (none.operator_products, none.factorizations) == (0, 0)
 
 
 def test_an_operator_changed_in_place_gets_new_functions():
@@ -241,6 +298,13 @@ def test_the_order_is_the_highest_that_holds(scheme):
         assert max(map(abs, more.values())) > 1e-3
 
 
+def test_abscissae_are_those_of_the_phi_functions_to_the_bit():
+    third = {(1, 1 / 3): 1 / 3}
+    scheme = ExponentialTableau("third", 1, [[], [third]], [{(1, 1): 1}, {}])
+    assert scheme.c == (0.0, 1 / 3)
+    assert EXPONENTIAL["etdrk4s"].c == (0.0, 0.5, 0.5, 1.0, 0.5, 0.75)
+
+
 @every_scheme
 def test_schemes_copy_print_and_name_their_source(scheme):
     for made in (copy.deepcopy(scheme), pickle.loads(pickle.dumps(scheme))):
@@ -262,6 +326,7 @@ def test_schemes_copy_print_and_name_their_source(scheme):
     ({"order": 6}, r"order to be an int from 1 to 5, the highest that can be checked"),
     ({"a": [[], [{(5, 1): 1}]]}, r"phi_k\(c z\), k from 0 to 4 \(got \{\(5, 1\): 1\}\)"),
     ({"a": [[], [{(1, 1): math.nan}]]}, r"finite weights w"),
+    ({"a": [[], [{1: 1}]]}, r"finite weights w of .* \(got \{1: 1\}\); write \{\(k, c\): w\}"),
 ])
 def test_wrong_coefficients_are_refused(changes, message):
     if message is None:

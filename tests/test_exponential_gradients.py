@@ -81,6 +81,27 @@ def test_a_second_backward_pass_gives_the_same_gradient():
     assert all(map(torch.equal, first, second))
 
 
+@pytest.mark.parametrize("gradient", ["discrete", "backprop"])
+def test_weights_that_begin_at_zero_receive_their_gradient(gradient):
+    edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+    found = []
+    for method in ("etdrk4", "ark548l2sa"):
+        w = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        J = operators.Graph(edges, w, 4)
+        u = imex_odeint(lambda t, u: torch.sin(u), J, torch.arange(1.0, 5.0).double().unsqueeze(1),
+                        double([0.0, 1.0]), method=method, step_size=0.05, gradient=gradient)
+        found.append(torch.autograd.grad(u[-1].square().sum(), w)[0])
+    assert found[1].abs().min() > 0.1
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_tensors_of_j_receive_zeros_from_an_empty_state():
+    d = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    u0 = torch.ones(0, 5, dtype=torch.float64, requires_grad=True)
+    u = imex_odeint(None, operators.Diagonal(d), u0, TIMES, method="etdrk2", step_size=STEP_SIZE)
+    assert torch.equal(torch.autograd.grad(u.sum(), d)[0], torch.zeros_like(d))
+
+
 def test_output_times_receive_a_gradient():
     u0 = random(2, 5)
 

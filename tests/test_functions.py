@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from cases import OPERATORS
+from cases import EDGES, NODES, OPERATORS
 from operators_cases import F64, every_case, matrix_of
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -245,12 +245,148 @@ def test_float32_takes_fewer_products_and_keeps_its_precision():
     torch.testing.assert_close(found[0].double(), expected[0], rtol=0, atol=3e-7)
 
 
-def test_a_polynomial_of_too_high_a_degree_is_refused():
-    with pytest.raises(ValueError, match="polynomials of degree 2000 at most"):
-        path(20, 1e6).functions(several(1.0), torch.zeros(1, 20, dtype=F64))
-    growing = -1e4 * path(20)
-    with pytest.raises(ValueError, match="take smaller steps, or an implicit-explicit scheme"):
-        growing.functions(several(1.0), torch.zeros(1, 20, dtype=F64))
+def ring(count, weight):
+    """A directed ring less the identity, times a weight: a normal matrix that is not symmetric."""
+    at = torch.arange(count)
+    edges = torch.stack([at, (at + 1) % count])
+    return operators.Graph(edges, torch.full((count,), weight, dtype=F64), count,
+                           dim=-1) - weight * operators.ScaledIdentity(1.0)
+
+
+def test_the_degree_is_limited_by_what_the_message_says():
+    u = torch.zeros(1, 8, dtype=F64)
+    near = ring(8, 1500.0).functions(several(1.0), u)
+    assert 1500 < near.products < 2048
+    for J in (ring(8, 3000.0), path(8, 1e6), -1e4 * path(8)):
+        with pytest.raises(ValueError, match=r"degree 2048 at most .* take smaller steps, or an"):
+            J.functions(several(1.0), u)
+
+
+def test_the_degree_grows_with_the_root_of_the_disc_if_j_is_symmetric():
+    u = torch.zeros(1, 20, dtype=F64)
+    counts = [path(20, weight).functions(several(1.0), u).products for weight in (50.0, 5000.0)]
+    assert 6 < counts[1] / counts[0] < 11
+
+
+def chain(count, weight, **options):
+    """A nilpotent matrix: all its eigenvalues are zero, its powers are not."""
+    edges = torch.stack([torch.arange(count - 1), torch.arange(1, count)])
+    return operators.Graph(edges, torch.full((count - 1,), weight, dtype=F64), count, dim=-1,
+                           **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"radius": 0.01}, {"radius": 0.5}, {"radius": 0.0}])
+def test_a_radius_of_the_eigenvalues_of_a_matrix_that_is_not_normal_is_not_relied_on(options):
+    J, u = chain(20, 10.0, **options), torch.ones(1, 20, dtype=F64)
+    matrix = J.mv(torch.eye(20, dtype=F64)).t()
+    expected = (torch.linalg.matrix_exp(matrix) @ u[0]).unsqueeze(0)
+    for K, dense in ((J, expected), (J.T, torch.linalg.matrix_exp(matrix.t()) @ u[0])):
+        torch.testing.assert_close(K.function(torch.exp).mv(u), dense.view(1, -1), rtol=1e-12,
+                                   atol=1e-12)
+
+
+def test_the_smaller_disc_of_a_symmetric_operator_is_used():
+    star = torch.tensor([[0, 0, 0, 1, 2, 3], [1, 2, 3, 0, 0, 0]])
+    weight = torch.full((6,), 3**-0.5, dtype=F64)  # eigenvalues from -1 to 1, row sums to 1.7
+    J = operators.Graph(star, weight, 4, dim=-1, radius=1.0)
+    u = torch.randn(2, 4, dtype=F64)
+    functions = J.functions(several(1.0), u)
+    assert functions.disc == (0.0, 1.0)
+    skewed = operators.Graph(star, weight * torch.tensor([1, 1, 1, 1, 1, 0.9]), 4, dim=-1,
+                             radius=1.0)
+    assert skewed.functions(several(1.0), u).disc[1] > 1.5
+
+
+@pytest.mark.parametrize("build", [
+    lambda w: operators.Graph(EDGES, w, NODES, dim=-1),
+    lambda w: operators.Graph(EDGES, w, NODES, dim=-1) - operators.ScaledIdentity(1.0),
+    lambda w: operators.Graph(EDGES, None, NODES, dim=-1).with_tensors(
+        [torch.ones(9, dtype=F64)]) * w[0],
+    lambda w: operators.Banded(w[:NODES].unsqueeze(0), (1,))])
+@pytest.mark.parametrize("size", [0.0, 1e-17, 1e-9])
+def test_the_gradient_of_a_polynomial_of_a_tiny_operator_is_not_lost(build, size):
+    w = torch.full((9,), size, dtype=F64, requires_grad=True)
+    u = torch.randn(2, NODES, dtype=F64)
+    functions = build(w).functions(several(0.5), u)
+    sums = [None]
+    functions.add(sums, u, [(0, 0)])  # the exponential
+    (found,) = torch.autograd.grad(sums[0].square().sum(), w)
+    matrix = build(w).mv(torch.eye(NODES, dtype=F64)).t()
+    exact = u @ torch.linalg.matrix_exp(0.5 * matrix).t()
+    (expected,) = torch.autograd.grad(exact.square().sum(), w)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+# Functions of a user
+
+
+@pytest.mark.parametrize("matrix", [
+    -torch.eye(3), torch.zeros(3, 3), torch.ones(3, 3), torch.diag(torch.tensor([1.0, 2.0, 5.0])),
+    torch.tensor([[0.0, 2.0, 0.0], [-2.0, 0.0, 0.0], [0.0, 1.0, 1.0]]),
+    torch.tensor([[1.0, 3.0], [0.0, 1.1]])], ids=str)
+def test_the_gradient_of_a_function_by_eigenvectors_is_that_of_the_matrix_function(matrix):
+    matrix = matrix.double().requires_grad_()
+    u = torch.randn(2, len(matrix), dtype=F64)
+    found = torch.autograd.grad(
+        operators.Dense(matrix).function(torch.exp).mv(u).square().sum(), matrix)[0]
+    expected = torch.autograd.grad(
+        (u @ torch.linalg.matrix_exp(matrix).t()).square().sum(), matrix)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+CIRCULANT = operators.Circulant([1.0, -2.5, 1.0])
+EVERY_KIND = [CIRCULANT, operators.Dense(torch.diag(torch.arange(-5.0, 0.0).double())), path(5),
+              operators.ScaledIdentity(-1.0)]
+PARAMETER = torch.tensor(0.5, dtype=F64, requires_grad=True)
+
+
+@pytest.mark.parametrize("J", EVERY_KIND, ids=repr)
+@pytest.mark.parametrize(("f", "message"), [
+    (lambda z: z.sum().view(1, 1), "maps a tensor to one of its shape"),
+    (lambda z: torch.stack([z, z]), "maps a tensor to one of its shape"),
+    (lambda z: 1.0, r"maps a tensor to one of its shape, .* \(got float\)"),
+    (lambda z: z * math.nan, "Expected finite values of f at the eigenvalues"),
+    (lambda z: torch.exp(1j * z), "whose value at the conjugate of z is the conjugate"),
+    (lambda z: PARAMETER * z, r"the function f\(J\) to use only its argument"),
+])
+def test_a_function_that_is_none_of_numbers_is_refused(J, f, message):
+    with pytest.raises(ValueError, match=message):
+        J.function(f).mv(torch.ones(2, 5, dtype=F64))
+
+
+def test_something_that_is_no_function_is_refused():
+    with pytest.raises(TypeError, match=r"Expected a function of a tensor of numbers \(got int"):
+        CIRCULANT.function(3)
+
+
+def test_a_function_of_an_operator_has_functions_itself():
+    u = torch.randn(2, 5, dtype=F64)
+    for J in (CIRCULANT, EVERY_KIND[1], EVERY_KIND[3]):
+        twice = J.function(lambda z: 2 * z).function(torch.exp)
+        torch.testing.assert_close(twice.mv(u), (2.0 * J).function(torch.exp).mv(u))
+    assert repr(CIRCULANT.function(torch.exp)) == f"f({CIRCULANT!r})"
+
+
+class Known(operators.LinearOperator):
+    """A decay of whose eigenvalues only Gershgorin's discs are known, without a transpose."""
+
+    dims = (-1,)
+
+    def __init__(self, rate):
+        self.tensors = (rate,)
+
+    def mv(self, u):
+        return -self.tensors[0] * u
+
+    def gershgorin(self):
+        return -self.tensors[0].detach(), 0.0
+
+
+def test_an_operator_of_a_user_s_has_functions_and_so_has_its_transpose():
+    J, u = Known(torch.tensor(0.7, dtype=F64)), torch.randn(2, 5, dtype=F64)
+    for K in (J, J.T, J.T.T):
+        torch.testing.assert_close(K.function(torch.exp).mv(u), math.exp(-0.7) * u)
 
 
 # Sums and products

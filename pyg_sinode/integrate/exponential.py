@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..operators.functions import Uses
 from ..operators.phi import PhiSums
-from ..schemes.exponential import ExponentialTableau, Weights
+from ..schemes.exponential import ExponentialTableau, Weights, plus, times
 from .explicit import Evaluation, Explicit
 from .function_part import FunctionPart
 from .report import Stats
@@ -93,6 +93,7 @@ class Exponential:
         transform = functions.enter(u) if state.transform is None else state.transform
         sums: list[Tensor | None] = [None] * (plan.stages + 2)
         functions.add(sums, transform, plan.of_state)
+        self.stats.operator_products += functions.products * (1 + len(plan.used))
         stages: list[Tensor | None] = [None] * plan.stages
         evaluations: list[Evaluation | None] = [None] * plan.stages
         sources: list[Tensor | None] = [transform] + [None] * plan.stages
@@ -109,8 +110,7 @@ class Exponential:
         end, estimate = sums[plan.stages:]
         assert end is not None
         new = functions.leave(end)
-        # Without a transform the sum is the state itself, which is not kept twice.
-        following = ExponentialState(new, None if new is end else end)
+        following = ExponentialState(new, end if functions.carries else None)
         kept = [*stages, *sources] if self.part.differentiates else stages
         return StepResult(following, ExponentialTape(kept, evaluations), (estimate,))
 
@@ -207,7 +207,7 @@ def plan_of(scheme: ExponentialTableau, embedded: bool, explicit: bool) -> Plan:
     for j in used:
         targets = [(i, scheme.a[i][j]) for i in used if i > j] + [(n, scheme.b[j])]
         if embedded and scheme.b_embedded is not None:
-            targets.append((n + 1, _difference(scheme.b[j], scheme.b_embedded[j])))
+            targets.append((n + 1, plus(scheme.b[j], times(scheme.b_embedded[j], -1.0))))
         of_stage[j] = [(i, found.number(w, scaled=True)) for i, w in targets if w]
     uses = [of_state, *of_stage]
     into = [[(source, k) for source, own in enumerate(uses) for place, k in own if place == target]
@@ -229,10 +229,3 @@ class _Numbered:
         self.weights.append(weights)
         self.scaled.append(scaled)
         return len(self.weights) - 1
-
-
-def _difference(weights: Weights, others: Weights) -> Weights:
-    found = dict(weights)
-    for at, w in others.items():
-        found[at] = found.get(at, 0.0) - w
-    return {at: w for at, w in found.items() if w}

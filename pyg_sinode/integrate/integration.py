@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from ..controllers import Adaptive
-from ..operators import ScaledIdentity
 from ..schemes import ExponentialTableau, IMEXTableau, Scheme
 from ..terms import Affine, Nonlinear
 from .clock import Clock
 from .explicit import Explicit, ExplicitTerm
 from .exponential import Exponential
-from .function_part import FunctionPart
+from .function_part import FunctionPart, FunctionStore
 from .implicit import Factorizations, ImplicitPart, LinearPart, NoPart
 from .loop import AcceptedStep, Callback, Method, Watch, loop
 from .multistep import Multistep
@@ -38,6 +37,7 @@ class Integration:
         term: The explicit term, or None.
         implicit: The implicit term, or None.
         factorizations: The inverses of I - cJ; None if there is no J.
+        functions: The functions of hJ of an exponential scheme; None for other schemes.
         times: The output times.
         clock: The rounding units of the output times.
         steps: The steps; those of an adaptive integration are appended when accepted.
@@ -54,6 +54,7 @@ class Integration:
     term: ExplicitTerm | None
     implicit: Affine | Nonlinear | None
     factorizations: Factorizations | None
+    functions: FunctionStore | None
     times: list[float]
     clock: Clock
     steps: Steps
@@ -77,9 +78,10 @@ class Integration:
                 (default: :obj:`False`)
         """
         if isinstance(self.scheme, ExponentialTableau):
-            operator = term.operator if isinstance(term, Affine) else ScaledIdentity(0.0)
+            assert self.functions is not None
+            operator = term.operator if isinstance(term, Affine) else self.functions.operator
             wanted = differentiates and any(p.requires_grad for p in operator.tensors)
-            return FunctionPart(operator, self.stats, differentiates=wanted)
+            return FunctionPart(operator, self.functions, differentiates=wanted)
         if isinstance(term, Nonlinear):
             return NewtonPart(term, self.allowed, u0, self.stats)
         if term is None or self.factorizations is None:

@@ -10,7 +10,7 @@ import torch
 
 from ..operators import LinearOperator
 from ..operators.checks import same
-from ..operators.functions import Functions
+from ..operators.functions import Bound, Functions
 
 KEPT = 8  # the largest number of inverses or sets of functions kept per operator
 
@@ -26,7 +26,8 @@ class Kept:
         self.operator = operator.with_tensors([t.detach().clone() for t in operator.tensors])
         self.inference = torch.is_inference_mode_enabled()
         self.inverses: dict[Any, LinearOperator | None] = {}
-        self.functions: dict[Any, Functions] = {}
+        self.functions: dict[Any, list[Functions]] = {}
+        self.bound: Bound | None = None
 
     def is_of(self, operator: LinearOperator) -> bool:
         """Whether the operator is unchanged since the copy was made."""

@@ -270,7 +270,8 @@ class Derivative(LinearOperator):
     def check_products(self) -> None:
         """Refuses an H that autograd cannot differentiate twice, or differentiates to zero."""
         generator = torch.Generator().manual_seed(0)
-        v, w = torch.randn(2, *self.u.shape, dtype=self.u.dtype, generator=generator).to(self.u)
+        v, w = torch.randn(2, *self.u.shape, dtype=self.u.dtype, generator=generator,
+                           device="cpu").to(self.u)
         reason = "products that are not those of the transpose"
         try:
             with torch.no_grad():

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from .checks import (
 )
 from .flat import diagonal_blocks
 from .functions import (
+    Bound,
     DiagonalFunctions,
     Fourier,
     Functions,
@@ -206,21 +208,34 @@ class LinearOperator:
     def function(self, f: OfNumbers) -> FunctionOf:
         r"""The operator f(J) for a function f of numbers; that of a resolvent is 1 / (1 - c z).
 
-        Operators with known eigenvalues (pointwise ones and convolutions) and :class:`Dense` give
-        it to rounding; others, whose eigenvalues lie in a known disc, as a polynomial of J.
+        Operators with known eigenvalues (pointwise ones, convolutions, those of boxes) give it to
+        rounding, :class:`Dense` by its eigenvectors; others, whose eigenvalues lie in a known disc,
+        by a polynomial of J.
 
         Args:
             f (callable): Maps tensors of real or complex numbers in double precision to values of
-                the same shape; :math:`f(\bar z)` must be the conjugate of f(z).
+                the same shape; :math:`f(\bar z)` must be the conjugate of f(z). If it has a method
+                ``of_matrix``, that gives the function of a dense matrix.
+
+        Raises:
+            TypeError: if f cannot be called.
         """
+        if not callable(f):
+            raise TypeError(f"Expected a function of a tensor of numbers (got {type(f).__name__}).")
         return FunctionOf(self, f)
 
-    def functions(self, f: Any, like: Tensor) -> Functions | None:
+    def has_functions(self, like: Tensor) -> bool:
+        """Whether functions of J can be computed for a state like ``like``."""
+        return (self.diagonalized(like) is not None or self.matrix() is not None
+                or self.disc() is not None or self.gershgorin() is not None)
+
+    def functions(self, f: Any, like: Tensor, bound: Bound | None = None) -> Functions | None:
         """Several functions of J for a state like ``like``; None if they cannot be computed.
 
         Args:
             f (callable): Maps numbers to the values of the functions, along a new first dimension.
             like (Tensor): The state.
+            bound (Bound, optional): The disc for polynomials of J, if known. (default: :obj:`None`)
         """
         if not like.numel():
             return DiagonalFunctions(f(like.new_zeros((), dtype=torch.float64)), like)
@@ -230,8 +245,8 @@ class LinearOperator:
         matrix = self.matrix()
         if matrix is not None:
             return MatrixFunctions(functions_of_matrix(matrix, f), self.dims[0])
-        disc = self.disc() or _disc_of(self.gershgorin())
-        return None if disc is None else PolynomialFunctions(self, f, disc, like)
+        bound = Bound(self) if bound is None else bound
+        return None if bound.disc is None else PolynomialFunctions(self, f, bound, like)
 
     def diagonalized(self, like: Tensor) -> tuple[Tensor, Transform | None] | None:
         """The eigenvalues of J and the transform in which it multiplies by them; None if unknown.
@@ -389,6 +404,7 @@ class FunctionOf(LinearOperator):
     def with_tensors(self, tensors: Sequence[Tensor]) -> FunctionOf:
         return FunctionOf(self.operator.with_tensors(tensors), self.f)
 
+    @without_autocast
     def mv(self, u: Tensor) -> Tensor:
         functions = self.operator.functions(_First(self.f), u)
         if functions is None:
@@ -400,6 +416,14 @@ class FunctionOf(LinearOperator):
 
     def transpose(self) -> FunctionOf:
         return FunctionOf(self.operator.T, self.f)
+
+    def diagonalized(self, like: Tensor) -> tuple[Tensor, Transform | None] | None:
+        inner = self.operator.diagonalized(like)
+        return None if inner is None else (_First(self.f)(inner[0])[0], inner[1])
+
+    def matrix(self) -> Tensor | None:
+        inner = self.operator.matrix()
+        return None if inner is None else functions_of_matrix(inner, _First(self.f))[0]
 
     def check(self, u: Tensor) -> None:
         self.operator.check(u)
@@ -414,17 +438,50 @@ class FunctionOf(LinearOperator):
     def size_along(self, dim: int) -> int | None:
         return self.operator.size_along(dim)
 
+    def __repr__(self) -> str:
+        return f"f({self.operator!r})"
+
 
 class _First:
-    """A function as the only one of several, of numbers and, if it can, of matrices."""
+    """A user's function as the only one of several, of numbers and, if it can, of matrices."""
 
     def __init__(self, f: OfNumbers) -> None:
         self.f = f
         if hasattr(f, "of_matrix"):
-            self.of_matrix = lambda matrix: f.of_matrix(matrix).unsqueeze(0)
+            self.of_matrix = self._of_matrix
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.f(z).unsqueeze(0)
+        with torch.enable_grad():
+            alone = self.f(z.detach())
+        if not isinstance(alone, Tensor) or alone.shape != z.shape:
+            got = tuple(alone.shape) if isinstance(alone, Tensor) else type(alone).__name__
+            raise ValueError(f"Expected a function of numbers that maps a tensor to one of its "
+                             f"shape, {tuple(z.shape)} (got {got}).")
+        if alone.requires_grad:
+            raise lost_gradient("the function f(J) to use only its argument", alone,
+                                "multiply or add operators instead, as (J * factor).function(f).")
+        _check_values(self.f, z.detach(), alone)
+        value = self.f(z)
+        if z.is_complex() and not value.is_complex():
+            value = value.to(z.dtype)
+        return (value.real if value.is_complex() and not z.is_complex() else value).unsqueeze(0)
+
+    def _of_matrix(self, matrix: Tensor) -> Tensor:
+        found: Tensor = self.f.of_matrix(matrix)  # type: ignore[attr-defined]
+        return found.unsqueeze(0)
+
+
+def _check_values(f: OfNumbers, z: Tensor, values: Tensor) -> None:
+    """Refuses values that are not finite, and those that belong to no real matrix."""
+    if not bool(values.isfinite().all()):
+        raise ValueError("Expected finite values of f at the eigenvalues of J, or on the disc that "
+                         "holds them (got NaN or Inf); f has a pole or is not defined there.")
+    turned = f(z.conj()).resolve_conj() if z.is_complex() else values
+    off = (turned - values.conj()).abs()
+    if off.numel() and float(off.max()) > 1e-8 * float(values.abs().max()):
+        raise ValueError("Expected a function f whose value at the conjugate of z is the conjugate "
+                         f"of f(z) (got a difference of {float(off.max()):.1e}): f(J) u would not "
+                         "be real.")
 
 
 def no_functions(operator: LinearOperator) -> ValueError:
@@ -433,17 +490,6 @@ def no_functions(operator: LinearOperator) -> ValueError:
         f"Expected an operator whose functions f(J) are known (got {type(operator).__name__}): a "
         "pointwise one, a Circulant, a Dense, or one with a disc that holds its eigenvalues, such "
         "as a Graph; or take an implicit-explicit scheme, which needs products and solves only.")
-
-
-def _disc_of(bounds: tuple[Tensor | float, Tensor | float] | None) -> tuple[float, float] | None:
-    """The centre and radius of a disc that holds all Gershgorin discs; None if none are known."""
-    if bounds is None:
-        return None
-    d, others = (torch.as_tensor(x, dtype=torch.float64) for x in bounds)
-    if not (d + others).numel():
-        return 0.0, 0.0
-    low, high = float((d - others).min()), float((d + others).max())
-    return (low + high) / 2, (high - low) / 2
 
 
 class Transposed(LinearOperator):
@@ -520,6 +566,13 @@ class Transposed(LinearOperator):
     def matrix(self) -> Tensor | None:
         matrix = self.operator.matrix()
         return None if matrix is None else matrix.mT
+
+    def has_functions(self, like: Tensor) -> bool:
+        return self.operator.has_functions(like)
+
+    def functions(self, f: Any, like: Tensor, bound: Bound | None = None) -> Functions | None:
+        found = self.operator.functions(f, like)
+        return None if found is None else found.transposed()
 
 
 class Scaled(LinearOperator):
@@ -617,11 +670,12 @@ class Scaled(LinearOperator):
 
     def spectrum(self, sizes: dict[int, int]) -> Tensor | None:
         inner = self.operator.spectrum(sizes)
-        return None if inner is None else inner * self.factor
+        return None if inner is None else _combined(torch.mul, inner, self.factor)
 
     def diagonalized(self, like: Tensor) -> tuple[Tensor, Transform | None] | None:
         inner = self.operator.diagonalized(like)
-        return None if inner is None else (inner[0] * self.factor, inner[1])
+        return None if inner is None else (
+            _combined(torch.mul, inner[0], self.factor), inner[1])
 
     def matrix(self) -> Tensor | None:
         inner = self.operator.matrix()
@@ -783,10 +837,7 @@ class Sum(LinearOperator):
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             return None
-        # The spectra of fixed numbers are on the host.
-        device = next((p.device for p in known if p.device.type != "cpu"), known[0].device)
-        known = [part.to(device) for part in known]
-        return sum(known[1:], known[0])
+        return reduce(partial(_combined, torch.add), known)
 
     def diagonalized(self, like: Tensor) -> tuple[Tensor, Transform | None] | None:
         return super().diagonalized(like) or _beside_one(self.terms, like, self.dims, torch.add)
@@ -983,7 +1034,7 @@ class Product(LinearOperator):
             own = factor.spectrum(sizes)
             if own is None:
                 return None
-            found = own if found is None else found * own
+            found = own if found is None else _combined(torch.mul, found, own)
         return found
 
     def has_closed_inverse(self) -> bool:
@@ -1132,8 +1183,18 @@ def _beside_one(parts: Sequence[LinearOperator], like: Tensor, dims: tuple[int, 
             own = part._wide_spectrum(like, dims)
             if own is None:
                 return None
-            values = combine(values, own.to(values.device))
+            values = _combined(combine, values, own)
     return values, found[1]
+
+
+def _combined(combine: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor | float
+              ) -> Tensor:
+    """Two spectra combined; those of fixed numbers are on the host, others where the state is."""
+    if not isinstance(b, Tensor):
+        b = torch.tensor(b, dtype=torch.float64)
+    if a.device != b.device:
+        a, b = (a, b.to(a.device)) if b.device.type == "cpu" else (a.to(b.device), b)
+    return combine(a, b)
 
 
 def _varies(d: Tensor | float, dims: tuple[int, ...]) -> int | None:

@@ -131,7 +131,8 @@ def check_condition(solve: Callable[[Tensor], Tensor], row_sums: Tensor) -> None
     if row_sums.numel() == 0:
         return
     generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(row_sums.size(-1), 4, dtype=row_sums.dtype, generator=generator)
+    probes = torch.randn(row_sums.size(-1), 4, dtype=row_sums.dtype, generator=generator,
+                         device="cpu")
     scaled = row_sums.unsqueeze(-1) * probes.to(row_sums.device)
     # A pivot of zero gives NaN.
     condition = float(solve(scaled).abs().nan_to_num(math.inf, math.inf).max())

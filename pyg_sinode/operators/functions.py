@@ -1,7 +1,7 @@
 r"""How are functions f(J) of an operator applied to states?
 
 Exponential integrators multiply each state by several functions of hJ and add the products up. The
-classes here do so for operators that a Fourier transform or nothing at all diagonalizes, for
+classes here do so for operators that are a multiplication of the state or of a transform of it, for
 matrices, and for all others by polynomials. They share the interface :class:`Functions`.
 """
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .flat import multiply
 from .results import LinearSolveError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 OfNumbers = Callable[[Tensor], Tensor]  # several functions of z, along a new first dimension
 Uses = Sequence[tuple[int, int]]  # pairs of the place of a sum and the number of a function
-MAX_DEGREE = 2000
+MAX_DEGREE = 2048
 ROUNDING = 64 * 2.0**-52  # of values in double precision, relative to the largest one
 FEW = 40  # the degree up to which no check of symmetry would pay
 
@@ -30,7 +31,19 @@ FEW = 40  # the degree up to which no check of symmetry would pay
 class Functions(Protocol):
     """Several functions of an operator, numbered from 0.
 
+    Attributes:
+        products (int): The number of products with J in a call of :meth:`add`.
+        carries (bool): Whether a transform of a state stays its transform in all sums; if not, the
+            state itself is transformed anew in each step.
     """
+
+    products: int
+    carries: bool
+
+    @property
+    def size(self) -> int:
+        """How many numbers are kept beside those of J."""
+        ...
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -78,6 +91,11 @@ class Transform(Protocol):
         """How much each coefficient counts in the scalar product of two states; None for 1."""
         ...
 
+    @property
+    def is_redundant(self) -> bool:
+        """Whether not all coefficients are those of a state."""
+        ...
+
 
 class Fourier:
     """The Fourier transform of real states, of which the first half of the last axis is stored.
@@ -116,6 +134,15 @@ class Fourier:
             weight[-1] = 1.0
         return weight.reshape(-1, *([1] * (-last - 1))) / math.prod(self.sizes)
 
+    @property
+    def is_redundant(self) -> bool:
+        """In several dimensions, modes whose conjugates are stored too: rounding would part them.
+
+        The backward transform does not see the part by which they differ, so that nothing damps it
+        where J makes it grow.
+        """
+        return len(self.dims) > 1
+
 
 class DiagonalFunctions:
     """Functions of an operator that multiplies each entry of a state, or of its transform.
@@ -128,8 +155,18 @@ class DiagonalFunctions:
 
     def __init__(self, values: Tensor, like: Tensor, transform: Transform | None = None) -> None:
         dtype = like.dtype if transform is None else transform.dtype(like.dtype)
-        self.leaves = (values.to(like.device, dtype),)
-        self.values, self.transform = self.leaves[0].unbind(), transform
+        self._set(values.to(like.device, dtype), transform)
+
+    def _set(self, values: Tensor, transform: Transform | None) -> None:
+        self.leaves, self.values, self.transform = (values,), values.unbind(), transform
+        self.carries = transform is not None and not transform.is_redundant
+
+    products = 0
+
+    @property
+    def size(self) -> int:
+        """See :class:`Functions`."""
+        return self.leaves[0].numel()
 
     def enter(self, x: Tensor) -> Tensor:
         """See :class:`Functions`."""
@@ -152,8 +189,7 @@ class DiagonalFunctions:
     def transposed(self) -> DiagonalFunctions:
         """See :class:`Functions`."""
         other = object.__new__(type(self))
-        other.transform, other.leaves = self.transform, (self.leaves[0].conj().resolve_conj(),)
-        other.values = other.leaves[0].unbind()
+        other._set(self.leaves[0].conj().resolve_conj(), self.transform)
         return other
 
     def add_vjp(self, grads: list[Tensor | None], x: Tensor, w: Sequence[Tensor | None],
@@ -170,6 +206,47 @@ class DiagonalFunctions:
                 total[k] += product.sum_to_size(total[k].shape)
 
 
+class Bound:
+    """A disc in which polynomials approximate functions of an operator; kept while J is the same.
+
+    The eigenvalues alone say nothing of the error where J is not normal. So the disc is that of
+    Gershgorin for the rows or for the columns, in which :math:`\\|J - c\\| \\le r` holds in the
+    maximum norm or in the 1-norm. A smaller disc of the operator's own is used if J is symmetric,
+    or if nothing else is known.
+
+    Args:
+        operator (LinearOperator): The operator.
+    """
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+        self.known: bool | None = None
+        own = operator.disc()
+        discs = [disc_of(each.gershgorin()) for each in (operator, operator.T)]
+        others = [disc for disc in discs if disc is not None]
+        safe = min(others, key=lambda disc: disc[1], default=None)
+        use_own = own is not None and (
+            safe is None or (own[1] < (1.0 - 1e-6) * safe[1] and self.symmetric()))
+        self.disc = own if use_own else safe
+
+    def symmetric(self) -> bool:
+        """Whether J is symmetric, asked once."""
+        if self.known is None:
+            self.known = self.operator.symmetric()
+        return self.known
+
+
+def disc_of(bounds: tuple[Tensor | float, Tensor | float] | None) -> tuple[float, float] | None:
+    """The centre and radius of a disc that holds all Gershgorin discs; None if none are known."""
+    if bounds is None:
+        return None
+    d, others = (torch.as_tensor(x).double() for x in bounds)
+    if not (d + others).numel():
+        return 0.0, 0.0
+    low, high = float((d - others).min()), float((d + others).max())
+    return (low + high) / 2, (high - low) / 2
+
+
 class MatrixFunctions:
     """Functions of a matrix along one dimension, as matrices.
 
@@ -180,6 +257,13 @@ class MatrixFunctions:
 
     def __init__(self, matrices: Tensor, dim: int) -> None:
         self.leaves, self.dim = (matrices,), dim
+
+    products, carries = 0, False
+
+    @property
+    def size(self) -> int:
+        """See :class:`Functions`."""
+        return self.leaves[0].numel()
 
     def enter(self, x: Tensor) -> Tensor:
         """The state itself."""
@@ -222,28 +306,36 @@ class PolynomialFunctions:
 
     Args:
         operator (LinearOperator): The operator J.
-        f (callable): Maps numbers to the values of the functions, along a new first dimension.
-        disc (tuple of float): Centre and radius of a disc that holds the eigenvalues.
+        f (callable): Maps numbers to the values of the functions, along a new first dimension. Its
+            attribute ``unit``, 1 if there is none, is a radius on which it varies.
+        bound (Bound): A disc that holds the eigenvalues, and whether J is symmetric.
         like (Tensor): A state.
 
     Raises:
-        ValueError: if the degree would exceed 2000.
+        ValueError: if the degree would exceed 2048.
     """
 
-    def __init__(self, operator: LinearOperator, f: OfNumbers, disc: tuple[float, float],
-                 like: Tensor) -> None:
-        self.operator, self.leaves, self.disc = operator, tuple(operator.tensors), disc
-        eps, self.chebyshev = torch.finfo(like.dtype).eps, False
-        found = _series(_circle, f, *disc, eps)
-        if (found is None or len(found) > FEW) and operator.symmetric():
-            found, self.chebyshev = _series(torch.cos, f, *disc, eps), True
+    carries, size = False, 0
+
+    def __init__(self, operator: LinearOperator, f: OfNumbers, bound: Bound, like: Tensor) -> None:
+        assert bound.disc is not None
+        centre, radius = bound.disc
+        if any(p.requires_grad for p in operator.tensors):
+            # The derivative needs terms that the values of functions on a tiny disc do not.
+            radius = max(radius, 0.5 * getattr(f, "unit", 1.0))
+        self.operator, self.leaves = operator, tuple(operator.tensors)
+        self.disc, self.chebyshev = (centre, radius), False
+        eps = torch.finfo(like.dtype).eps
+        found = _series(_taylor_nodes, f, centre, radius, eps)
+        if (found is None or len(found) > FEW) and bound.symmetric():
+            found, self.chebyshev = _series(_chebyshev_nodes, f, centre, radius, eps), True
         if found is None:
             raise ValueError(
-                f"Expected functions of hJ that polynomials of degree {MAX_DEGREE} at most "
-                f"approximate (got eigenvalues of J in a disc of centre {disc[0]:.3g} and radius "
-                f"{disc[1]:.3g}); take smaller steps, or an implicit-explicit scheme, which solves "
-                "linear systems instead.")
-        self.series = found
+                f"Expected functions of J that polynomials of degree {MAX_DEGREE} at most "
+                f"approximate (got eigenvalues of J in a disc of centre {centre:.3g} and radius "
+                f"{radius:.3g}); in an exponential scheme take smaller steps, or an "
+                "implicit-explicit scheme, which solves linear systems instead.")
+        self.series, self.products = found, len(found) - 1
 
     def enter(self, x: Tensor) -> Tensor:
         """The state itself."""
@@ -316,28 +408,70 @@ def functions_of_matrix(matrix: Tensor, f: Any) -> Tensor:
         f (callable): Maps numbers to the values of the functions. If it has a method ``of_matrix``,
             that is used instead of the eigenvalues.
     """
-    if hasattr(f, "of_matrix"):
-        known: Tensor = f.of_matrix(matrix.double()).to(matrix.dtype)
-        return known
     wide = matrix.double()
-    if torch.equal(wide.detach(), wide.detach().t()):
-        values, vectors = torch.linalg.eigh(wide)
-        found: Tensor = (vectors * f(values).unsqueeze(-2)) @ vectors.t()
-        return found.to(matrix.dtype)
-    values, vectors = torch.linalg.eig(wide)
-    condition = float(torch.linalg.cond(vectors.detach()))
-    if not condition * 2.3e-16 < torch.finfo(matrix.dtype).eps ** 0.5:
-        raise LinearSolveError(
-            f"A function of this Dense matrix cannot be computed by its eigenvectors, whose "
-            f"condition is {condition:.1e}. Give f a method of_matrix(M) for a tensor of "
-            "functions of a matrix.")
-    right = torch.linalg.inv(vectors)
-    product: Tensor = (vectors * f(values).unsqueeze(-2)) @ right
-    return product.real.to(matrix.dtype)
+    if hasattr(f, "of_matrix"):
+        found: Tensor = f.of_matrix(wide)
+    else:
+        found = _ByEigenvectors.apply(wide, f, torch.finfo(matrix.dtype).eps)
+    return found.to(matrix.dtype)
 
 
-def _series(nodes: Callable[..., Tensor], f: OfNumbers, centre: float, radius: float, eps: float
-            ) -> list[list[float]] | None:
+class _ByEigenvectors(torch.autograd.Function):
+    """Functions of a matrix by its eigenvectors, with the gradient of Daleckii and Krein.
+
+    Autograd through the eigenvectors would divide by zero where eigenvalues are equal. Source:
+    Higham, Functions of Matrices (2008), theorem 3.11.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, f: OfNumbers, eps: float) -> Tensor:
+        if torch.equal(matrix, matrix.t()):
+            values, vectors = torch.linalg.eigh(matrix)
+            right = vectors.t()
+        else:
+            values, vectors = torch.linalg.eig(matrix)
+            condition = float(torch.linalg.cond(vectors))
+            if not condition * 2.3e-16 < eps**0.5:
+                raise LinearSolveError(
+                    f"A function of this Dense matrix cannot be computed by its eigenvectors, "
+                    f"whose condition is {condition:.1e}. Give f a method of_matrix(M) for a "
+                    "tensor of functions of a matrix.")
+            right = torch.linalg.inv(vectors)
+        ctx.f = f
+        ctx.save_for_backward(values, vectors, right)
+        product: Tensor = (vectors * f(values).to(vectors.dtype).unsqueeze(-2)) @ right
+        return product.real
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, vectors, right = ctx.saved_tensors
+        slopes = _divided_differences(ctx.f, values)
+        inner = vectors.mH @ grads[0].to(vectors.dtype) @ right.mH
+        whole: Tensor = right.mH @ (slopes.conj() * inner) @ vectors.mH
+        return whole.sum(dim=0).real, None, None
+
+
+def _divided_differences(f: OfNumbers, z: Tensor) -> Tensor:
+    """The numbers (f(z_i) - f(z_j)) / (z_i - z_j), and f' where two are nearly equal."""
+    rows, columns = z.unsqueeze(1), z.unsqueeze(0)
+    apart = rows - columns
+    size = 1.0 + z.abs()
+    near = apart.abs() <= 1e-5 * torch.maximum(size.unsqueeze(1), size.unsqueeze(0))
+    middle = ((rows + columns) / 2).detach().requires_grad_()
+    with torch.enable_grad():
+        # The gradient of a complex function is the conjugate of its derivative.
+        derivative = torch.stack([
+            torch.autograd.grad(each, middle, torch.ones_like(each), retain_graph=True)[0].conj()
+            for each in f(middle)])
+    values = f(z)
+    quotient = (values.unsqueeze(2) - values.unsqueeze(1)) / torch.where(
+        near, torch.ones_like(apart), apart)
+    return torch.where(near, derivative, quotient)
+
+
+def _series(nodes: Callable[[Tensor], Tensor], f: OfNumbers, centre: float, radius: float,
+            eps: float) -> list[list[float]] | None:
     """The coefficients of all functions for each degree, as far as they matter; None if too many.
 
     Args:
@@ -350,9 +484,9 @@ def _series(nodes: Callable[..., Tensor], f: OfNumbers, centre: float, radius: f
     points = 64
     while points <= 4 * MAX_DEGREE:
         angle = 2 * math.pi * torch.arange(points, dtype=torch.float64) / points
-        values = f(centre + radius * nodes(angle))
+        values = f(centre + radius * nodes(angle)).detach()
         found = torch.fft.fft(values, dim=-1).real[:, :points // 2] / points
-        if not values.is_complex():
+        if nodes is _chebyshev_nodes:
             found[:, 1:] *= 2.0
         size, largest = found.abs(), values.abs().amax(dim=1)
         if not bool(largest.isfinite().all()):
@@ -369,5 +503,9 @@ def _series(nodes: Callable[..., Tensor], f: OfNumbers, centre: float, radius: f
     return None
 
 
-def _circle(angle: Tensor) -> Tensor:
+def _taylor_nodes(angle: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle)
+
+
+def _chebyshev_nodes(angle: Tensor) -> Tensor:
+    return angle.cos()

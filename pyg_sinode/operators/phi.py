@@ -65,7 +65,7 @@ def phi_matrices(matrix: Tensor, count: int) -> list[Tensor]:
 
 
 class PhiSums:
-    r"""Several sums :math:`h \sum w\, \varphi_k(c h z)`, as functions of z.
+    r"""Several sums :math:`\sum w\, \varphi_k(c h z)`, times h or 1, as functions of z.
 
     Args:
         sums (sequence): For each a dictionary ``{(k, c): w}``.
@@ -75,6 +75,7 @@ class PhiSums:
 
     def __init__(self, sums: Sequence[Weights], h: float, factors: Sequence[float]) -> None:
         self.sums, self.h, self.factors = list(sums), h, list(factors)
+        self.unit = 1.0 / abs(h)  # the radius on which they vary
         self.highest: dict[float, int] = {}  # for each c, the highest k
         for each in self.sums:
             for k, c in each:

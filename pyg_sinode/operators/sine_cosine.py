@@ -183,6 +183,11 @@ class SineCosineTransform:
         """None: all coefficients count alike in a scalar product."""
         return
 
+    @property
+    def is_redundant(self) -> bool:
+        """False: there are as many coefficients as points."""
+        return False
+
 
 class SineCosineResolvent(LinearOperator):
     """The inverse of I - cJ for a multiplier J of sine and cosine coefficients: a division.

@@ -80,11 +80,11 @@ class ExponentialTableau:
             raise self._error(f"order to be an int from 1 to {MAX_ORDER}, the highest that can be "
                               "checked", repr(self.order), "state the highest that holds")
         for each in (*(x for row in given for x in row), *self.b, *(self.b_embedded or ())):
-            for (k, c), w in each.items():
-                if not (isinstance(k, int) and 0 <= k <= MAX_PHI and math.isfinite(c)
-                        and math.isfinite(w)):
+            for at, w in each.items():
+                if not (isinstance(at, tuple) and len(at) == 2 and at[0] in range(MAX_PHI + 1)
+                        and math.isfinite(at[1]) and math.isfinite(w)):
                     raise self._error(f"finite weights w of phi_k(c z), k from 0 to {MAX_PHI}",
-                                      f"{{({k}, {c}): {w}}}", "correct it")
+                                      f"{{{at}: {w}}}", "write {(k, c): w}")
 
     def _error(self, expected: str, got: str, remedy: str) -> ValueError:
         return ValueError(f"ExponentialTableau {self.name!r} expects {expected} (got {got}); "
@@ -105,8 +105,8 @@ class ExponentialTableau:
 
     @cached_property
     def c(self) -> tuple[float, ...]:
-        """The abscissae c, the row sums of a(0), without their rounding errors."""
-        return tuple(round(sum(map(at_zero, row), 0.0), 14) for row in self.a)
+        """The abscissae c, the row sums of a(0); the c of a phi function in the row if equal."""
+        return tuple(map(_abscissa, self.a))
 
     @property
     def equal_steps(self) -> bool:
@@ -158,6 +158,12 @@ class ExponentialTableau:
         return max((q for q in range(1, self.order + 1) if all(
             abs(r) <= TOLERANCE
             for r in exponential_order_conditions(self, q, embedded=True).values())), default=0)
+
+
+def _abscissa(row: Sequence[Weights]) -> float:
+    total = math.fsum(map(at_zero, row))
+    exact = [c for weights in row for _, c in weights if abs(c - total) <= 1e-14]
+    return float(exact[0]) if exact else total
 
 
 def at_zero(weights: Weights) -> float:
@@ -229,11 +235,13 @@ _MIDDLE: Weights = {(2, 1): 4, (3, 1): -8}
 _LAST: Weights = {(2, 1): -1, (3, 1): 4}
 
 
-def _times(weights: Weights, factor: float) -> Weights:
+def times(weights: Weights, factor: float) -> Weights:
+    """A coefficient times a number."""
     return {at: w * factor for at, w in weights.items()}
 
 
-def _plus(*parts: Weights) -> Weights:
+def plus(*parts: Weights) -> Weights:
+    """The sum of coefficients."""
     found: dict[tuple[int, float], float] = {}
     for part in parts:
         for at, w in part.items():
@@ -245,7 +253,7 @@ def _plus(*parts: Weights) -> Weights:
 ETDRK3 = ExponentialTableau(
     "etdrk3", 3,
     [[], [{(1, 0.5): 0.5}], [{(1, 1): -1}, {(1, 1): 2}]], [_FIRST, _MIDDLE, _LAST],
-    b_embedded=[_plus(_FIRST, _times(_LAST, -1)), _plus(_MIDDLE, _times(_LAST, 2)), {}],
+    b_embedded=[plus(_FIRST, times(_LAST, -1)), plus(_MIDDLE, times(_LAST, 2)), {}],
     reference=f"{_COX}, equations (23) to (25){_EMBEDDED}")
 
 # Schemes of order 4 with the nodes 0, 1/2, 1 have no embedded solution of order 3 whose estimate
@@ -264,11 +272,11 @@ def _extra(middle: int, stages: int) -> list[Weights]:
 
 def _without(b: Sequence[Weights], d: Sequence[float], function: Weights) -> list[Weights]:
     """The weights b minus the function times d."""
-    return [_plus(own, _times(function, -factor)) for own, factor in zip(b, d, strict=True)]
+    return [plus(own, times(function, -factor)) for own, factor in zip(b, d, strict=True)]
 
 
 _HALF: Weights = {(1, 0.5): 0.5}
-_KUTTA: list[Weights] = [_FIRST, _times(_MIDDLE, 0.5), _times(_MIDDLE, 0.5), _LAST, {}]
+_KUTTA: list[Weights] = [_FIRST, times(_MIDDLE, 0.5), times(_MIDDLE, 0.5), _LAST, {}]
 ETDRK4 = ExponentialTableau(
     "etdrk4", 4,
     [[], [_HALF], [{}, _HALF], [{(1, 1): 1, (1, 0.5): -1}, {}, {(1, 0.5): 1}], _extra(2, 4)],
@@ -279,10 +287,10 @@ _A52: Weights = {(2, 0.5): 0.5, (3, 1): -1, (2, 1): 0.25, (3, 0.5): -0.5}
 _STIFF: list[Weights] = [_FIRST, {}, {}, _LAST, _MIDDLE, {}]
 ETDRK4S = ExponentialTableau(
     "etdrk4s", 4,
-    [[], [_HALF], [_plus(_HALF, {(2, 0.5): -1}), {(2, 0.5): 1}],
+    [[], [_HALF], [plus(_HALF, {(2, 0.5): -1}), {(2, 0.5): 1}],
      [{(1, 1): 1, (2, 1): -2}, {(2, 1): 1}, {(2, 1): 1}],
-     [_plus(_HALF, {(2, 0.5): -0.25}, _times(_A52, -1)), _A52, _A52,
-      _plus({(2, 0.5): 0.25}, _times(_A52, -1))],
+     [plus(_HALF, {(2, 0.5): -0.25}, times(_A52, -1)), _A52, _A52,
+      plus({(2, 0.5): 0.25}, times(_A52, -1))],
      _extra(4, 5)],
     _STIFF, b_embedded=_without(_STIFF, (-1 / 3, 0, 0, 1, 2, -8 / 3), _LAST),
     reference=f"{_HOCHBRUCK}, equation (5.19){_EMBEDDED}")
@@ -302,7 +310,7 @@ LAWSON4 = ExponentialTableau(
     [[], [_lawson(0.5, 0.5)], [{}, _lawson(0.5, 0)], [{}, {}, _lawson(1, 0.5)],
      [_lawson(3 / 16, 0.75), {}, _lawson(9 / 16, 0.25), {}]],
     _CLASSICAL,
-    b_embedded=[_plus(own, _lawson(-d / 6, 1 - c)) for own, d, c in zip(
+    b_embedded=[plus(own, _lawson(-d / 6, 1 - c)) for own, d, c in zip(
         _CLASSICAL, (-1 / 3, 1, 1, 1, -8 / 3), (0, 0.5, 0.5, 1, 0.75), strict=True)],
     reference=f"Lawson (1967), doi:10.1137/0704033, with the classical scheme{_EMBEDDED}")
 

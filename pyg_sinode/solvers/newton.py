@@ -328,7 +328,8 @@ class _Iteration:
             return live
         generator, floor = torch.Generator().manual_seed(0), torch.zeros_like(now.size)
         for _ in range(2):  # the rounding errors of one draw may cancel
-            signs = torch.randint(0, 2, now.U.shape, generator=generator).to(now.U) * 2.0 - 1.0
+            signs = torch.randint(0, 2, now.U.shape, generator=generator, device="cpu")
+            signs = signs.to(now.U) * 2.0 - 1.0
             change = self.system.at(now.U + signs * rounding).residual - now.point.residual
             change = change + signs * rounding
             floor = torch.maximum(floor, self._size(

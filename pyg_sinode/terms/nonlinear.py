@@ -186,7 +186,7 @@ class Nonlinear:
         dims, generator = self.dims(u), torch.Generator().manual_seed(0)
         size = u.abs().max() if bool(u.any()) else 1.0
         x, y = (u * (1.0 + 0.01 * random) + 1e-3 * size * random for random in (
-            torch.rand(2, *u.shape, dtype=u.dtype, generator=generator).to(u.device)))
+            torch.rand(2, *u.shape, dtype=u.dtype, generator=generator, device="cpu").to(u.device)))
         value, again = self._once(t, x), self._once(t, x)
         if not torch.equal(value.nan_to_num(), again.nan_to_num()):
             raise ValueError("Expected H of Nonlinear to be a function of t and u alone (got "
@@ -196,7 +196,7 @@ class Nonlinear:
         systems = [1 if at - u.dim() in dims else n for at, n in enumerate(u.shape)]
         if math.prod(systems) < 2:
             return
-        some = (torch.rand(systems, generator=generator) < 0.5).to(u.device)
+        some = (torch.rand(systems, generator=generator, device="cpu") < 0.5).to(u.device)
         some.view(-1)[0], some.view(-1)[-1] = True, False
         off = torch.where(some, value - self._once(t, torch.where(some, x, y)), 0.0).abs()
         size = value.abs().amax(dim=dims, keepdim=True) if dims else value.abs()
@@ -228,7 +228,7 @@ class Nonlinear:
             raise ValueError(f"Expected a jacobian along the dimensions {self.dims(u)} of "
                              f"Nonlinear (got one along {operator.dims}).")
         generator = torch.Generator().manual_seed(0)
-        w = torch.randn(u.shape, dtype=u.dtype, generator=generator).to(u.device)
+        w = torch.randn(u.shape, dtype=u.dtype, generator=generator, device="cpu").to(u.device)
         with torch.no_grad():
             product = operator.T.mv(w)
         exact = torch.zeros_like(w)
