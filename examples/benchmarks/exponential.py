@@ -145,8 +145,8 @@ def plot(path: Any, found: Sequence[tuple[Problem, float, list[Result]]]) -> Any
                  ylabel="relative L2 error")
     for axis in axes.flat[len(found):]:
         axis.set_visible(False)
-    figure.suptitle("Exponential schemes (solid) beside implicit-explicit ones and SciPy's "
-                    "(dash-dotted)", fontsize="medium")
+    figure.suptitle("Exponential schemes (solid) beside implicit-explicit ones (dashed) and SciPy's"
+                    " (dash-dotted); adaptive steps of this package are dotted", fontsize="medium")
     legend(figure, axes.flat[0], "right center")
     return save(figure, path)
 
