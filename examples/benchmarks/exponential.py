@@ -226,7 +226,7 @@ def batch(record: Record, args: argparse.Namespace) -> None:
                        scipy=total, ratio=ratio)
             table.append([name, f"{target:.0e}", number(own), number(step), number(total),
                           number(ratio)])
-    print_table(("problem", "error", "etdrk4s, all states, s", "step",
+    print_table(("problem", "error", "etdrk4, all states, s", "step",
                  "SciPy's best times the states, s", "ratio"), table)
     print(flush=True)
 
@@ -251,7 +251,7 @@ def fastest(problem: Problem, states: Tensor, truth: Tensor, target: float
     for count in sorted(round(c * factor) for c in problem.counts for factor in (0.7, 1.0)):
         step = problem.time / count
         start = time.perf_counter()
-        found = states_at_end(problem, states, "etdrk4s", step_size=step)
+        found = states_at_end(problem, states, "etdrk4", step_size=step)
         seconds = time.perf_counter() - start
         errors = (found[:len(truth)] - truth).norm(dim=1) / truth.norm(dim=1)
         if float(errors.median()) <= target:
