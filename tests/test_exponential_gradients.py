@@ -26,7 +26,7 @@ def gradients(case, method, leaves, **options):
     return u.detach(), torch.autograd.grad((u * w).sum(), [u0, rate.weight, scale, *leaves])
 
 
-@pytest.mark.parametrize(("place", "name"), enumerate(known))
+@pytest.mark.parametrize(("place", "name"), list(enumerate(known)))
 def test_gradients_equal_autograd_through_the_same_steps_for_every_operator(place, name):
     case, methods = OPERATORS[name], list(EXPONENTIAL)
     for method in methods[place % 2::2]:  # half of the schemes each
