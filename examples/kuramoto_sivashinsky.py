@@ -44,6 +44,12 @@ from pyg_sinode.grid import PeriodicGrid, kuramoto_sivashinsky, resample
 
 # For L = 22: Edson, Bunder, Mattner, Roberts (2019), https://doi.org/10.1017/S1446181119000105
 LYAPUNOV_TIME = 22.0
+# The training of each explicit term, where no option says otherwise.
+SETTINGS = {
+    "mlp": {"method": "imex_rk2", "optimizer": "adam", "epochs": 300, "batch_size": 512,
+            "window": 4, "lr": 2e-3},
+    "gnn": {"method": "imex_rk4", "optimizer": "lbfgs", "epochs": 12, "batch_size": 2048,
+            "window": 4, "lr": 2e-3}}
 
 
 def main() -> None:
@@ -251,6 +257,22 @@ def mean_square(found: Tensor, truth: Tensor) -> Tensor:
     return (found - truth).square().mean()
 
 
+def add_problem(add, horizon: float) -> None:
+    """The options of the grid, the data, the network and the comparison."""
+    add("--num-points", type=positive_int, default=64, metavar="N", help="points of the grid")
+    add("--radius", type=positive_int, default=3, metavar="NODES",
+        help="nodes that a flux of the gnn sees on each side")
+    add("--hidden", type=non_negative_int, default=0, metavar="WIDTH",
+        help="width of the gnn's perceptron; 0 for none")
+    add("--trajectories", type=positive_int, default=32, metavar="N",
+        help="trajectories of the data set")
+    add("--duration", type=positive_float, default=500.0, metavar="TIME", help="their length")
+    add("--horizon", type=positive_float, default=horizon, metavar="LYAPUNOV_TIMES",
+        help="how long to compare with the truth")
+    add("--lyapunov-times", type=positive_float, default=50.0, metavar="LYAPUNOV_TIMES",
+        help="length of the long rollout")
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(
         "Learn the nonlinear term of the Kuramoto-Sivashinsky equation on a domain of length 22. "
@@ -259,26 +281,10 @@ def parse_arguments() -> argparse.Namespace:
         "kuramoto_sivashinsky.py --explicit gnn --method imex_rk2 --horizon 3",
         "kuramoto_sivashinsky.py --num-points 512 --trajectories 8")
     add = add_arguments(parser, interval="0.2")
-    add("--num-points", type=positive_int, default=64, metavar="N", help="points of the grid")
     add("--discretization", choices=["spectral", "finite_difference"], default="spectral",
         help="of the linear part; finite_difference is the paper's")
-    add("--radius", type=positive_int, default=3, metavar="NODES",
-        help="nodes that a flux of the gnn sees on each side")
-    add("--hidden", type=non_negative_int, default=0, metavar="WIDTH",
-        help="width of the gnn's perceptron; 0 for none")
-    add("--trajectories", type=positive_int, default=32, metavar="N",
-        help="trajectories of the data set")
-    add("--duration", type=positive_float, default=500.0, metavar="TIME", help="their length")
-    add("--horizon", type=positive_float, default=6.0, metavar="LYAPUNOV_TIMES",
-        help="how long to compare with the truth")
-    add("--lyapunov-times", type=positive_float, default=50.0, metavar="LYAPUNOV_TIMES",
-        help="length of the long rollout")
-    args = parse(
-        parser,
-        mlp={"method": "imex_rk2", "optimizer": "adam", "epochs": 300, "batch_size": 512,
-             "window": 4, "lr": 2e-3},
-        gnn={"method": "imex_rk4", "optimizer": "lbfgs", "epochs": 12, "batch_size": 2048,
-             "window": 4, "lr": 2e-3})
+    add_problem(add, horizon=6.0)
+    args = parse(parser, **SETTINGS)
     args.interval = KuramotoSivashinsky.step
     return args
 

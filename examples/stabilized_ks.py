@@ -31,8 +31,15 @@ import numpy as np
 import torch
 from drawing import style
 from grid_learning import add_arguments, energy_spectrum, parse, rollout, train, turned, windows
-from kuramoto_sivashinsky import LYAPUNOV_TIME, examine, make_model, mean_square
-from options import make_parser, non_negative_int, output_folder, positive_float, positive_int
+from kuramoto_sivashinsky import (
+    LYAPUNOV_TIME,
+    SETTINGS,
+    add_problem,
+    examine,
+    make_model,
+    mean_square,
+)
+from options import make_parser, output_folder, positive_int
 from torch import Tensor, nn
 
 from pyg_sinode.datasets import KuramotoSivashinsky
@@ -215,24 +222,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--linear", choices=LINEAR, nargs="+", default=list(LINEAR), help="the linear parts J")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the weights and batches")
     add("--rank", type=positive_int, default=16, metavar="COLUMNS", help="of J low-rank")
-    add("--num-points", type=positive_int, default=64, metavar="N", help="points of the grid")
-    add("--radius", type=positive_int, default=3, metavar="NODES",
-        help="nodes that a flux of the gnn sees on each side")
-    add("--hidden", type=non_negative_int, default=0, metavar="WIDTH",
-        help="width of the gnn's perceptron; 0 for none")
-    add("--trajectories", type=positive_int, default=32, metavar="N",
-        help="trajectories of the data set")
-    add("--duration", type=positive_float, default=500.0, metavar="TIME", help="their length")
-    add("--horizon", type=positive_float, default=3.0, metavar="LYAPUNOV_TIMES",
-        help="how long to compare with the truth")
-    add("--lyapunov-times", type=positive_float, default=50.0, metavar="LYAPUNOV_TIMES",
-        help="length of the long rollout")
-    args = parse(
-        parser,
-        mlp={"method": "imex_rk2", "optimizer": "adam", "epochs": 300, "batch_size": 512,
-             "window": 4, "lr": 2e-3},
-        gnn={"method": "imex_rk4", "optimizer": "lbfgs", "epochs": 12, "batch_size": 2048,
-             "window": 4, "lr": 2e-3})
+    add_problem(add, horizon=3.0)
+    args = parse(parser, **SETTINGS)
     args.interval = KuramotoSivashinsky.step
     args.step_size = args.step_size or args.interval
     return args

@@ -17,9 +17,9 @@ from .integrate.explicit import ExplicitTerm
 from .integrate.steps import Steps
 from .norms import maximum
 from .operators import LinearOperator
-from .operators.base import no_functions
 from .operators.checks import broadcasts, check_real
 from .operators.replaced import is_replacing, refuse_replaced
+from .operators.user_function import no_functions
 from .precision import SHORT, full_precision, is_autocast, widened
 from .schemes import SCHEMES, ExponentialTableau, Scheme
 from .terms import Affine, Nonlinear

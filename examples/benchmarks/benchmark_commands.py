@@ -41,17 +41,7 @@ def stiff_solvers(command: Command) -> None:
     """
     command.add("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="NAME",
                 help=f"which of {', '.join(PROBLEMS)}")
-    command.add("--out", type=Path, default=Path("runs"), help="folder of the figures and the data")
-    command.add("--repeats", type=positive_int, default=3, help="runs of which the fastest counts")
-    command.add("--repeat-below", type=positive_float, default=10.0, metavar="S",
-                help="runs that took longer than this are not repeated, in seconds")
-    command.add("--time-limit", type=positive, default=200.0, metavar="S",
-                help="a run is stopped after this time, in seconds, and a solver's finer settings "
-                     "are then left out")
-    add_threads(command)
-    command.add("--seed", type=int, default=0, help="of the initial state of ks")
-    command.add("--quick", action="store_true",
-                help="tiny problems and few settings, to try the script")
+    add_runs(command, repeat_below=10.0, time_limit=200.0)
 
 
 def exponential(command: Command) -> None:
@@ -74,17 +64,7 @@ def exponential(command: Command) -> None:
                 default=list(EXPONENTIAL_PROBLEMS),
                 help=f"which of {', '.join(EXPONENTIAL_PROBLEMS)}")
     command.add("--states", type=positive_int, default=256, help="states of the batch")
-    command.add("--out", type=Path, default=Path("runs"), help="folder of the figure and the data")
-    command.add("--repeats", type=positive_int, default=3, help="runs of which the fastest counts")
-    command.add("--repeat-below", type=positive_float, default=5.0, metavar="S",
-                help="runs that took longer than this are not repeated, in seconds")
-    command.add("--time-limit", type=positive, default=60.0, metavar="S",
-                help="a run is stopped after this time, in seconds, and a solver's finer settings "
-                     "are then left out")
-    add_threads(command)
-    command.add("--seed", type=int, default=0, help="of the initial states")
-    command.add("--quick", action="store_true",
-                help="tiny problems and few settings, to try the script")
+    add_runs(command, repeat_below=5.0, time_limit=60.0)
 
 
 def stiff_reactions(command: Command) -> None:
@@ -434,6 +414,21 @@ def scale(command: Command) -> None:
     add_device(command)
     add_threads(command)
     command.add("--one", action="store_true", help=argparse.SUPPRESS)
+
+
+def add_runs(command: Command, *, repeat_below: float, time_limit: float) -> None:
+    """The options of a benchmark that runs many solvers with many settings."""
+    command.add("--out", type=Path, default=Path("runs"), help="folder of the figures and the data")
+    command.add("--repeats", type=positive_int, default=3, help="runs of which the fastest counts")
+    command.add("--repeat-below", type=positive_float, default=repeat_below, metavar="S",
+                help="runs that took longer than this are not repeated, in seconds")
+    command.add("--time-limit", type=positive, default=time_limit, metavar="S",
+                help="a run is stopped after this time, in seconds, and a solver's finer settings "
+                     "are then left out")
+    add_threads(command)
+    command.add("--seed", type=int, default=0, help="of the initial states")
+    command.add("--quick", action="store_true",
+                help="tiny problems and few settings, to try the script")
 
 
 def add_threads(command: Command) -> None:

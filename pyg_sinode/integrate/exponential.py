@@ -223,6 +223,7 @@ class _Numbered:
         self.scaled: list[bool] = []
 
     def number(self, weights: Weights, *, scaled: bool) -> int:
+        """The number of a coefficient, a new one if it is not there yet."""
         for k, known in enumerate(self.weights):
             if known == weights and self.scaled[k] == scaled:
                 return k

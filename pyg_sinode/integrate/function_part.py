@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, ScaledIdentity
-from ..operators.base import no_functions
-from ..operators.functions import Bound, Functions, Uses
+from ..operators.functions import Functions, Uses
+from ..operators.polynomials import Bound
+from ..operators.user_function import no_functions
 from .kept import KEPT, kept_of
 from .report import Stats
 

@@ -10,7 +10,8 @@ import torch
 
 from ..operators import LinearOperator
 from ..operators.checks import same
-from ..operators.functions import Bound, Functions
+from ..operators.functions import Functions
+from ..operators.polynomials import Bound
 
 KEPT = 8  # the largest number of inverses or sets of functions kept per operator
 

@@ -27,17 +27,17 @@ from .checks import (
 )
 from .flat import diagonal_blocks
 from .functions import (
-    Bound,
     DiagonalFunctions,
     Fourier,
     Functions,
     MatrixFunctions,
     OfNumbers,
-    PolynomialFunctions,
     Transform,
-    functions_of_matrix,
 )
+from .matrix_functions import functions_of_matrix
+from .polynomials import Bound, PolynomialFunctions
 from .results import Entries, LinearSolveError, dense_matrix, equals_transpose
+from .user_function import no_functions, only
 
 Self = TypeVar("Self", bound="LinearOperator")
 _RENAMED = {"entries": "to_coo", "pointwise": "as_diagonal"}
@@ -406,7 +406,7 @@ class FunctionOf(LinearOperator):
 
     @without_autocast
     def mv(self, u: Tensor) -> Tensor:
-        functions = self.operator.functions(_First(self.f), u)
+        functions = self.operator.functions(only(self.f), u)
         if functions is None:
             raise no_functions(self.operator)
         sums: list[Tensor | None] = [None]
@@ -419,11 +419,11 @@ class FunctionOf(LinearOperator):
 
     def diagonalized(self, like: Tensor) -> tuple[Tensor, Transform | None] | None:
         inner = self.operator.diagonalized(like)
-        return None if inner is None else (_First(self.f)(inner[0])[0], inner[1])
+        return None if inner is None else (only(self.f)(inner[0])[0], inner[1])
 
     def matrix(self) -> Tensor | None:
         inner = self.operator.matrix()
-        return None if inner is None else functions_of_matrix(inner, _First(self.f))[0]
+        return None if inner is None else functions_of_matrix(inner, only(self.f))[0]
 
     def check(self, u: Tensor) -> None:
         self.operator.check(u)
@@ -440,56 +440,6 @@ class FunctionOf(LinearOperator):
 
     def __repr__(self) -> str:
         return f"f({self.operator!r})"
-
-
-class _First:
-    """A user's function as the only one of several, of numbers and, if it can, of matrices."""
-
-    def __init__(self, f: OfNumbers) -> None:
-        self.f = f
-        if hasattr(f, "of_matrix"):
-            self.of_matrix = self._of_matrix
-
-    def __call__(self, z: Tensor) -> Tensor:
-        with torch.enable_grad():
-            alone = self.f(z.detach())
-        if not isinstance(alone, Tensor) or alone.shape != z.shape:
-            got = tuple(alone.shape) if isinstance(alone, Tensor) else type(alone).__name__
-            raise ValueError(f"Expected a function of numbers that maps a tensor to one of its "
-                             f"shape, {tuple(z.shape)} (got {got}).")
-        if alone.requires_grad:
-            raise lost_gradient("the function f(J) to use only its argument", alone,
-                                "multiply or add operators instead, as (J * factor).function(f).")
-        _check_values(self.f, z.detach(), alone)
-        value = self.f(z)
-        if z.is_complex() and not value.is_complex():
-            value = value.to(z.dtype)
-        return (value.real if value.is_complex() and not z.is_complex() else value).unsqueeze(0)
-
-    def _of_matrix(self, matrix: Tensor) -> Tensor:
-        found: Tensor = self.f.of_matrix(matrix)  # type: ignore[attr-defined]
-        return found.unsqueeze(0)
-
-
-def _check_values(f: OfNumbers, z: Tensor, values: Tensor) -> None:
-    """Refuses values that are not finite, and those that belong to no real matrix."""
-    if not bool(values.isfinite().all()):
-        raise ValueError("Expected finite values of f at the eigenvalues of J, or on the disc that "
-                         "holds them (got NaN or Inf); f has a pole or is not defined there.")
-    turned = f(z.conj()).resolve_conj() if z.is_complex() else values
-    off = (turned - values.conj()).abs()
-    if off.numel() and float(off.max()) > 1e-8 * float(values.abs().max()):
-        raise ValueError("Expected a function f whose value at the conjugate of z is the conjugate "
-                         f"of f(z) (got a difference of {float(off.max()):.1e}): f(J) u would not "
-                         "be real.")
-
-
-def no_functions(operator: LinearOperator) -> ValueError:
-    """The error for an operator whose functions f(J) cannot be computed."""
-    return ValueError(
-        f"Expected an operator whose functions f(J) are known (got {type(operator).__name__}): a "
-        "pointwise one, a Circulant, a Dense, or one with a disc that holds its eigenvalues, such "
-        "as a Graph; or take an implicit-explicit scheme, which needs products and solves only.")
 
 
 class Transposed(LinearOperator):
