@@ -12,7 +12,7 @@ from .attention import check_choice
 from .diffusion import SPLITS
 from .graph_input import SortedGraph
 from .operators import LinearOperator
-from .operators.checks import leaves
+from .operators.checks import graph_parts
 
 Implicit = str | LinearOperator | Callable[[Tensor, Tensor | None, int], LinearOperator]
 
@@ -56,7 +56,7 @@ def given_operator(implicit: Implicit, parameters: Iterable[Tensor], graph: Sort
 def _check_leaves(operator: LinearOperator) -> None:
     """Refuses tensors computed from a parameter: they would not change when it is trained."""
     made = next((x for x in operator.tensors if not x.is_leaf
-                 and any(isinstance(p, Parameter) for p in leaves(x))), None)
+                 and any(isinstance(p, Parameter) for p in graph_parts(x).leaves)), None)
     if made is not None:
         raise ValueError(
             "Expected an implicit operator on parameters themselves (got one on a tensor of shape "

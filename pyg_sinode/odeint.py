@@ -38,6 +38,7 @@ from .integrate.loop import Callback
 from .integrate.report import Stats
 from .integrate.steps import Steps
 from .operators import LinearOperator
+from .operators.checks import is_finite
 from .precision import check_full, full_precision, widened
 from .schemes import ExponentialTableau, Scheme, get_scheme
 from .terms import Affine, Nonlinear
@@ -262,7 +263,7 @@ def _integrate(
     plain = gradient == "backprop" and implicit is None
     refuse_transforms("imex_odeint", tensors_of(u0, implicit, args), differentiable=plain,
                       remedy=WITHOUT_IMPLICIT)
-    if not bool(u0.detach().isfinite().all()):
+    if not is_finite(u0):
         raise ValueError("Expected a finite u0 (got NaN or Inf); look where it was computed.")
     times = read_times(t)
     control = control_of(
@@ -295,7 +296,7 @@ def _integrate(
     with full_precision(u0.device):
         result = _run(run, u0, gradient, tensors)
         if isinstance(part, Affine) and part.is_unscaled():
-            warn_of_growth(part.operator, u0, result[-1], forwards=times[-1] > times[0])
+            warn_of_growth(part.operator, u0, result, forwards=times[-1] > times[0])
         return result
 
 

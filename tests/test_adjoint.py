@@ -291,3 +291,22 @@ def test_a_parameter_that_two_layers_share_gets_the_gradient_of_both():
     module, u0 = Tied(), random(3, 2)
     found, expected = gradients_in_both_modes(module, u0)
     assert_equal(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("step_size", [0.05, 1.0], ids=["several_steps", "one_step_of_one"])
+@pytest.mark.parametrize("rows", [1, 50], ids=["many_parameters", "few_parameters"])
+def test_tensors_that_autograd_gives_one_gradient_get_memory_of_their_own(rows, step_size):
+    def run(u0, p, q, gradient):
+        t = TIMES if step_size < 1.0 else double([0.0, 1.0])
+        return imex_odeint(lambda t, u, p, q: (p + q.view(4)).expand(u.shape) - u.sin(),
+                           operators.ScaledIdentity(-1.0), u0, t, method="imex_euler",
+                           step_size=step_size, args=(p, q), gradient=gradient)
+
+    values = [x.requires_grad_() for x in (random(rows, 4), random(4), random(2, 2))]
+    found, expected = (torch.autograd.grad(run(*values, g).square().sum(), values)
+                       for g in ("discrete", "backprop"))
+    assert_equal(found, expected, 1e-12)
+    run(*values, "discrete").sum().backward()
+    before = values[2].grad.clone()
+    values[1].grad.zero_()  # as an optimizer does in place
+    assert torch.equal(values[2].grad, before)

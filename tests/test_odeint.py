@@ -418,3 +418,10 @@ def test_an_operator_that_has_factors_is_pickled_and_copied_without_them(make):
         assert torch.equal(result, expected)
         assert stats.factorizations == 1
     assert run(operator)[1].factorizations == 0
+
+
+def test_a_finite_state_whose_sum_overflows_is_accepted():
+    u0 = torch.full((8,), 3e38)
+    u = imex_odeint(None, operators.ScaledIdentity(-1.0), u0, times(0, 1).float(), step_size=0.5)
+    assert bool((u[-1] > 1e38).all())
+    assert bool(u.isfinite().all())

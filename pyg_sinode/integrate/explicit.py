@@ -7,12 +7,13 @@ autograd graph if it was kept, or by evaluating G again with the same random sta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..operators.checks import foreign_leaf, lost_gradient, nodes, same
+from ..operators.checks import graph_parts, lost_gradient, outside, same
 from ..operators.function import Function
 from ..precision import SHORT
 from ..transforms import forward_mode_error, has_tangent, seeing_tangents
@@ -193,7 +194,7 @@ class FirstCallCheck:
         with torch.enable_grad():
             value, state = self.term.with_state(t, u.detach())
         if value.requires_grad:
-            check_ends(value, [state, *self.term.tensors], t)
+            check_ends(graph_parts(value).leaves, [state, *self.term.tensors], t)
         return Evaluated(self.term.memory.own(value.detach()), None)
 
 
@@ -220,11 +221,14 @@ class Capture:
         before = random_states(u.device)
         self._note_buffers()
         value, copy = self.term.with_graph(self.function, t, u)
-        if self.last is None:  # later evaluations are checked in the backward pass
-            check_ends(value, [copy, *self.stand], t)
-            self.nodes = nodes(value)
-        elif self.nodes is not None:
-            self.term.shares = not self.nodes.isdisjoint(nodes(value))
+        first, parts = self.last is None, None
+        if first or self.nodes is not None:
+            parts = graph_parts(value)
+        if first and parts is not None:  # later evaluations are checked in the backward pass
+            check_ends(parts.leaves, [copy, *self.stand], t)
+            self.nodes = set(parts.nodes)
+        elif self.nodes is not None and parts is not None:
+            self.term.shares = not self.nodes.isdisjoint(parts.nodes)
             self.nodes = None
         drawn = not all(map(torch.equal, before, random_states(u.device)))
         record = self._record(before if drawn else None)
@@ -232,7 +236,9 @@ class Capture:
         watched = self.term.memory.watched
         own = self.term.memory.own(value.detach())
         if not self.term.memory.copies:
-            evaluation.graph = self.memory.keep(value, copy, self.stand)
+            evaluation.graph = self.memory.keep(value, copy, self.stand, parts)
+            if evaluation.graph is not None:
+                evaluation.graph.checked = first
         elif self.first:
             for each in self.first:
                 each.graph = None  # its saved tensors may have been overwritten
@@ -272,10 +278,20 @@ class Replay:
     def __init__(self, term: ExplicitTerm, tensors: Sequence[Tensor], memory: GraphMemory,
                  stats: Stats) -> None:
         self.term, self.memory, self.stats, self.keeps = term, memory, stats, False
-        present = term.function.own
-        self.stand = term.stand_ins(tensors, present)
+        self.tensors = tensors
+        self.unhooked: Sequence[Tensor] | None = None  # leaves that are known to have no hooks
         self.records: Iterator[Record] = iter(())
-        self.plain = term.function.on(self.stand, present=present)
+
+    # Only for evaluations that are repeated: kept graphs have leaves of their own.
+    @cached_property
+    def stand(self) -> list[Tensor]:
+        """The leaves of repeated evaluations."""
+        return self.term.stand_ins(self.tensors, self.term.function.own)
+
+    @cached_property
+    def plain(self) -> Function:
+        """G with these leaves, for evaluations without buffers."""
+        return self.term.function.on(self.stand)
 
     def start(self, records: Iterable[Record], *, keeps: bool) -> None:
         """Sets the records of the next step, and whether to keep the graphs of its evaluations."""
@@ -307,9 +323,9 @@ class Replay:
             return None, [None] * len(wanted)
         graph = evaluation.take_graph()
         # A hook must see the whole gradient of a parameter: then G is evaluated with copies.
-        if graph is not None and not any(x._backward_hooks for x in graph.stand):
+        if graph is not None and not self._is_hooked(graph.stand):
             try:
-                return self._pull(graph.value, graph.u, graph.stand, v, wanted, t)
+                return self._pull(graph.value, graph.u, graph.stand, v, wanted, t, graph.checked)
             except RuntimeError as error:
                 if not any(reason in str(error) for reason in REPEATED):
                     raise
@@ -319,12 +335,21 @@ class Replay:
         value, copy = self.again(evaluation.record, t, u)
         return self._pull(value, copy, self.stand, v, wanted, t)
 
+    def _is_hooked(self, stand: Sequence[Tensor]) -> bool:
+        """Whether one of the leaves has hooks; graphs of one pass have the same leaves."""
+        if self.unhooked is not stand:
+            if any(x._backward_hooks for x in stand):
+                return True
+            self.unhooked = stand
+        return False
+
     def _pull(self, value: Tensor, u: Tensor, stand: Sequence[Tensor], v: Tensor,
-              wanted: Sequence[int], t: float
+              wanted: Sequence[int], t: float, checked: bool = False
               ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
         if not value.requires_grad:
             return None, [None] * len(wanted)
-        check_ends(value, [u, *stand], t)
+        if not checked:
+            check_ends(graph_parts(value).leaves, [u, *stand], t)
         trained = [i for i in wanted if stand[i].requires_grad]  # some may be frozen since
         # Graphs with common parts (a cached parametrization) are retained until deleted.
         to_u, *found = _gradients(value, [u, *(stand[i] for i in trained)], v, self.term.shares)
@@ -348,13 +373,13 @@ def _gradients(value: Tensor, ends: Sequence[Tensor], v: Tensor, retain: bool
     return found
 
 
-def check_ends(value: Tensor, named: Sequence[Tensor], t: float) -> None:
-    """Refuses a value of G whose graph has a leaf outside ``named``: its gradient would be lost.
+def check_ends(leaves: Sequence[Tensor], named: Sequence[Tensor], t: float) -> None:
+    """Refuses a leaf of a graph of G that is not in ``named``: its gradient would be lost.
 
     Raises:
         ValueError: if there is such a leaf; it has to be passed in ``args=``.
     """
-    lost = foreign_leaf(value, named)
+    lost = outside(leaves, named)
     if lost is not None:
         raise lost_gradient(
             "the explicit term to use only the state, its args and its own parameters", lost,

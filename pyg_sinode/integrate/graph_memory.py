@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..operators.checks import GraphParts, graph_parts
+
 MEASURED = frozenset([0, *(4**k + 1 for k in range(1, 16))])  # evaluations whose graph is measured
 _SAVED: dict[type, tuple[str, ...]] = {}  # attributes with saved tensors, by type of node
 
@@ -28,11 +30,12 @@ class KeptGraph:
         memory (GraphMemory): The memory limit.
     """
 
-    __slots__ = ("memory", "size", "stand", "u", "value")
+    __slots__ = ("checked", "memory", "size", "stand", "u", "value")
 
     def __init__(self, value: Tensor, u: Tensor, stand: Sequence[Tensor], memory: GraphMemory
                  ) -> None:
         self.value, self.u, self.stand = value, u, stand
+        self.checked = False  # whether all its leaves are known to receive gradients
         self.memory: GraphMemory | None = memory
         self.size = memory.size
         memory.used += self.size
@@ -59,22 +62,30 @@ class GraphMemory:
         self.limit = 0 if _has_hooks() else limit
         self.used = self.size = self.count = 0
 
-    def keep(self, value: Tensor, u: Tensor, stand: Sequence[Tensor]) -> KeptGraph | None:
-        """The graph of a value, if the limit permits to keep it; else None."""
+    def keep(self, value: Tensor, u: Tensor, stand: Sequence[Tensor],
+             parts: GraphParts | None = None) -> KeptGraph | None:
+        """The graph of a value, if the limit permits to keep it; else None.
+
+        Args:
+            value (Tensor): The value of G.
+            u (Tensor): The copy of the state, a leaf.
+            stand (sequence of Tensor): The other leaves.
+            parts (GraphParts, optional): The parts of the graph, if known. (default: :obj:`None`)
+        """
         if self.limit == 0 or not value.requires_grad:
             return None
         if self.count in MEASURED:  # few are measured, since most have the same size
-            held = held_bytes(value, [u, *stand])
+            held = held_bytes(value, [u, *stand], parts)
             self.size = max(self.size, held, value.numel() * value.element_size())
         self.count += 1
         return None if self.used + self.size > self.limit else KeptGraph(value, u, stand, self)
 
 
-def held_bytes(value: Tensor, ends: Sequence[Tensor]) -> int:
+def held_bytes(value: Tensor, ends: Sequence[Tensor], parts: GraphParts | None = None) -> int:
     """The bytes saved in a graph, each storage counted once, without the storages of its leaves."""
     known = {x.untyped_storage().data_ptr() for x in ends}
     total = 0
-    for tensor in _saved(value):
+    for tensor in _saved((graph_parts(value) if parts is None else parts).nodes):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             known.add(storage.data_ptr())
@@ -82,16 +93,9 @@ def held_bytes(value: Tensor, ends: Sequence[Tensor]) -> int:
     return total
 
 
-def _saved(value: Tensor) -> Iterator[Tensor]:
+def _saved(nodes: Sequence[Any]) -> Iterator[Tensor]:
     """The dense tensors that the nodes of a graph have saved."""
-    seen: set[Any] = set()
-    stack: list[Any] = [value.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        stack.extend(following for following, _ in node.next_functions)
+    for node in nodes:
         for name in _names(node):
             found = getattr(node, name, None)
             for x in found if isinstance(found, (tuple, list)) else (found,):

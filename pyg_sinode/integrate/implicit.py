@@ -129,6 +129,7 @@ class LinearPart:
         self.constant = term.is_constant()
         self.iterative = False  # whether the last inverse was iterative
         self.last: tuple[LinearOperator, LinearOperator] | None = None  # an inverse, its transpose
+        self.turned: LinearOperator | None = None  # J^T, which may keep what its products need
         self.correction: tuple[float, Tensor] | None = None  # c and y - b of the last such solve
 
     def start_step(self, u: Tensor) -> None:
@@ -177,7 +178,9 @@ class LinearPart:
     def transposed_value(self, t: float, U: Tensor, w: Tensor) -> Tensor:
         """The product a(t) J^T w."""
         self.stats.operator_products += 1
-        return self.term.transposed(t, w)
+        if self.turned is None:
+            self.turned = self.term.operator.T
+        return self.term.transposed(t, w, self.turned)
 
     def vjp(self, t: float, U: Tensor, w: Tensor, wanted: Sequence[bool]
             ) -> Sequence[Tensor | None]:

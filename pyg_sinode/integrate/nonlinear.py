@@ -18,6 +18,7 @@ from torch import Tensor
 from ..operators import LinearOperator, LinearSolveError, Shifted
 from ..operators.base import Reciprocal
 from ..operators.block_diagonal import BlockInverse, derivative_blocks
+from ..operators.checks import is_finite
 from ..operators.flat import identity_minus
 from ..solvers import GMRES, Direct, NewtonError, Solver, default
 from ..solvers.krylov import Krylov, KrylovInverse, default_rtol
@@ -69,7 +70,7 @@ class NewtonPart:
         r = r.detach()
         if r.numel() == 0:
             return r
-        if not bool(r.isfinite().all()):
+        if not is_finite(r):
             raise NewtonError("Expected a finite right-hand side (got NaN or Inf).", state=r)
         starts = [r, self.before] if guess is None else [guess.detach(), r, self.before]
         for start in starts[:-1]:
@@ -213,7 +214,7 @@ class NewtonPart:
 
     def _finite(self, inverse: LinearOperator, b: Tensor) -> Tensor:
         x = self.linear(inverse, b)
-        if not bool(x.isfinite().all()):
+        if not is_finite(x):
             raise LinearSolveError("I - c H_u is singular to rounding, or the right-hand side not "
                                    "finite. Change the step size, or use float64.",
                                    residual=math.inf, state=b)

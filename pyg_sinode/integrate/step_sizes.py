@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..controllers import Adaptive
+from ..operators.checks import is_finite
 from ..operators.results import SolveError
 from ..solvers import NewtonError
 from .clock import Clock, on_grid, whole_steps
@@ -83,7 +84,7 @@ class EqualSteps:
         u, before = result.state.u, state.u
         assert before is not None
         if u.is_cpu:
-            if not _finite(u):
+            if not is_finite(u):
                 raise not_finite(step.t, step.number, before)
             return result
         u = u.detach()
@@ -266,12 +267,5 @@ class AdaptiveSteps:
             f"accepted steps, below min_step={self.control.min_step:.3g} or the rounding of time; "
             f"in the last step tried, {what}. {cure}",
             time=step.t, step=step.number, state=u.detach(), step_size=self.wanted)
-
-
-def _finite(u: Tensor) -> bool:
-    if u.requires_grad:
-        u = u.detach()
-    # One pass in the usual case: a finite sum has finite terms.
-    return math.isfinite(float(u.sum())) or bool(u.isfinite().all())
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import stateless
 
-from .checks import leaves
+from .checks import graph_parts
 
 
 def refuse_replaced(tensors: Sequence[Tensor]) -> None:
@@ -49,12 +49,12 @@ def is_replacing() -> bool:
 
 def _parameters(tensors: Sequence[Tensor], new: Sequence[Tensor]) -> Iterator[Tensor]:
     """The parameters among tensors, and those they were computed from, without the new ones."""
-    known = {id(leaf) for x in new for leaf in leaves(x)}
+    known = {id(leaf) for x in new for leaf in graph_parts(x).leaves}
     for tensor in tensors:
         if isinstance(tensor, Parameter):
             yield tensor
         else:
-            yield from (p for p in leaves(tensor) if isinstance(p, Parameter)
+            yield from (p for p in graph_parts(tensor).leaves if isinstance(p, Parameter)
                         and id(p) not in known)
 
 

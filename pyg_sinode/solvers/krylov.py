@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Solution
+from ..operators.checks import is_finite
 from ..operators.graph import fused
 from ..precision import without_autocast
 from ..transforms import of_batch
@@ -353,6 +354,6 @@ def _root_eps(like: Tensor) -> float:
 
 def _is_finite(x: Tensor) -> bool:
     try:
-        return bool(x.isfinite().all())
+        return is_finite(x)
     except RuntimeError as error:
         raise of_batch(error) from error

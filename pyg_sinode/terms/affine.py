@@ -178,9 +178,10 @@ class Affine:
             product = product * scale
         return product if forcing is None else product + forcing
 
-    def transposed(self, t: float, u: Tensor) -> Tensor:
-        """The product a(t) J^T u."""
-        product, scale = self.operator.T.mv(u), as_float(self.scale(t, u))
+    def transposed(self, t: float, u: Tensor, turned: LinearOperator | None = None) -> Tensor:
+        """The product a(t) J^T u, with ``turned`` for J^T if it is known."""
+        turned = self.operator.T if turned is None else turned
+        product, scale = turned.mv(u), as_float(self.scale(t, u))
         if self.operator.is_foreign():
             product = product.clone()  # the next product may overwrite it
         return product if scale == 1.0 else product * scale
