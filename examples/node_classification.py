@@ -47,6 +47,7 @@ from training import (
 
 from pyg_sinode.models import SINODE
 from pyg_sinode.presets import GRAND, Preset
+from pyg_sinode.solvers import Chebyshev
 
 # Class in torch_geometric.datasets, and its options.
 SOURCES = {
@@ -172,7 +173,8 @@ def make_model(args, settings: Preset, data: Data) -> torch.nn.Module:
         data.num_features, settings.channels, classes, **settings.network(),
         implicit=args.implicit, method=args.method,
         graph_memory=round(args.graph_memory * 2**30), checkpoints=args.checkpoints,
-        rtol=args.rtol, atol=args.rtol, step_size=args.step_size if args.rtol is None else None)
+        rtol=args.rtol, atol=args.rtol, step_size=args.step_size if args.rtol is None else None,
+        solver=None if args.solver_rtol is None else Chebyshev(rtol=args.solver_rtol))
 
 
 def train(args, settings: Preset, data: Data, seed: int, build=make_model) -> dict:
@@ -354,6 +356,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--step-size", type=positive_float, default=1.0, help="the largest step, in units of time")
     add("--rtol", type=positive_float,
         help="relative tolerance of adaptive steps; default: equal steps of --step-size")
+    add("--solver-rtol", type=positive_float,
+        help="relative tolerance of the linear solves of laplacian and attention; default: 1e-5")
     add("--graph-memory", type=non_negative_float, default=1.0, metavar="GIB",
         help="GiB that kept graphs may hold for the backward pass; 0 keeps none")
     add("--checkpoints", type=positive_int, metavar="N",
@@ -374,6 +378,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="where to compute, such as cpu or cuda:1")
     add_files(parser)
     args = parser.parse_args(words)
+    if args.solver_rtol is not None and (args.model == "gcn" or args.implicit == "decay"):
+        parser.error("--solver-rtol needs linear solves: --implicit laplacian or attention")
     if args.follow is not None and args.model == "gcn":
         parser.error("--follow needs a flow: --model sinode")
     if args.evaluate_every > epochs_of(args, SETTINGS[args.dataset]):

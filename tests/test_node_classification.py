@@ -280,7 +280,8 @@ def test_a_broken_checkpoint_is_named_with_the_remedy(run, tmp_path):
     ("--evaluate-every", "0"), ("--step-size", "0"), ("--time", "nan"), ("--graph-memory", "-1"),
     ("--heads", "1.5"), ("--checkpoints", "0"), ("--rtol", "0"), ("--device", "abacus"),
     ("--epochs", "3", "--evaluate-every", "4"), ("--follow", "0"),
-    ("--follow", "3", "--model", "gcn")])
+    ("--follow", "3", "--model", "gcn"), ("--solver-rtol", "0.01"),
+    ("--solver-rtol", "0.01", "--implicit", "attention", "--model", "gcn")])
 def test_a_number_that_makes_no_sense_is_refused_before_any_work(run, tmp_path, capsys, words):
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path / "new", *words)
@@ -392,6 +393,14 @@ def test_the_flow_is_followed_and_the_time_of_the_best_validation_accuracy_kept(
         by_time.append(example.measured(out, split)["val"])
     assert found["val"] == pytest.approx(max(by_time), abs=0.011)
     assert found["val"] >= example.evaluate(model, split)["val"] - 0.011
+
+
+def test_linear_solves_take_the_tolerance_that_was_given(run, tmp_path):
+    words = (*QUICK, "--epochs", "2", "--implicit", "attention")
+    exact, loose = (run(tmp_path, *words, *more) for more in ((), ("--solver-rtol", "0.1")))
+    few, many = (float(re.search(r"solves of ([\d.]+) iterations", text)[1])
+                 for text in (loose, exact))
+    assert few < many - 1
 
 
 # Cora

@@ -45,11 +45,12 @@ def stiff_solvers(command: Command) -> None:
 
 
 def exponential(command: Command) -> None:
-    """Exponential schemes beside implicit-explicit ones and SciPy, and what the package adds.
+    """Exponential schemes beside implicit-explicit ones, SciPy and diffrax; what the package adds.
 
       curves  the relative error against the wall time for one state, and the time to errors of
               1e-3 and 1e-6, on periodic problems: Kuramoto-Sivashinsky (L = 22, to t = 50) on 64
               and 512 points, Allen-Cahn on 512, Korteweg-de Vries (a soliton) on 256
+              (with diffrax's KenCarp4 if `pip install diffrax` has been done)
       bare    a step of etdrk4 over one written out by hand with the same G
       batch   256 states of Kuramoto-Sivashinsky in one call, over SciPy's one after another
 

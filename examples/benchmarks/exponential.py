@@ -17,6 +17,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import diffrax_kencarp
 import torch
 from drawing import legend, save, style
 from figures import plt
@@ -35,6 +36,7 @@ STYLES = {
     "etdrk4s": (2, 0, 3, "white"), "lawson4, equal steps": (6, 9, 0, None),
     "ark436l2sa, equal steps": (1, 2, 1, None), "ark548l2sa": (1, 3, 3, "white"),
     "sbdf4, equal steps": (3, 4, 1, None), "BDF": (4, 7, 2, None), "Radau": (5, 8, 2, None),
+    "KenCarp4": (7, 5, 2, None),
 }
 
 
@@ -72,8 +74,14 @@ def make_solvers(quick: bool) -> list[Solver]:
                       steps) for name in equal]
     solvers += [Solver(name, "pyg_sinode", "tolerance", partial(adaptive_imex, name),
                        lambda _: decades) for name in ("etdrk4s", "ark548l2sa")]
-    return solvers + [Solver(name, "scipy", "tolerance", partial(stiff_scipy, name),
-                             lambda _: decades) for name in ("BDF", "Radau")]
+    solvers += [Solver(name, "scipy", "tolerance", partial(stiff_scipy, name),
+                       lambda _: decades) for name in ("BDF", "Radau")]
+    if diffrax_kencarp.is_installed():
+        solvers.append(Solver("KenCarp4", "diffrax", "tolerance", diffrax_kencarp.kencarp4,
+                              lambda _: decades))
+    else:
+        print("diffrax is not installed: its KenCarp4 is left out\n")
+    return solvers
 
 
 # Error against time
@@ -145,8 +153,9 @@ def plot(path: Any, found: Sequence[tuple[Problem, float, list[Result]]]) -> Any
                  ylabel="relative L2 error")
     for axis in axes.flat[len(found):]:
         axis.set_visible(False)
-    figure.suptitle("Exponential schemes (solid) beside implicit-explicit ones (dashed) and SciPy's"
-                    " (dash-dotted); adaptive steps of this package are dotted", fontsize="medium")
+    figure.suptitle("Exponential schemes (solid), implicit-explicit ones (dashed), SciPy's and "
+                    "diffrax's (dash-dotted);\nadaptive steps of this package are dotted",
+                    fontsize="medium")
     legend(figure, axes.flat[0], "right center")
     return save(figure, path)
 

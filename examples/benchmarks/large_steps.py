@@ -15,24 +15,28 @@ from torch_geometric.datasets import Planetoid
 from tqdm import tqdm
 
 from pyg_sinode import SINODE
+from pyg_sinode.solvers import Chebyshev
 
 TIME = 18.2948
 
 
 class Choice(NamedTuple):
-    """An implicit part, and its steps or its tolerance."""
+    """An implicit part, its steps or their tolerance, and the tolerance of its solves."""
 
     implicit: str
     steps: int | None = None
     rtol: float | None = None
+    solves: float | None = None
 
     def __str__(self) -> str:
         how = f"rtol = {self.rtol:g}" if self.steps is None else f"{self.steps} steps"
-        return f"{self.implicit}, {how}"
+        return f"{self.implicit}, {how}" + (
+            "" if self.solves is None else f", solves to {self.solves:g}")
 
 
 CHOICES = [Choice(implicit, steps) for steps in (19, 7, 3)
            for implicit in ("decay", "laplacian", "attention")]
+CHOICES += [Choice("attention", 3, solves=rtol) for rtol in (1e-3, 1e-2)]
 
 
 class Trainer:
@@ -47,7 +51,8 @@ class Trainer:
         self.model = SINODE(
             data.num_features, 80, classes, heads=8, attention_channels=128,
             normalizer="squareplus", stochastic="column", implicit=choice.implicit, time=TIME,
-            input_dropout=0.5, dropout=0.0469, **steps)
+            input_dropout=0.5, dropout=0.0469, **steps,
+            solver=None if choice.solves is None else Chebyshev(rtol=choice.solves))
         self.model(data.x, data.edge_index)  # finds the widths that are derived
         self.optimizer = torch.optim.Adamax(self.model.parameters(), lr=0.02292,
                                             weight_decay=0.005077)

@@ -28,7 +28,8 @@ class Problem:
         title: Its name in plots.
         explicit: G(t, u) for PyTorch.
         implicit: J.
-        array_explicit: G(u) for NumPy.
+        array_explicit: G(u) for NumPy; with a second argument for a module that stands for it,
+            such as jax.numpy.
         jacobian: Of G + J u: a matrix, or a function of (t, u).
         u0: The initial state.
         time: The final time; the first is 0.
@@ -40,7 +41,7 @@ class Problem:
     title: str
     explicit: Callable[[Any, Tensor], Tensor]
     implicit: Circulant
-    array_explicit: Callable[[Array], Array]
+    array_explicit: Callable[..., Array]
     jacobian: Any
     u0: Tensor
     time: float
@@ -85,8 +86,8 @@ def advection_diffusion(n: int, speed: float = 1.0, viscosity: float = 0.01) -> 
     def explicit(t: Any, u: Tensor) -> Tensor:
         return (u.roll(1, -1) - u.roll(-1, -1)) * (speed / (2 * dx))
 
-    def array_explicit(u: Array) -> Array:
-        return (np.roll(u, 1) - np.roll(u, -1)) * (speed / (2 * dx))
+    def array_explicit(u: Array, xp: Any = np) -> Array:
+        return (xp.roll(u, 1) - xp.roll(u, -1)) * (speed / (2 * dx))
 
     angle = 2 * math.pi * np.arange(n // 2 + 1) / n
     symbol = (-1j * speed / dx * np.sin(angle) + 2 * viscosity / dx**2 * (np.cos(angle) - 1))
@@ -113,7 +114,8 @@ def allen_cahn(n: int, eps: float = 0.06) -> Problem:
         return sparse.csc_matrix(linear + sparse.diags_array(1 - 3 * u * u))
 
     return Problem("allen-cahn", f"Allen-Cahn, {n} points", lambda t, u: u - u * u * u, implicit,
-                   lambda u: u - u * u * u, jacobian, u0, 3.0, (16, 32, 64, 128, 256, 512, 1024))
+                   lambda u, xp=np: u - u * u * u, jacobian, u0, 3.0,
+                   (16, 32, 64, 128, 256, 512, 1024))
 
 
 def small_ks(n: int, duration: float, seed: int, before: float = 50.0) -> Problem:
@@ -149,7 +151,8 @@ def korteweg_de_vries(n: int, speed: float = 4.0) -> Problem:
         return 0.5 * speed / torch.cosh(0.5 * math.sqrt(speed) * x) ** 2
 
     return Problem("kdv", f"Korteweg-de Vries, {n} points",
-                   lambda t, u: 6.0 * advection(t, u), implicit, lambda u: 6.0 * array_explicit(u),
+                   lambda t, u: 6.0 * advection(t, u), implicit,
+                   lambda u, xp=np: 6.0 * array_explicit(u, xp),
                    lambda t, u: 6.0 * slope(u) + linear, exact(0.0), 1.0,
                    (25, 50, 100, 200, 400, 800, 1600), exact)
 
@@ -160,15 +163,15 @@ def _without_nyquist(k: Array) -> Array:
 
 
 def array_advection(grid: PeriodicGrid
-                    ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+                    ) -> tuple[Callable[..., Array], Callable[[Array], Array]]:
     """The term -u u_x of :class:`pyg_sinode.grid.Advection` for NumPy, and its Jacobian."""
     n, transforms = grid.shape[0], Dealiased(grid, 2)
     (modes,), (more,) = transforms.modes, transforms.fine
     slope = -0.5 * more / n * 1j * grid.wavenumbers()[:modes]
 
-    def term(u: Array) -> Array:
-        fine = np.fft.irfft(np.fft.rfft(u)[:modes], more)
-        return np.fft.irfft(np.fft.rfft(fine * fine)[:modes] * slope, n)
+    def term(u: Array, xp: Any = np) -> Array:
+        fine = xp.fft.irfft(xp.fft.rfft(u)[:modes], more)
+        return xp.fft.irfft(xp.fft.rfft(fine * fine)[:modes] * slope, n)
 
     # G(u) = R (E u)^2 with the interpolation E to more points and the slope R there.
     E = np.fft.irfft(np.fft.rfft(np.eye(n), axis=0)[:modes], more, axis=0)
