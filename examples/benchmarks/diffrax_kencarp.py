@@ -18,6 +18,9 @@ from stiff_methods import Outcome
 from stiff_problems import Problem
 
 MAX_STEPS = 2**16
+# A step takes dense LUs of the points' size, and a run cannot be stopped: with at most so many
+# points**3 times steps it ends after about a minute.
+MOST_WORK = 4e10
 
 
 def is_installed() -> bool:
@@ -26,18 +29,22 @@ def is_installed() -> bool:
 
 
 def kencarp4(problem: Problem, tolerance: float, work: Work) -> Callable[[], Outcome]:
-    """A run in adaptive steps; JAX cannot count its evaluations, and stops at MAX_STEPS."""
-    solve = _compiled(problem)
+    """A run in adaptive steps, whose evaluations are not counted."""
+    solve, most = _compiled(problem), _most_steps(problem)
     solve(tolerance)
 
     def job() -> Outcome:
         state, steps, rejected, success = solve(tolerance)
         if not success:
-            raise RuntimeError(f"diffrax did not get to the end in {MAX_STEPS} steps")
+            raise RuntimeError(f"diffrax did not get to the end in {most} steps")
         return Outcome(np.asarray(state), {"steps_accepted": int(steps),
                                            "steps_rejected": int(rejected)})
 
     return job
+
+
+def _most_steps(problem: Problem) -> int:
+    return min(MAX_STEPS, int(MOST_WORK / len(problem.u0) ** 3))
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,7 +68,8 @@ def _compiled(problem: Problem) -> Callable[[float], tuple[Any, ...]]:
         found = diffrax.diffeqsolve(
             terms, diffrax.KenCarp4(), 0.0, problem.time, None, u0,
             stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
-            saveat=diffrax.SaveAt(t1=True), max_steps=MAX_STEPS, throw=False)
+            saveat=diffrax.SaveAt(t1=True), max_steps=_most_steps(problem),
+            throw=False)
         stats = found.stats
         return (found.ys[0], stats["num_accepted_steps"], stats["num_rejected_steps"],
                 found.result == diffrax.RESULTS.successful)

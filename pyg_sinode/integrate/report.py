@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import warnings
@@ -122,7 +123,8 @@ class Stats:
 
     def end_forward(self) -> None:
         """Marks the end of the forward pass: later counts are those of the backward pass."""
-        self._forward = dataclasses.replace(self)
+        self._forward = None
+        self._forward = copy.copy(self)
 
     @property
     def forward(self) -> Stats:

@@ -31,12 +31,14 @@ def get_scheme(method: str | Scheme) -> Scheme:
     """
     if isinstance(method, (IMEXTableau, IMEXMultistep, ExponentialTableau)):
         return method
+    if isinstance(method, str):
+        found = SCHEMES.get(ALIASES.get(method, method))
+        if found is not None:
+            return found
     known = ", ".join([*RUNGE_KUTTA, *(f"{alias} (= {name})" for alias, name in ALIASES.items()),
                        *MULTISTEP, *EXPONENTIAL])
     message = (f"method expects a scheme's name, an IMEXTableau, an IMEXMultistep or an "
                f"ExponentialTableau (got {method!r}); use {known}.")
     if not isinstance(method, str):
         raise TypeError(message)
-    if ALIASES.get(method, method) not in SCHEMES:
-        raise ValueError(message)
-    return SCHEMES[ALIASES.get(method, method)]
+    raise ValueError(message)

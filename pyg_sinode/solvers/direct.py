@@ -48,8 +48,8 @@ class Direct:
         """
         with torch.no_grad():
             closed = operator.inverse() if self.dense is None else None
-            d = operator.as_diagonal() if self.dense is None else None
-        if closed is None and d is not None:
+            d = operator.as_diagonal() if self.dense is None and closed is None else None
+        if d is not None:
             closed = Reciprocal(d)
         if closed is not None:
             return ClosedInverse(operator, closed)
