@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser, interval: str) -> Callable[..
 def parse(parser: argparse.ArgumentParser, mlp: dict, gnn: dict) -> argparse.Namespace:
     """The arguments, with the settings of the chosen network where none were given."""
     args = parser.parse_args()
-    if args.resolutions and args.explicit != "gnn":
+    if args.resolutions and not (args.explicit == "gnn" or getattr(args, "true_term", False)):
         parser.error("--resolutions needs --explicit gnn: a perceptron knows one grid only")
     for n in [args.num_points, *args.resolutions]:
         if args.explicit == "gnn" and n <= 2 * args.radius:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-TRIES = 12  # dampings of one step
+DAMPINGS = [10.0**-k for k in range(0, 25, 2)]
 CHANGE = 1e-3  # of a parameter, for the derivative by it
 RANK = 1e-12  # smaller effects, relative to the largest, are rounding
 
@@ -28,17 +28,16 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     .. math::
         dp = -V\, \mathrm{diag}(s / (s^2 + d\, s_0^2))\, U^T r
 
-    is tried with growing dampings d until the mean square falls.
+    is tried with dampings d from 1 to 1e-24; the best is taken, if it is better than none.
 
     Args:
         parameters: Of the model, in one group.
         failures: Exceptions of an evaluation at parameters that are merely tried.
-        damping: The first d; a step leaves a thousandth of its own to the next.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter],
-                 failures: tuple[type[Exception], ...] = (), damping: float = 1e-8) -> None:
-        super().__init__(parameters, {"lr": 1.0, "damping": damping})
+                 failures: tuple[type[Exception], ...] = ()) -> None:
+        super().__init__(parameters, {"lr": 1.0})
         self.failures = failures
 
     @torch.no_grad()
@@ -48,8 +47,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         Args:
             closure: Gives the residuals at the parameters as they are.
         """
-        group = self.param_groups[0]
-        parameters = group["params"]
+        parameters = self.param_groups[0]["params"]
         start, residual = parameters_to_vector(parameters), closure()
         value = residual.square().mean()
 
@@ -63,16 +61,16 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             change[i] = CHANGE
             columns.append((at(change) - at(-change)) / (2 * CHANGE))
         steps = _steps(torch.stack(columns, dim=1), residual)
-        for _ in range(TRIES):
+        best, least = torch.zeros_like(start), float(value)
+        for damping in DAMPINGS:
+            change = steps(damping)
             try:
-                better = bool(at(steps(group["damping"])).square().mean() < value)
+                found = float(at(change).square().mean())
             except self.failures:
-                better = False
-            if better:
-                group["damping"] = max(group["damping"] / 1000, RANK**2)
-                return value
-            group["damping"] = min(30 * group["damping"], 1e6)
-        at(torch.zeros_like(start))  # none is better
+                continue
+            if found < least:
+                best, least = change, found
+        vector_to_parameters(start + best, parameters)
         return value
 
 

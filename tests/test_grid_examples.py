@@ -84,6 +84,16 @@ def test_the_gnn_learns_in_a_few_epochs_and_runs_on_another_grid(run, data, tmp_
     assert min(path.stat().st_size for path in figures) > 10_000
 
 
+def test_the_true_term_shows_how_far_the_scheme_goes(run, data, tmp_path):
+    text = run("kuramoto_sivashinsky", *SMALL_KS, "--true-term", "--method", "etdrk4", "--dtype",
+               "float64", "--step-size", "0.05", "--resolutions", "64", root=data)
+    assert text.startswith("ks-32-true-etdrk4: one-step")
+    assert float(re.search(r"later times (\S+)\n", text)[1]) < 1e-11
+    assert float(re.search(r"on 64 points .* error (\S+),", text)[1]) < 1e-11
+    assert not list((tmp_path / "runs").glob("*.pt"))
+    assert len(list((tmp_path / "runs").glob("ks-32-true-etdrk4-*.png"))) == 2
+
+
 @pytest.mark.parametrize("explicit", ["mlp", "gnn"])
 def test_burgers_runs_and_draws(examples, run, monkeypatch, tmp_path, explicit):
     maker = examples["burgers"].BurgersTurbulence
