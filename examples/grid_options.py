@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser, interval: str) -> Callable[..
 def parse(parser: argparse.ArgumentParser, mlp: dict, gnn: dict) -> argparse.Namespace:
     """The arguments, with the settings of the chosen network where none were given."""
     args = parser.parse_args()
-    if args.resolutions and not (args.explicit == "gnn" or getattr(args, "true_term", False)):
+    untrained = getattr(args, "true_term", False)
+    if args.resolutions and args.explicit != "gnn" and not untrained:
         parser.error("--resolutions needs --explicit gnn: a perceptron knows one grid only")
     for n in [args.num_points, *args.resolutions]:
         if args.explicit == "gnn" and n <= 2 * args.radius:
@@ -66,7 +67,8 @@ def parse(parser: argparse.ArgumentParser, mlp: dict, gnn: dict) -> argparse.Nam
     for key, value in (gnn if args.explicit == "gnn" else mlp).items():
         if getattr(args, key) is None:
             setattr(args, key, value)
-    if args.optimizer == "gauss_newton" and (args.explicit, args.dtype) != ("gnn", "float64"):
+    precise = (args.explicit, args.dtype) == ("gnn", "float64")
+    if args.optimizer == "gauss_newton" and not (precise or untrained):
         parser.error("--optimizer gauss_newton needs --explicit gnn and --dtype float64: it "
                      "subtracts two integrations for each parameter")
     return args

@@ -91,6 +91,9 @@ def test_the_true_term_shows_how_far_the_scheme_goes(run, data, tmp_path):
     assert float(re.search(r"later times (\S+)\n", text)[1]) < 1e-11
     assert float(re.search(r"on 64 points .* error (\S+),", text)[1]) < 1e-11
     assert not list((tmp_path / "runs").glob("*.pt"))
+    text = run("kuramoto_sivashinsky", *SMALL_KS, "--true-term", "--explicit", "gnn", "--dtype",
+               "float32", out=tmp_path / "float32", root=data)
+    assert 1e-15 < float(re.search(r"later times (\S+)\n", text)[1]) < 1e-11
     assert len(list((tmp_path / "runs").glob("ks-32-true-etdrk4-*.png"))) == 2
 
 
