@@ -89,7 +89,8 @@ def test_the_true_term_shows_how_far_the_scheme_goes(run, data, tmp_path):
                "float64", "--step-size", "0.05", "--resolutions", "64", root=data)
     assert text.startswith("ks-32-true-etdrk4: one-step")
     assert float(re.search(r"later times (\S+)\n", text)[1]) < 1e-11
-    assert float(re.search(r"on 64 points .* error (\S+),", text)[1]) < 1e-11
+    # 32 points of data do not hold the finest waves of 64.
+    assert float(re.search(r"on 64 points .* error (\S+),", text)[1]) < 1e-9
     assert not list((tmp_path / "runs").glob("*.pt"))
     text = run("kuramoto_sivashinsky", *SMALL_KS, "--true-term", "--explicit", "gnn", "--dtype",
                "float32", out=tmp_path / "float32", root=data)
