@@ -24,17 +24,16 @@ import torch
 from grid_learning import (
     GridFlux,
     GridMLP,
-    add_arguments,
     default_step,
     energy_spectrum,
     make_checkpoint,
-    parse,
     relative_error,
     rollout,
     train,
     turned,
     windows,
 )
+from grid_options import add_arguments, parse, precision
 from options import (
     make_parser,
     non_negative_int,
@@ -63,10 +62,10 @@ def main() -> None:
     if args.step_size is None:
         args.step_size = default_step(args.method, 1e-3 if args.method == "rk4" else 0.05, linear,
                                       args.num_points)
-    model = make_model(args, grid).to(args.device)
+    model = make_model(args, grid).to(args.device, precision(args))
     name = f"burgers-{args.num_points}-{args.explicit}-{args.method}"
     early = round(args.until / args.interval) + 1
-    states = data["train"].states[:, :early].float()
+    states = data["train"].states[:, :early].to(precision(args))
     test = data["test"].states.to(args.device)
     print(f"{name}: {states.size(0)} trajectories to train on, up to a time of {args.until}; "
           f"{sum(p.numel() for p in model.parameters())} parameters")
@@ -76,22 +75,22 @@ def main() -> None:
         return turned(windows(states, count, window, generator, args.from_start), generator)
 
     def test_loss(model: nn.Module) -> float:
-        found = rollout(args, model, linear, test[:, 0].float(), 1)
-        return float(relative_square(found[:, 1:], test[:, 1:2]))
+        found = rollout(args, model, linear, test[:, 0].to(precision(args)), 1)
+        return float(relative_difference(found[:, 1:], test[:, 1:2]).square().mean())
 
-    run = train(args, name, model, linear, draw, relative_square, test_loss)
+    run = train(args, name, model, linear, draw, relative_difference, test_loss)
     print(f"{run.seconds:.0f} s, {figures.plural(run.epoch, 'epoch')}; in the last epoch "
           f"{run.work['evaluations']} evaluations of G, {run.work['vjps']} vector-Jacobian "
           f"products, {run.work['solves']} linear solves; "
           f"factorizations: {run.factorizations} in all")
-    found = rollout(args, model, linear, test[:, 0].float(), test.size(1) - 1)
+    found = rollout(args, model, linear, test[:, 0].to(precision(args)), test.size(1) - 1)
     error = print_errors("test trajectories", found, test, args.interval)
     for n in args.resolutions:
         fine = PeriodicGrid(n, 1.0)
         other = model.on(fine, stride=max(1, n // REFERENCE))
         truth = resample(test, n)
         there = rollout(args, other, viscous_burgers(fine, BurgersTurbulence.viscosity).implicit,
-                        truth[:, 0].float(), test.size(1) - 1)
+                        truth[:, 0].to(precision(args)), test.size(1) - 1)
         print_errors(f"on {n} points without training", there, truth, args.interval)
     path = make_checkpoint(args, name).path.with_suffix(".png")
     print(f"figure: {plot(args, path, found, test, error, run)}")
@@ -114,9 +113,9 @@ def print_errors(label: str, found: Tensor, truth: Tensor, interval: float) -> T
     return error
 
 
-def relative_square(found: Tensor, truth: Tensor) -> Tensor:
-    """The mean over all states of the squared error relative to the state."""
-    return ((found - truth).square().mean(dim=-1) / truth.square().mean(dim=-1)).mean()
+def relative_difference(found: Tensor, truth: Tensor) -> Tensor:
+    """The errors relative to the root mean square of the state."""
+    return (found - truth) / truth.square().mean(dim=-1, keepdim=True).sqrt()
 
 
 def plot(args, path: Path, found: Tensor, test: Tensor, error: Tensor, run) -> Path:
@@ -208,9 +207,9 @@ def parse_arguments() -> argparse.Namespace:
     args = parse(
         parser,
         mlp={"method": "imex_euler", "optimizer": "adam", "epochs": 450, "batch_size": 128,
-             "window": 3, "lr": 1.5e-3, "from_start": 0.3},
+             "window": 3, "lr": 1.5e-3, "from_start": 0.3, "dtype": "float32"},
         gnn={"method": "imex_euler", "optimizer": "adam", "epochs": 60, "batch_size": 16,
-             "window": 2, "lr": 5e-3, "from_start": 0.0})
+             "window": 2, "lr": 5e-3, "from_start": 0.0, "dtype": "float32"})
     args.interval = BurgersTurbulence.step
     return args
 

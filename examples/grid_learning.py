@@ -1,7 +1,7 @@
-"""How is the nonlinear term of an equation on a grid learned? Training, rollouts, their options.
+"""How is the nonlinear term of an equation on a grid learned? Training and rollouts.
 
 Shared by kuramoto_sivashinsky.py and burgers.py, which have the data, the settings and the figures;
-the networks are in grid_networks.py.
+the networks are in grid_networks.py, the options in grid_options.py.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import Any
 
 import torch
 from grid_networks import GridFlux, GridMLP  # noqa: F401  (named here for those who import both)
+from least_squares import LevenbergMarquardt
 from measuring import FAILURES, Work
-from options import add_files, positive_float, positive_int
 from torch import Tensor, nn
 from torchdiffeq import odeint
 from tqdm import tqdm
-from training import Checkpoint, device_name
+from training import Checkpoint
 
-from pyg_sinode import imex_odeint
+from pyg_sinode import imex_odeint, schemes
 from pyg_sinode.operators import Circulant, LinearOperator
 from pyg_sinode.solvers import GMRES, Newton
 from pyg_sinode.terms import Nonlinear
 
-IMEX = ("imex_euler", "ars222", "ars443", "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5")
+IMEX = ("imex_euler", "ars222", "ars443", "imex_rk2", "imex_rk3", "imex_rk4", "imex_rk5",
+        *schemes.EXPONENTIAL)
 METHODS = (*IMEX, "crank_nicolson", "rk4", "dopri5")
 
 
@@ -95,7 +96,7 @@ class DivergedError(RuntimeError):
 
 def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circulant,
           draw: Callable[[int, int, torch.Generator], Tensor],
-          loss: Callable[[Tensor, Tensor], Tensor],
+          residual: Callable[[Tensor, Tensor], Tensor],
           test_loss: Callable[[nn.Module], float]) -> Run:
     """Trains on windows of states: epochs of one step, then of ``args.window`` steps.
 
@@ -105,7 +106,8 @@ def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circula
         model: The network for G.
         linear: J.
         draw: Makes (batch, window + 1, n) states from a batch size, a window and a generator.
-        loss: From predicted and true states, (batch, window, n).
+        residual: From predicted and true states, (batch, window, n), to the errors whose mean
+            square is the loss.
         test_loss: The error of a step on held-out states.
     """
     checkpoint = make_checkpoint(args, name)
@@ -132,7 +134,8 @@ def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circula
                 checkpoint.restore(state, optimizer=optimizer, schedule=schedule)
             state = None
         start, work = time.perf_counter(), Work()
-        value = _epoch(args, model, linear, draw, loss, optimizer, schedule, epoch, window, work)
+        value = _epoch(args, model, linear, draw, residual, optimizer, schedule, epoch, window,
+                       work)
         run.seconds += time.perf_counter() - start
         run.curve.append([run.seconds, value, test_loss(model)])
         run.epoch, run.work = epoch + 1, work.totals()
@@ -143,24 +146,27 @@ def train(args: argparse.Namespace, name: str, model: nn.Module, linear: Circula
     return run
 
 
-def _epoch(args, model, linear, draw, loss, optimizer, schedule, epoch: int, window: int,
+def _epoch(args, model, linear, draw, residual, optimizer, schedule, epoch: int, window: int,
            work: Work) -> float:
     """Trains for one epoch; the mean loss."""
-    total, batches = 0.0, 1 if args.optimizer == "lbfgs" else args.batches
+    total, batches = 0.0, args.batches if args.optimizer == "adam" else 1
     t = args.interval * torch.arange(window + 1, dtype=torch.float64)
     for batch in range(batches):
-        # Each epoch has random numbers of its own, so that a resumed run repeats none. The line
-        # searches of L-BFGS need the same states in all of them.
-        number = window if args.optimizer == "lbfgs" else 1000 * epoch + batch
+        # Each epoch has random numbers of its own, so that a resumed run repeats none. The other
+        # optimizers need the same states in all of them.
+        number = 1000 * epoch + batch if args.optimizer == "adam" else window
         generator = torch.Generator().manual_seed(1_000_000 * args.seed + number)
         states = draw(max(1, args.batch_size // window), window, generator).to(args.device)
 
         def closure(states=states) -> Tensor:
             optimizer.zero_grad()
             found = integrate(args.method, model, linear, states[:, 0], t, args.step_size, work)
-            value = loss(found[1:].movedim(0, 1), states[:, 1:])
+            errors = residual(found[1:].movedim(0, 1), states[:, 1:])
+            value = errors.square().mean()
             if not bool(value.isfinite()):
                 raise FloatingPointError(f"a loss of {float(value)}")
+            if args.optimizer == "gauss_newton":
+                return errors.flatten()
             value.backward()
             if args.optimizer == "adam":
                 norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -184,6 +190,9 @@ def _make_optimizer(args, model: nn.Module, span: tuple[int, int], lower: bool):
     if args.optimizer == "lbfgs":
         optimizer = torch.optim.LBFGS(model.parameters(), history_size=50, tolerance_grad=0.0,
                                       tolerance_change=0.0, line_search_fn="strong_wolfe")
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    if args.optimizer == "gauss_newton":
+        optimizer = LevenbergMarquardt(model.parameters(), (*FAILURES, FloatingPointError))
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     rate = args.lr / 4 if lower else args.lr
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
@@ -266,51 +275,6 @@ def turned(states: Tensor, generator: torch.Generator) -> Tensor:
     return moved * sign.unsqueeze(-1)
 
 
-def add_arguments(parser: argparse.ArgumentParser, interval: str) -> Callable[..., None]:
-    """The options that both examples share; gives the function that adds more of the equation.
-
-    Args:
-        parser: Gets them.
-        interval: The time from one saved state to the next, as the help should have it.
-    """
-    group = parser.add_argument_group
-    add = group("network and integration").add_argument
-    add("--explicit", choices=["mlp", "gnn"], default="mlp",
-        help="the network for G: a perceptron, or message passing")
-    add("--method", choices=METHODS, metavar="SCHEME",
-        help=f"one of {', '.join(METHODS)}; default: the network's own")
-    add("--step-size", type=positive_float, metavar="TIME",
-        help=f"step of the scheme, in units of time; default: {interval}, or what rk4 needs to be "
-        "stable; dopri5 chooses its own")
-    add = group("training (without a default named: the network's own)").add_argument
-    add("--optimizer", choices=["adam", "lbfgs"], help="the method of minimization")
-    add("--lr", type=positive_float, help="learning rate of Adam at its highest")
-    add("--epochs", type=positive_int, help="number of epochs")
-    add("--batches", type=positive_int, default=15, help="batches of an epoch of Adam")
-    add("--batch-size", type=positive_int, metavar="STEPS", help="steps in a batch")
-    add("--window", type=positive_int, metavar="STEPS",
-        help="steps that the last third of the epochs trains on at once")
-    add("--seed", type=int, default=0, help="seed of the weights and the batches")
-    add("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="where to compute, such as cpu or cuda:1")
-    add = group("equation, data and tests").add_argument
-    add("--root", default="data", metavar="FOLDER", help="where the data set is made and kept")
-    add("--resolutions", type=positive_int, nargs="*", default=[], metavar="N",
-        help="other numbers of points to run the trained gnn on")
-    add_files(parser, checkpoint_every=False)
-    return add
-
-
-def parse(parser: argparse.ArgumentParser, mlp: dict, gnn: dict) -> argparse.Namespace:
-    """The arguments, with the settings of the chosen network where none were given."""
-    args = parser.parse_args()
-    if args.resolutions and args.explicit != "gnn":
-        parser.error("--resolutions needs --explicit gnn: a perceptron knows one grid only")
-    for n in [args.num_points, *args.resolutions]:
-        if args.explicit == "gnn" and n <= 2 * args.radius:
-            parser.error(f"expected grids of more than 2 * --radius = {2 * args.radius} points "
-                         f"(got {n})")
-    for key, value in (gnn if args.explicit == "gnn" else mlp).items():
-        if getattr(args, key) is None:
-            setattr(args, key, value)
-    return args
+def difference(found: Tensor, truth: Tensor) -> Tensor:
+    """The errors whose mean square is the plain loss."""
+    return found - truth

@@ -1,7 +1,7 @@
 """Kuramoto-Sivashinsky: can the nonlinear term of a chaotic, stiff equation be learned from data?
 
-du/dt = G(u) + J u with J u = -u_xx - u_xxxx known and G a network, trained through semi-implicit
-steps of 0.2, where RK4 would need 4e-4 (64 points) or 1e-7 (512 points):
+du/dt = G(u) + J u with J u = -u_xx - u_xxxx known and G a network, trained through steps of 0.05
+or 0.2 that take J implicitly or exactly; RK4 would need 4e-4 (64 points) or 1e-7 (512 points):
 
     python examples/kuramoto_sivashinsky.py
     python examples/kuramoto_sivashinsky.py --explicit gnn --resolutions 128 256
@@ -24,17 +24,18 @@ import torch
 from grid_learning import (
     GridFlux,
     GridMLP,
-    add_arguments,
+    Run,
     default_step,
+    difference,
     energy_spectrum,
     make_checkpoint,
-    parse,
     relative_error,
     rollout,
     train,
     turned,
     windows,
 )
+from grid_options import add_arguments, parse, precision
 from matplotlib.colors import LogNorm
 from options import make_parser, non_negative_int, output_folder, positive_float, positive_int
 from torch import Tensor, nn
@@ -47,9 +48,11 @@ LYAPUNOV_TIME = 22.0
 # The training of each explicit term, where no option says otherwise.
 SETTINGS = {
     "mlp": {"method": "imex_rk2", "optimizer": "adam", "epochs": 300, "batch_size": 512,
-            "window": 4, "lr": 2e-3},
-    "gnn": {"method": "imex_rk4", "optimizer": "lbfgs", "epochs": 12, "batch_size": 2048,
-            "window": 4, "lr": 2e-3}}
+            "window": 4, "lr": 2e-3, "dtype": "float32"},
+    "gnn": {"method": "etdrk4", "optimizer": "gauss_newton", "epochs": 6, "batch_size": 512,
+            "window": 4, "lr": 2e-3, "dtype": "float64"}}
+STEPS = {"mlp": 1, "gnn": 4}  # in an interval between saved states, where no option says otherwise
+TRUE = "true"  # the name of the equation's own G
 
 
 def main() -> None:
@@ -62,30 +65,17 @@ def main() -> None:
     grid = data["train"].grid
     linear = kuramoto_sivashinsky(grid, discretization=args.discretization).implicit
     if args.step_size is None:
-        args.step_size = default_step(args.method, args.interval, linear, args.num_points)
-    model = make_model(args, grid).to(args.device)
+        args.step_size = default_step(args.method, args.interval / STEPS[args.explicit], linear,
+                                      args.num_points)
     name = f"ks-{args.num_points}-{args.explicit}-{args.method}"
-    states = data["train"].states.float()
+    states = data["train"].states.to(precision(args))
     test = data["test"].states.to(args.device)
-    print(f"{name}: {states.size(0) * (states.size(1) - 1)} steps to train on, "
-          f"{sum(p.numel() for p in model.parameters())} parameters")
-
-    def draw(count: int, window: int, generator: torch.Generator) -> Tensor:
-        found = windows(states, count, window, generator)
-        return turned(found, generator) if args.explicit == "mlp" else found
-
-    held_out = windows(test.float(), 2000, 1, torch.Generator().manual_seed(0))
-
-    def test_loss(model: nn.Module) -> float:
-        found = rollout(args, model, linear, held_out[:, 0], 1)
-        return float(mean_square(found[:, 1], held_out[:, 1]))
-
-    run = train(args, name, model, linear, draw, mean_square, test_loss)
-    print(f"one-step mean squared error on later times {run.curve[-1][2]:.2e} after "
-          f"{run.seconds:.0f} s and {figures.plural(run.epoch, 'epoch')}; in the last epoch "
-          f"{run.work['evaluations']} evaluations of G, {run.work['vjps']} vector-Jacobian "
-          f"products, {run.work['solves']} linear solves; "
-          f"factorizations: {run.factorizations} in all")
+    if args.true_term:
+        model, run, name = data["train"].equation.explicit, Run(), name.replace(args.explicit, TRUE)
+        print(f"{name}: {describe_one_step(one_step_error(args, model, linear, test))}")
+    else:
+        model = make_model(args, grid).to(args.device, precision(args))
+        run = learn(args, name, model, linear, states, test)
     result = examine(args, model, linear, test)
     print_result(result)
     for n in args.resolutions:
@@ -94,6 +84,38 @@ def main() -> None:
         horizon=args.horizon, rollout=args.lyapunov_times)
     print(f"figures: {plot_forecast(args, path, result, run)}, "
           f"{plot_attractor(path.with_name(f'{path.stem}-attractor.png'), result)}")
+
+
+def learn(args, name: str, model: nn.Module, linear, states: Tensor, test: Tensor) -> Run:
+    """Trains on the states, and prints what it took."""
+    print(f"{name}: {states.size(0) * (states.size(1) - 1)} steps to train on, "
+          f"{sum(p.numel() for p in model.parameters())} parameters")
+
+    def draw(count: int, window: int, generator: torch.Generator) -> Tensor:
+        found = windows(states, count, window, generator)
+        return turned(found, generator) if args.explicit == "mlp" else found
+
+    def test_loss(model: nn.Module) -> float:
+        return one_step_error(args, model, linear, test)
+
+    run = train(args, name, model, linear, draw, difference, test_loss)
+    print(f"{describe_one_step(run.curve[-1][2])} after {run.seconds:.0f} s and "
+          f"{figures.plural(run.epoch, 'epoch')}; in the last epoch "
+          f"{run.work['evaluations']} evaluations of G, {run.work['vjps']} vector-Jacobian "
+          f"products, {run.work['solves']} linear solves; "
+          f"factorizations: {run.factorizations} in all")
+    return run
+
+
+def one_step_error(args, model: nn.Module, linear, test: Tensor) -> float:
+    """The mean squared error after one interval, from states drawn at random."""
+    drawn = windows(test.to(precision(args)), 2000, 1, torch.Generator().manual_seed(0))
+    found = rollout(args, model, linear, drawn[:, 0], 1)
+    return float(mean_square(found[:, 1], drawn[:, 1]))
+
+
+def describe_one_step(error: float) -> str:
+    return f"one-step mean squared error on later times {error:.2e}"
 
 
 def make_model(args, grid: PeriodicGrid) -> nn.Module:
@@ -106,10 +128,10 @@ def examine(args, model: nn.Module, linear, test: Tensor) -> dict:
     """Rolls out from test states, for the horizon; and for 50 Lyapunov times, for statistics."""
     count = max(1, min(round(args.horizon * LYAPUNOV_TIME / args.interval), test.size(1) - 1))
     truth = test[:, : count + 1]
-    found = rollout(args, model, linear, truth[:, 0].float(), count)
+    found = rollout(args, model, linear, truth[:, 0].to(precision(args)), count)
     error = relative_error(found, truth)
     wrong = error > 0.2
-    long = rollout(args, model, linear, test[:16, 0].float(),
+    long = rollout(args, model, linear, test[:16, 0].to(precision(args)),
                    max(1, round(args.lyapunov_times * LYAPUNOV_TIME / args.interval)))
     # The times to an error of 20 %; infinite for a start that does not reach it in the horizon.
     time = torch.where(wrong.any(dim=1), wrong.int().argmax(dim=1) * args.interval, torch.inf)
@@ -148,7 +170,8 @@ def elsewhere(args, model: nn.Module, test: Tensor, num_points: int) -> None:
     grid = PeriodicGrid(num_points, 22.0)
     linear = kuramoto_sivashinsky(grid, discretization=args.discretization).implicit
     fine = resample(test, num_points)
-    result = examine(args, model.on(grid), linear, fine)
+    model = kuramoto_sivashinsky(grid).explicit if args.true_term else model.on(grid)
+    result = examine(args, model, linear, fine)
     one = relative_error(result["found"][:, 1], result["truth"][:, 1])
     mse = mean_square(result["found"][:, 1], result["truth"][:, 1])
     print(f"on {num_points} points without training: one-step mean squared error {float(mse):.2e}, "
@@ -159,24 +182,33 @@ def elsewhere(args, model: nn.Module, test: Tensor, num_points: int) -> None:
 def plot_forecast(args, path: Path, result: dict, run) -> Path:
     """Truth, prediction and their difference over time; errors; losses against wall time."""
     figure, axes = plt.subplots(3, 2, figsize=(11, 10))
-    figure.suptitle(f"Kuramoto-Sivashinsky, {args.num_points} points: G by the {args.explicit}, "
+    figure.suptitle(f"Kuramoto-Sivashinsky, {args.num_points} points: G by the "
+                    f"{TRUE + ' term' if args.true_term else args.explicit}, "
                     f"{args.method}, steps of {args.step_size:g} (all quantities dimensionless)")
     plot_fields(axes[:, 0], result)
     plot_errors(axes[0, 1], result)
     plot_times(axes[1, 1], result)
-    seconds, loss, test = np.array(run.curve).T
-    figures.plot_losses(axes[2, 1], {"training": loss, "later times, one step": test}, x=seconds)
-    axes[2, 1].set(xlabel="training time in s", ylabel="mean squared error",
-                   title=f"loss in {figures.plural(run.epoch, 'epoch')}")
-    figures.legend_below(axes[2, 1])
+    if run.curve:
+        plot_training(axes[2, 1], run)
+    else:
+        axes[2, 1].set_axis_off()
     return figures.save(figure, path)
+
+
+def plot_training(ax, run: Run) -> None:
+    seconds, loss, test = np.array(run.curve).T
+    figures.plot_losses(ax, {"training": loss, "later times, one step": test}, x=seconds)
+    ax.set(xlabel="training time in s", ylabel="mean squared error",
+           title=f"loss in {figures.plural(run.epoch, 'epoch')}")
+    figures.legend_below(ax)
 
 
 def plot_fields(axes, result: dict) -> None:
     """Truth and prediction on one scale, their difference on its own, from a typical start."""
     time = result["time"].clamp(max=result["horizon"])
     start = int((time - time.median()).abs().argmin())
-    steps = min(result["found"].size(1), round(100 / result["interval"]) + 1)
+    shown = max(100.0, 1.25 * float(time[start]))
+    steps = min(result["found"].size(1), round(shown / result["interval"]) + 1)
     truth, found = (result[key][start, :steps].cpu().double().numpy() for key in ("truth", "found"))
     extent = (0, (steps - 1) * result["interval"], 0, 22)
     fields = {"truth": (truth, 3.0), "prediction": (found, 3.0),
@@ -257,7 +289,7 @@ def mean_square(found: Tensor, truth: Tensor) -> Tensor:
     return (found - truth).square().mean()
 
 
-def add_problem(add, horizon: float) -> None:
+def add_problem(add, horizon: float, duration: float) -> None:
     """The options of the grid, the data, the network and the comparison."""
     add("--num-points", type=positive_int, default=64, metavar="N", help="points of the grid")
     add("--radius", type=positive_int, default=3, metavar="NODES",
@@ -266,7 +298,8 @@ def add_problem(add, horizon: float) -> None:
         help="width of the gnn's perceptron; 0 for none")
     add("--trajectories", type=positive_int, default=32, metavar="N",
         help="trajectories of the data set")
-    add("--duration", type=positive_float, default=500.0, metavar="TIME", help="their length")
+    add("--duration", type=positive_float, default=duration, metavar="TIME",
+        help="their length, of which the last quarter is for testing")
     add("--horizon", type=positive_float, default=horizon, metavar="LYAPUNOV_TIMES",
         help="how long to compare with the truth")
     add("--lyapunov-times", type=positive_float, default=50.0, metavar="LYAPUNOV_TIMES",
@@ -278,12 +311,16 @@ def parse_arguments() -> argparse.Namespace:
         "Learn the nonlinear term of the Kuramoto-Sivashinsky equation on a domain of length 22. "
         "Times are in its units; a Lyapunov time is 22 of them.", "kuramoto_sivashinsky.py",
         "kuramoto_sivashinsky.py --explicit gnn --resolutions 128 256",
-        "kuramoto_sivashinsky.py --explicit gnn --method imex_rk2 --horizon 3",
-        "kuramoto_sivashinsky.py --num-points 512 --trajectories 8")
-    add = add_arguments(parser, interval="0.2")
+        "kuramoto_sivashinsky.py --explicit gnn --method imex_rk2 --horizon 5",
+        "kuramoto_sivashinsky.py --num-points 512 --trajectories 8",
+        "kuramoto_sivashinsky.py --true-term --method imex_rk4 --dtype float64")
+    add = add_arguments(parser, interval="0.2, of the gnn 0.05")
+    add("--true-term", action="store_true",
+        help="no training: the equation's own G, to see how far the scheme and the rounding let "
+        "predictions go")
     add("--discretization", choices=["spectral", "finite_difference"], default="spectral",
         help="of the linear part; finite_difference is the paper's")
-    add_problem(add, horizon=6.0)
+    add_problem(add, horizon=13.0, duration=1200.0)
     args = parse(parser, **SETTINGS)
     args.interval = KuramotoSivashinsky.step
     return args

@@ -15,7 +15,8 @@ from pyg_sinode.grid import Advection, PeriodicGrid, kuramoto_sivashinsky
 pytestmark = pytest.mark.scripts
 
 EXAMPLES = str(Path(__file__).parents[1] / "examples")
-NAMES = ("grid_learning", "grid_networks", "kuramoto_sivashinsky", "burgers")
+NAMES = ("grid_learning", "grid_networks", "grid_options", "least_squares", "kuramoto_sivashinsky",
+         "burgers")
 F64 = torch.float64
 
 
@@ -76,11 +77,25 @@ def test_the_gnn_learns_in_a_few_epochs_and_runs_on_another_grid(run, data, tmp_
     assert float(re.search(r"later times (\S+) after", text)[1]) < 1e-5
     assert float(re.search(r"on 64 points .* error (\S+),", text)[1]) < 1e-4
     assert text.count("bounded") == 2
-    figures = list((tmp_path / "runs").glob("ks-32-gnn-imex_rk4-*.png"))
+    figures = list((tmp_path / "runs").glob("ks-32-gnn-etdrk4-*.png"))
     assert {path.stem.split("-horizon")[0] for path in figures} == {
         path.stem for path in (tmp_path / "runs").glob("*.pt")}
     assert len(figures) == 2
     assert min(path.stat().st_size for path in figures) > 10_000
+
+
+def test_the_true_term_shows_how_far_the_scheme_goes(run, data, tmp_path):
+    text = run("kuramoto_sivashinsky", *SMALL_KS, "--true-term", "--method", "etdrk4", "--dtype",
+               "float64", "--step-size", "0.05", "--resolutions", "64", root=data)
+    assert text.startswith("ks-32-true-etdrk4: one-step")
+    assert float(re.search(r"later times (\S+)\n", text)[1]) < 1e-11
+    # 32 points of data do not hold the finest waves of 64.
+    assert float(re.search(r"on 64 points .* error (\S+),", text)[1]) < 1e-9
+    assert not list((tmp_path / "runs").glob("*.pt"))
+    text = run("kuramoto_sivashinsky", *SMALL_KS, "--true-term", "--explicit", "gnn", "--dtype",
+               "float32", out=tmp_path / "float32", root=data)
+    assert 1e-15 < float(re.search(r"later times (\S+)\n", text)[1]) < 1e-11
+    assert len(list((tmp_path / "runs").glob("ks-32-true-etdrk4-*.png"))) == 2
 
 
 @pytest.mark.parametrize("explicit", ["mlp", "gnn"])
@@ -130,6 +145,30 @@ def test_a_number_that_makes_no_sense_is_refused_before_any_work(run, capsys, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [
+    ("--explicit", "mlp", "--dtype", "float64"), ("--explicit", "gnn", "--dtype", "float32")])
+def test_gauss_newton_is_for_few_parameters_in_float64(run, capsys, tmp_path, words):
+    with pytest.raises(SystemExit) as stopped:
+        run("kuramoto_sivashinsky", *words, "--optimizer", "gauss_newton")
+    assert stopped.value.code == 2
+    assert "needs --explicit gnn and --dtype float64" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [
+    ("--explicit", "mlp", "--dtype", "float64"),
+    ("--explicit", "gnn", "--optimizer", "lbfgs", "--dtype", "float32", "--method", "imex_rk4")])
+def test_precision_and_optimizer_can_be_chosen_and_have_files_of_their_own(
+        run, data, tmp_path, words):
+    few = ("--epochs", "1", "--batches", "1", "--batch-size", "8", "--window", "1")
+    run("kuramoto_sivashinsky", *SMALL_KS, *few, *words[:2], root=data)
+    run("kuramoto_sivashinsky", *SMALL_KS, *few, *words, root=data)
+    files = (tmp_path / "runs").glob("*.pt")
+    dtypes = [next(iter(torch.load(path, weights_only=True)["model"].values())).dtype
+              for path in files]
+    assert set(dtypes) == {torch.float32, F64}
+
+
 @pytest.mark.parametrize("name", ["kuramoto_sivashinsky", "burgers"])
 def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(run, tmp_path, name):
     (tmp_path / "file").write_text("")
@@ -148,7 +187,7 @@ def forecast(examples, tmp_path):
         module, grid = examples["kuramoto_sivashinsky"], PeriodicGrid(32, 22.0)
         G, J, initial = kuramoto_sivashinsky(grid)
         args = arguments(tmp_path, method="imex_rk4", horizon=horizon, lyapunov_times=0.1,
-                         num_points=32, explicit="gnn")
+                         num_points=32, explicit="gnn", true_term=False)
         truth = examples["grid_learning"].rollout(args, G, J, initial(6), 120)[:, 10:]
         return args, module.examine(args, lambda t, u: factor * G(t, u), J, truth)
 
@@ -204,7 +243,7 @@ def test_the_figure_has_a_bar_for_them_and_a_difference_that_is_not_blank(
 def arguments(out, **changed):
     values = {"out": out, "method": "imex_rk2", "step_size": 0.2, "optimizer": "adam", "lr": 2e-3,
               "epochs": 6, "batches": 2, "batch_size": 8, "window": 2, "seed": 0, "device": "cpu",
-              "restart": False, "interval": 0.2}
+              "restart": False, "interval": 0.2, "dtype": "float32"}
     return argparse.Namespace(**{**values, **changed})
 
 
@@ -212,7 +251,7 @@ def training(learning, args, model=None):
     """A training on true trajectories of a few points; gives the model and the run."""
     equation = kuramoto_sivashinsky(PeriodicGrid(16, 22.0))
     states = equation.initial(4, torch.Generator().manual_seed(0))
-    states = torch.stack([states * 0.9**k for k in range(6)], dim=1).float()
+    states = torch.stack([states * 0.9**k for k in range(6)], dim=1).to(getattr(torch, args.dtype))
 
     def draw(count, window, generator):
         start = torch.randint(6 - window, (count,), generator=generator)
@@ -221,18 +260,25 @@ def training(learning, args, model=None):
     torch.manual_seed(0)
     model = learning.GridMLP(16, 8) if model is None else model
     run = learning.train(args, "test", model, equation.implicit, draw,
-                         nn.functional.mse_loss, lambda _: 0.0)
+                         learning.difference, lambda _: 0.0)
     return model, run
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "gauss_newton"])
 @pytest.mark.parametrize("killed", [2, 5])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(learning, tmp_path, monkeypatch,
                                                             optimizer, killed):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-    whole, expected = training(learning, arguments(tmp_path / "a", optimizer=optimizer))
-    args, epoch = arguments(tmp_path / "b", optimizer=optimizer), learning._epoch
+    def trained(folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        torch.manual_seed(1)
+        model, dtype = None, "float32"
+        if optimizer == "gauss_newton":
+            model, dtype = learning.GridFlux(PeriodicGrid(16, 22.0), 2).double(), "float64"
+        return training(learning, arguments(tmp_path / folder, optimizer=optimizer, dtype=dtype),
+                        model)
+
+    whole, expected = trained("a")
+    epoch = learning._epoch
 
     def interrupted(*given):
         if given[7] == killed:
@@ -241,9 +287,9 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(learning, tmp_path, 
 
     monkeypatch.setattr(learning, "_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        training(learning, args)
+        trained("b")
     monkeypatch.setattr(learning, "_epoch", epoch)
-    resumed, run = training(learning, args)
+    resumed, run = trained("b")
     assert run.epoch == expected.epoch == 6
     assert [c[1] for c in run.curve] == [c[1] for c in expected.curve]
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
