@@ -393,6 +393,7 @@ def test_the_flow_is_followed_and_the_time_of_the_best_validation_accuracy_kept(
         by_time.append(example.measured(out, split)["val"])
     assert found["val"] == pytest.approx(max(by_time), abs=0.011)
     assert found["val"] >= example.evaluate(model, split)["val"] - 0.011
+    assert found["terminal"] == example.evaluate(model, split)
 
 
 def test_linear_solves_take_the_tolerance_that_was_given(run, tmp_path):
