@@ -8,8 +8,8 @@ through the steps need not be the true one. So can message passing, by --rounds 
 --method imex_euler --optimizer adam --dtype float32 --epochs 60 --window 2:
 
     python examples/burgers.py --explicit gnn
-    python examples/burgers.py --explicit gnn --num-points 1024
-    python examples/burgers.py --explicit mlp --turns 32
+    python examples/burgers.py --explicit gnn --resolutions 256 1024
+    python examples/burgers.py --explicit mlp --turns 16
     python examples/burgers.py --true-term --method etdrk4 --dtype float64
 
 The trajectories are made at the first run and kept under data/. Writes a checkpoint, from which an
@@ -273,6 +273,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--rounds", type=positive_int, default=1,
         help="rounds of message passing in each evaluation of the gnn")
     args = parse(parser, **SETTINGS)
+    if args.turns > 1 and (args.explicit != "mlp" or args.true_term):
+        parser.error("--turns needs a perceptron: the gnn and the true term commute with shifts")
     args.interval = BurgersTurbulence.step
     return args
 
