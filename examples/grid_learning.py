@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from grid_networks import GridFlux, GridMLP  # noqa: F401  (named here for those who import both)
+from grid_networks import Averaged, GridFlux, GridMLP  # noqa: F401  (named here for those who import all)
 from least_squares import LevenbergMarquardt
 from measuring import FAILURES, Work
 from torch import Tensor, nn
@@ -206,7 +206,7 @@ def _make_optimizer(args, model: nn.Module, span: tuple[int, int], lower: bool):
 
 def make_checkpoint(args: argparse.Namespace, name: str) -> Checkpoint:
     """The file of these settings; what only concerns the rollouts afterwards is not among them."""
-    free = {"out", "root", "restart", "resolutions", "horizon", "lyapunov_times"}
+    free = {"out", "root", "restart", "resolutions", "horizon", "lyapunov_times", "turns"}
     settings = {key: value for key, value in vars(args).items() if key not in free}
     return Checkpoint(args.out, name, settings, args.restart)
 

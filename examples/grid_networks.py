@@ -1,4 +1,7 @@
-"""Which networks stand for the nonlinear term of an equation on a grid? A perceptron and a flux."""
+"""Which networks stand for the nonlinear term of an equation on a grid? A perceptron and a flux.
+
+And what makes a trained perceptron commute with shifts: a mean over some.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,30 @@ class GridMLP(nn.Module):
 
     def forward(self, t: Tensor, u: Tensor) -> Tensor:
         return self.net(u)
+
+
+class Averaged(nn.Module):
+    """The mean of a term over shifts along the grid, evenly apart, and every other one reflected.
+
+    The true term commutes with them and a perceptron does so only about: the part of its error that
+    does not is averaged out, at the price of as many evaluations as there are shifts.
+    """
+
+    def __init__(self, term: nn.Module, num_points: int, turns: int) -> None:
+        super().__init__()
+        self.term = term
+        sign = 1 - 2 * (torch.arange(turns) % 2)
+        shift = torch.arange(turns) * num_points // turns
+        at = (torch.arange(num_points) * sign[:, None] + shift[:, None]) % num_points
+        self.register_buffer("at", at)
+        self.register_buffer("back", at.argsort(dim=1))
+        self.register_buffer("sign", sign)
+
+    def forward(self, t: Tensor, u: Tensor) -> Tensor:
+        total = torch.zeros_like(u)
+        for at, back, sign in zip(self.at, self.back, self.sign, strict=True):
+            total += sign * self.term(t, sign * u[..., at])[..., back]
+        return total / len(self.at)
 
 
 class GridFlux(MessagePassing):

@@ -20,10 +20,11 @@ def warn_of_growth(operator: LinearOperator, u0: Tensor, states: Tensor, *, forw
         states (Tensor): The states at the output times.
         forwards (bool): Whether time increased.
     """
-    if not _has_graph(operator) or operator.disc() is not None or not states.numel():
+    if not _has_graph(operator) or not states.numel():
         return
     with torch.no_grad():
-        _warn(operator, u0, states[-1], forwards=forwards)
+        if operator.disc() is None:
+            _warn(operator, u0, states[-1], forwards=forwards)
 
 
 def _has_graph(operator: LinearOperator) -> bool:

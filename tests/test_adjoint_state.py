@@ -398,3 +398,52 @@ def test_what_the_discrete_mode_keeps_is_freed_with_its_result():
                          step_size=0.05)
     del result
     assert all(ref() is None for ref in stages)  # by reference counts, without the collector
+
+
+class Reused(torch.autograd.Function):
+    """p sin(u), whose backward writes the gradient of p into the same memory each time."""
+
+    memory = double([[0.0] * 3] * 5)
+
+    @staticmethod
+    def forward(ctx, p, u):
+        ctx.save_for_backward(p, u)
+        return p * u.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        p, u = ctx.saved_tensors
+        return Reused.memory.copy_(g * u.sin()), g * p * u.cos()
+
+
+@pytest.mark.parametrize("rows", [1, 5], ids=["large_state", "small_state"])
+@pytest.mark.parametrize("method", ["imex_euler", "ark324l2sa", "sbdf2", "etdrk4"])
+def test_a_backward_that_reuses_the_memory_of_its_gradients_loses_none(method, rows):
+    def run(product):
+        def G(t, u, p):
+            return product(p, u[:1].expand(5, 3)).sum(0, keepdim=True).expand(u.shape)
+
+        u = imex_odeint(G, operators.ScaledIdentity(-1.0), u0, AT, args=(p,), method=method,
+                        step_size=0.1)
+        return torch.autograd.grad(u.square().sum(), p)[0]
+
+    generator = torch.Generator().manual_seed(0)
+    p, u0 = (torch.randn(n, 3, dtype=torch.float64, generator=generator)
+             for n in (5, 30 if rows == 1 else 1))
+    p.requires_grad_()
+    torch.testing.assert_close(run(Reused.apply), run(lambda p, u: p * u.sin()), rtol=1e-12,
+                               atol=1e-12)
+
+
+def test_small_gradients_of_small_steps_do_not_underflow():
+    def run(dtype, gradient):
+        p = torch.ones(200, dtype=dtype, requires_grad=True)
+        u0 = torch.ones(1, 2, dtype=dtype, requires_grad=True)
+        t = torch.tensor([0.0, 1e-8], dtype=dtype)
+        u = imex_odeint(lambda t, u, p: u.sin() * p.mean() / 1e-9, operators.ScaledIdentity(-1e9),
+                        u0, t, args=(p,), method="ark324l2sa", step_size=1e-9, gradient=gradient)
+        return torch.autograd.grad((u[-1] * 1e-35).sum(), (u0, p))
+
+    found, expected = run(torch.float32, "discrete"), run(torch.float64, "backprop")
+    for x, y in zip(found, expected, strict=True):
+        assert float(((x.double() - y) / y).abs().max()) < 1e-5

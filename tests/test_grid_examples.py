@@ -98,8 +98,9 @@ def test_the_true_term_shows_how_far_the_scheme_goes(run, data, tmp_path):
     assert len(list((tmp_path / "runs").glob("ks-32-true-etdrk4-*.png"))) == 2
 
 
-@pytest.mark.parametrize("explicit", ["mlp", "gnn"])
-def test_burgers_runs_and_draws(examples, run, monkeypatch, tmp_path, explicit):
+@pytest.fixture
+def burgers(examples, run, monkeypatch, data):
+    """Runs the example on 5 short trajectories of 64 points."""
     maker = examples["burgers"].BurgersTurbulence
 
     def brief(*given, **named):
@@ -107,15 +108,60 @@ def test_burgers_runs_and_draws(examples, run, monkeypatch, tmp_path, explicit):
 
     brief.viscosity, brief.step = maker.viscosity, maker.step
     monkeypatch.setattr(examples["burgers"], "BurgersTurbulence", brief)
-    text = run("burgers", "--explicit", explicit, "--num-points", "64", "--trajectories",
-               "5", "--epochs", "3", "--batches", "3", "--batch-size", "4", "--rounds", "2",
-               "--until", "0.4")
+    return lambda *words: run("burgers", "--num-points", "64", "--trajectories", "5", "--until",
+                              "0.4", *words, root=data)
+
+
+def errors(text, where="test trajectories"):
+    """Those in percent at t = 0.1 and 0.5."""
+    found = re.search(where + r", mean relative L2 error: (\S+) % at t = 0.1, (\S+) % at t = 0.5\n",
+                      text)
+    return [float(word) for word in found.groups()]
+
+
+@pytest.mark.parametrize(("explicit", "words"), [
+    ("mlp", ()), ("gnn", ("--rounds", "2", "--method", "imex_euler", "--optimizer", "adam",
+                          "--dtype", "float32", "--window", "2", "--hidden", "16"))])
+def test_burgers_runs_and_draws(burgers, tmp_path, explicit, words):
+    text = burgers("--explicit", explicit, "--epochs", "3", "--batches", "3", "--batch-size", "4",
+                   *words)
     # Two steps a save, windows of one save in the first epochs and then of more.
     steps = 3 * 2 * (2 if explicit == "gnn" else 3)
     assert f"{steps} evaluations of G, {steps} vector-Jacobian products" in text
-    assert re.search(r"relative L2 error: \S+ % at t = 0.1, \S+ % at t = 0.5\n", text)
+    assert max(errors(text)) < 200
     (figure,) = (tmp_path / "runs").glob(f"burgers-64-{explicit}-imex_euler-*.png")
     assert figure.stat().st_size > 10_000
+
+
+def test_a_flux_of_burgers_is_as_good_as_the_true_term(burgers, tmp_path):
+    # 64 points do not hold the shocks: there a flux that is fitted to them is better.
+    text = burgers("--explicit", "gnn", "--epochs", "8", "--batch-size", "8", "--resolutions",
+                   "128")
+    true = burgers("--true-term", "--method", "etdrk4", "--dtype", "float64")
+    assert max(errors(text)) < 5 < min(errors(true)) < max(errors(true)) < 15
+    assert max(errors(text, "on 128 points without training")) < 15
+    assert len(list((tmp_path / "runs").glob("burgers-64-true-etdrk4-*.png"))) == 1
+
+
+def test_the_mean_over_turns_is_for_the_perceptron(burgers, capsys):
+    with pytest.raises(SystemExit):
+        burgers("--explicit", "gnn", "--turns", "2")
+    assert "--turns needs a perceptron" in capsys.readouterr().err
+
+
+def test_the_mean_over_turns_commutes_with_them(examples):
+    n, turns = 16, 4
+    term = examples["grid_networks"].GridMLP(n, 8).double()
+    mean = examples["grid_networks"].Averaged(term, n, turns)
+    u = torch.randn(3, n, dtype=F64, generator=torch.Generator().manual_seed(0))
+    # Every other shift is reflected, so that those by twice their distance are left.
+    step = 2 * n // turns
+    torch.testing.assert_close(mean(0.0, u.roll(step, -1)), mean(0.0, u).roll(step, -1))
+    assert not torch.allclose(term(0.0, u.roll(step, -1)), term(0.0, u).roll(step, -1))
+    torch.testing.assert_close(examples["grid_networks"].Averaged(term, n, 1)(0.0, u), term(0.0, u))
+    truth = Advection(PeriodicGrid(n, 1.0))
+    torch.testing.assert_close(examples["grid_networks"].Averaged(truth, n, turns)(0.0, u),
+                               truth(0.0, u))
 
 
 @pytest.mark.parametrize("name", ["kuramoto_sivashinsky", "burgers"])

@@ -59,3 +59,13 @@ def test_growth_to_large_numbers_and_backwards_in_time_is_seen_too(times, sign):
 def test_a_state_that_overflows_says_where_to_look():
     with pytest.raises(NonFiniteStateError, match="a Laplacian D - A enters as A - D"):
         imex_odeint(lambda t, u: 60.0 * u, -laplacian(), U0, 10 * T, step_size=1.0)
+
+
+def test_the_disc_of_a_trained_operator_is_asked_for_without_a_gradient():
+    class Own(Graph):
+        def disc(self):
+            return 0.0, float(abs(self.tensors[0].numpy()).sum())
+
+    weight = torch.ones(6, requires_grad=True)
+    u = imex_odeint(None, Own(EDGES, weight, 4), U0, T, step_size=0.1)
+    assert u.requires_grad

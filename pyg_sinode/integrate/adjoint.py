@@ -21,6 +21,8 @@ from .records import Modes, Record
 from .runge_kutta import StepResult
 from .sums import Scaled
 
+SMALL = 1e-4  # a factor that is applied to gradients, not to the vector that gives them
+
 
 def integrate(run: Integration, u0: Tensor) -> Tensor:
     """The states at all output times, without a gradient; refuses one that would be lost."""
@@ -63,7 +65,7 @@ class _Discrete(torch.autograd.Function):
         back = _Backward(run, u0, tensors, ctx.needs_input_grad[2:], ctx.buffers)
         with torch.no_grad(), full_precision(u0.device), ctx.modes.in_force():
             lam = back.through(grads[0], back.tapes(ctx.kept, saved[ctx.count:], u0))
-        found = [lam if ctx.needs_input_grad[1] else None, *back.own_gradients()]
+        found = [lam if ctx.needs_input_grad[1] else None, *back.gradients]
         if torch.is_grad_enabled():
             once: Callable[..., Tensor] = _Once.apply
             found = [g if g is None else once(g, grads[0], u0, *tensors) for g in found]
@@ -185,11 +187,10 @@ class _Backward:
         self.run, self.stats = run, run.stats
         self.split = 0 if run.term is None else len(run.term.tensors)
         self.gradients: list[Tensor | None] = [None] * len(tensors)
-        # Autograd may return the same memory as several gradients: whether one has its own.
-        self.owned = [False] * len(tensors)
         self.wanted = [i for i in range(self.split) if wanted[i]]
         self.wanted_implicit = wanted[self.split:]
-        # A factor is applied to whichever is smaller, the state or the gradients of the tensors.
+        # A factor is applied to whichever is smaller, the state or the gradients of the tensors;
+        # if it is small, to these, since the vector may underflow.
         self.scales_state = u0.numel() < sum(tensors[i].numel() for i in self.wanted)
         self.replay = None if run.term is None else Replay(
             run.term, tensors[:self.split], GraphMemory(run.graph_memory), run.stats)
@@ -244,18 +245,13 @@ class _Backward:
         result: Tensor = lam.plus([grad[0]]).u
         return result
 
-    def own_gradients(self) -> list[Tensor | None]:
-        """The accumulated gradients, each in memory of its own."""
-        return [g if g is None or own else g.clone()
-                for g, own in zip(self.gradients, self.owned, strict=True)]
-
     def explicit(self, evaluation: Evaluation | None, t: float, u: Tensor, v: Scaled) -> Scaled:
         """See :class:`pyg_sinode.integrate.runge_kutta.Reverse`."""
         assert self.replay is not None
         assert evaluation is not None
         assert v.x is not None
         x, factor = v.x, v.factor
-        if self.scales_state and factor != 1.0:
+        if self.scales_state and factor != 1.0 and abs(factor) > SMALL:
             x, factor = x * factor, 1.0
         to_u, found = self.replay.vjp(evaluation, t, u, x, self.wanted)
         self._add(self.wanted, found, factor)
@@ -270,26 +266,23 @@ class _Backward:
 
     def _add(self, places: Sequence[int], found: Sequence[Tensor | None], factor: float) -> None:
         """Adds gradients times a factor to the accumulated ones, in one call."""
-        sums, more, fresh = [], [], []
+        sums, more, first = [], [], []
         for place, gradient in zip(places, found, strict=True):
             if gradient is None:
                 continue
             present = self.gradients[place]
             if present is None:
-                self.gradients[place] = gradient if factor == 1.0 else gradient * factor
-                self.owned[place] = factor != 1.0
-            elif self.owned[place]:
+                first.append((place, gradient))
+            else:
                 sums.append(present)
                 more.append(gradient)
-            else:
-                fresh.append((place, present, gradient))
         if sums:
             torch._foreach_add_(sums, more, alpha=factor)
-        if fresh:
-            numbers, first, second = zip(*fresh, strict=True)
-            added = torch._foreach_add(first, second, alpha=factor)
-            for place, x in zip(numbers, added, strict=True):
-                self.gradients[place], self.owned[place] = x, True
+        if first:
+            # Copies: several gradients, or those of the next product, may have the same memory.
+            copies = torch._foreach_mul([gradient for _, gradient in first], factor)
+            for (place, _), copy in zip(first, copies, strict=True):
+                self.gradients[place] = copy
 
 
 def moved(state: Any, device: torch.device) -> Any:

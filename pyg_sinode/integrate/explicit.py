@@ -353,6 +353,8 @@ class Replay:
         trained = [i for i in wanted if stand[i].requires_grad]  # some may be frozen since
         # Graphs with common parts (a cached parametrization) are retained until deleted.
         to_u, *found = _gradients(value, [u, *(stand[i] for i in trained)], v, self.term.shares)
+        if to_u is not None and self.term.memory.copies:
+            to_u = to_u.clone()  # G reuses memory, and so may its products
         if len(trained) == len(wanted):
             return to_u, found
         by_place = dict(zip(trained, found, strict=True))

@@ -117,8 +117,7 @@ class Integration:
             u0 (Tensor): The initial state.
             keep (callable, optional): Called with each accepted step. (default: :obj:`None`)
         """
-        # A callback may change u0 in place.
-        outputs = [u0 if self.callback is None else u0.clone()]
+        outputs = [u0.clone()]  # a copy, since G, a solver or a callback may change u0
         watch = Watch(self.callback, self.progress, self.times, self.stats)
         try:
             for accepted in loop(method, self._sizes(method, u0), u0, watch):
