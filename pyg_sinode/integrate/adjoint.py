@@ -21,8 +21,6 @@ from .records import Modes, Record
 from .runge_kutta import StepResult
 from .sums import Scaled
 
-SMALL = 1e-4  # a factor that is applied to gradients, not to the vector that gives them
-
 
 def integrate(run: Integration, u0: Tensor) -> Tensor:
     """The states at all output times, without a gradient; refuses one that would be lost."""
@@ -189,9 +187,6 @@ class _Backward:
         self.gradients: list[Tensor | None] = [None] * len(tensors)
         self.wanted = [i for i in range(self.split) if wanted[i]]
         self.wanted_implicit = wanted[self.split:]
-        # A factor is applied to whichever is smaller, the state or the gradients of the tensors;
-        # if it is small, to these, since the vector may underflow.
-        self.scales_state = u0.numel() < sum(tensors[i].numel() for i in self.wanted)
         self.replay = None if run.term is None else Replay(
             run.term, tensors[:self.split], GraphMemory(run.graph_memory), run.stats)
         # The tensors of the forward pass, even if the modules have other ones by now.
@@ -250,12 +245,9 @@ class _Backward:
         assert self.replay is not None
         assert evaluation is not None
         assert v.x is not None
-        x, factor = v.x, v.factor
-        if self.scales_state and factor != 1.0 and abs(factor) > SMALL:
-            x, factor = x * factor, 1.0
-        to_u, found = self.replay.vjp(evaluation, t, u, x, self.wanted)
-        self._add(self.wanted, found, factor)
-        return Scaled(to_u, factor)
+        to_u, found = self.replay.vjp(evaluation, t, u, v.x, self.wanted)
+        self._add(self.wanted, found, v.factor)
+        return Scaled(to_u, v.factor)
 
     def implicit(self, t: float, u: Tensor, w: Scaled) -> None:
         """See :class:`pyg_sinode.integrate.runge_kutta.Reverse`."""

@@ -121,6 +121,7 @@ class Circulant(LinearOperator):
     def transpose(self) -> Circulant:
         other = self.with_tensors(self.tensors)
         other.transposed = not self.transposed
+        other._kept = self._kept  # symbols of J itself, for both
         return other
 
     def check(self, u: Tensor) -> None:
