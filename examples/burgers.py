@@ -210,8 +210,9 @@ def plot_fields(axes, found: np.ndarray, truth: np.ndarray, interval: float) -> 
     size = float(np.abs(truth).max())
     images = [figures.show_field(axes[0], truth, extent, size),
               figures.show_field(axes[1], found, extent, size),
-              figures.show_field(axes[2], found - truth, extent)]
-    titles = ("truth, the median test trajectory", "prediction", "difference (a scale of its own)")
+              figures.show_field(axes[2], found - truth, extent, decades=3)]
+    titles = ("truth, the median test trajectory", "prediction",
+              "difference (its own logarithmic\ncolour scale)")
     for ax, title in zip(axes, titles, strict=True):
         ax.set(title=title, xlabel="time t", ylabel="position x")
     figures.color_bar(images[1], list(axes[:2]), "u", side="bottom")

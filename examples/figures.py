@@ -76,8 +76,15 @@ def color_bar(image: AxesImage, axes: Axes | list[Axes], label: str, side: str =
         powers = [10.0**k for k in range(decade, int(np.ceil(np.log10(image.norm.vmax))) + 1)
                   if 10.0**k <= image.norm.vmax]
         ticks = [*(-p for p in powers[::-1]), 0.0, *powers]
-        bar.set_ticks(ticks, labels=[f"{p:g}" for p in ticks])
+        bar.set_ticks(ticks, labels=[short(p) for p in ticks])
         bar.minorticks_off()
+
+
+def short(power: float) -> str:
+    """A power of ten, or zero, as a label."""
+    if power == 0.0 or 0.01 <= abs(power) < 1000:
+        return f"{power:g}"
+    return f"{'-' if power < 0 else ''}$10^{{{round(np.log10(abs(power)))}}}$"
 
 
 def plot_losses(ax: Axes, curves: dict[str, list[float]], x: list[float] | None = None) -> None:
