@@ -4,7 +4,6 @@ import argparse
 import importlib
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from pyg_sinode.grid import Advection, PeriodicGrid, kuramoto_sivashinsky
 
 pytestmark = pytest.mark.scripts
 
-EXAMPLES = str(Path(__file__).parents[1] / "examples")
 NAMES = ("grid_learning", "grid_networks", "grid_options", "least_squares", "kuramoto_sivashinsky",
          "burgers")
 F64 = torch.float64
@@ -24,11 +22,7 @@ F64 = torch.float64
 def examples():
     for name in ("matplotlib", "torchdiffeq"):
         pytest.importorskip(name, reason=f"the examples need {name}, which is not installed")
-    sys.path.insert(0, EXAMPLES)
-    yield {name: importlib.import_module(name) for name in NAMES}
-    sys.path.remove(EXAMPLES)
-    for name in NAMES:
-        del sys.modules[name]
+    return {name: importlib.import_module(name) for name in NAMES}
 
 
 @pytest.fixture

@@ -241,8 +241,7 @@ def script(request, modules):
     needed = SCRIPTS[request.param]
     pytest.importorskip(needed, reason=f"the example needs {needed}, which is not installed")
     yield importlib.import_module(request.param)
-    for name in (request.param, "grid_learning", "grid_networks", "grid_options", "least_squares"):
-        sys.modules.pop(name, None)
+    sys.modules.pop(request.param, None)
 
 
 def parse(script, monkeypatch, capsys, *words):
