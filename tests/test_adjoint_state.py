@@ -447,3 +447,33 @@ def test_small_gradients_of_small_steps_do_not_underflow():
     found, expected = run(torch.float32, "discrete"), run(torch.float64, "backprop")
     for x, y in zip(found, expected, strict=True):
         assert float(((x.double() - y) / y).abs().max()) < 1e-5
+
+
+class AllReused(torch.autograd.Function):
+    """p sin(u), whose value and gradients are in the same memory each time."""
+
+    value, to_p, to_u = (torch.zeros(4, 4, dtype=torch.float64) for _ in range(3))
+
+    @staticmethod
+    def forward(ctx, p, u):
+        ctx.save_for_backward(p.clone(), u.clone())
+        return AllReused.value.copy_(p * u.sin()).detach()
+
+    @staticmethod
+    def backward(ctx, g):
+        p, u = ctx.saved_tensors
+        return AllReused.to_p.copy_(g * u.sin()), AllReused.to_u.copy_(g * p * u.cos())
+
+
+@pytest.mark.parametrize("implicit", [None, operators.ScaledIdentity(-1.0)], ids=["none", "decay"])
+@pytest.mark.parametrize("method", ["ars222", "ark324l2sa", "sbdf2", "etdrk4"])
+def test_a_term_of_which_all_results_reuse_their_memory_has_the_right_gradients(method, implicit):
+    def run(product):
+        u = imex_odeint(lambda t, u, p: product(p, u), implicit, u0, AT, args=(p,), method=method,
+                        step_size=0.1)
+        return torch.autograd.grad(u.square().sum(), (u0, p))
+
+    generator = torch.Generator().manual_seed(0)
+    u0, p = (torch.randn(4, 4, dtype=torch.float64, generator=generator).requires_grad_()
+             for _ in range(2))
+    assert_equal(run(AllReused.apply), run(lambda p, u: p * u.sin()), 1e-12)
