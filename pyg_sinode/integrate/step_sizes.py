@@ -267,5 +267,3 @@ class AdaptiveSteps:
             f"accepted steps, below min_step={self.control.min_step:.3g} or the rounding of time; "
             f"in the last step tried, {what}. {cure}",
             time=step.t, step=step.number, state=u.detach(), step_size=self.wanted)
-
-
