@@ -23,7 +23,7 @@ from .operators.user_function import no_functions
 from .precision import SHORT, full_precision, is_autocast, widened
 from .schemes import SCHEMES, ExponentialTableau, Scheme
 from .terms import Affine, Nonlinear
-from .transforms import forward_mode_error, has_tangent
+from .transforms import forward_mode_error, has_tangent, numbers
 
 
 def tensors_of(u0: Tensor, implicit: Any, args: Any) -> list[Any]:
@@ -51,7 +51,7 @@ def read_times(t: Any) -> list[float]:
     if t.dim() != 1 or t.numel() == 0:
         raise ValueError(f"Expected t as a 1-D tensor of at least one time (got shape "
                          f"{tuple(t.shape)}).")
-    times: list[float] = t.tolist()
+    times = numbers(t)
     if not all(map(math.isfinite, times)):
         raise ValueError(f"Expected finite times in t (got {times}).")
     rises = [b - a for a, b in itertools.pairwise(times)]

@@ -111,6 +111,13 @@ def forward_mode_error(what: str, remedy: str = WITHOUT_IMPLICIT) -> RuntimeErro
                         f"a tangent, which would be lost); {remedy}.")
 
 
+def numbers(x: Tensor) -> list[float]:
+    """The entries of a vector, within ``torch.func`` too, where torch 2.4 has no ``tolist``."""
+    if torch._C._functorch.get_interpreter_stack() is None:
+        return list(x.tolist())
+    return [float(entry) for entry in x]
+
+
 def is_wrapped(x: Tensor) -> bool:
     """Whether a tensor is a ``torch.func`` wrapper, which has no accessible storage."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from cases import double
-from torch import nn
+from torch import Tensor, nn
+from torch_geometric.typing import OptTensor  # noqa: F401  (PyG 2.5 looks for it, see below)
 
 from pyg_sinode import GRANDAttention, SINODEConv, imex_odeint, solvers
 from pyg_sinode.operators import Dense, Diagonal, MatrixFree, Scaled, ScaledIdentity, Shifted
@@ -349,8 +350,9 @@ def test_a_layer_refuses_an_operator_that_training_would_not_change():
 
 
 def test_the_messages_of_a_subclass_of_the_attention_are_used():
+    # PyG 2.5 looks up the types of all messages in the module of a subclass, of its own layers too.
     class Doubled(GRANDAttention):
-        def message(self, x_j, alpha):
+        def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
             return 2.0 * super().message(x_j, alpha)
 
     edges = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 2]])

@@ -1,5 +1,7 @@
 """What do PyTorch's compilers and transforms make of a layer, and what do they refuse?"""
 
+import inspect
+
 import pytest
 import torch
 from cases import EDGES, NODES
@@ -16,6 +18,12 @@ pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"),
               pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
               pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
 X, W = features(4, dtype=torch.float32), WEIGHT.float()
+# PyTorch 2.4 gives neither reasons for graph breaks nor the words of errors in compiled functions.
+SAYS_WHY = "reason" in inspect.signature(torch.compiler.disable).parameters
+
+
+def said(words):
+    return words if SAYS_WHY else "Observed exception"
 
 
 class Model(nn.Module):
@@ -48,7 +56,8 @@ def test_a_model_compiles_around_the_layer_with_one_graph_break(implicit):
                                                      list(model.parameters())), strict=True):
         torch.testing.assert_close(one, other)
     assert sum(counters["graph_break"].values()) == 1
-    assert "steps and solves of pyg_sinode are Python" in next(iter(counters["graph_break"]))
+    if SAYS_WHY:
+        assert "steps and solves of pyg_sinode are Python" in next(iter(counters["graph_break"]))
     graphs = counters["stats"]["unique_graphs"]
     for count in (7, 9, 12):  # other sizes compile nothing anew
         x = torch.randn(count, 4)
@@ -72,9 +81,9 @@ def test_attention_by_itself_compiles_as_one_graph(options):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     if not options.get("edge_dim"):
         assert compiled(X, EDGES, W.double()).dtype == torch.float32
-        with pytest.raises(Exception, match="no edge_attr in a layer without edge_dim"):
+        with pytest.raises(Exception, match=said("no edge_attr in a layer without edge_dim")):
             compiled(X, EDGES, W, torch.randn(9, 2))
-    with pytest.raises(Exception, match="Expected an edge_index in a GRANDAttention"):
+    with pytest.raises(Exception, match=said("Expected an edge_index in a GRANDAttention")):
         compiled(X, EDGES.tolist())
 
 

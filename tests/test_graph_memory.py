@@ -398,6 +398,8 @@ def test_graphs_that_come_to_share_a_part_are_made_again():
     assert_same_bits(*found)
 
 
+@pytest.mark.skipif(not hasattr(torch._C._autograd.SavedTensor, "data"),
+                    reason="this PyTorch does not show what hooks have packed: it is run again")
 def test_what_g_itself_checkpoints_is_not_run_again_to_be_measured():
     class Frugal(Normalised):
         def forward(self, t, u):

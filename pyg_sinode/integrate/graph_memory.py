@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ..operators.checks import GraphParts, graph_parts
+from ..transforms import recording
 
 MEASURED = frozenset([0, *(4**k + 1 for k in range(1, 16))])  # evaluations whose graph is measured
+_SHOWS_DATA = hasattr(torch._C._autograd.SavedTensor, "data")  # not in torch 2.4
 _SAVED: dict[type, tuple[str, ...]] = {}  # attributes with saved tensors, by type of node
 
 
@@ -95,14 +97,30 @@ def held_bytes(value: Tensor, ends: Sequence[Tensor], parts: GraphParts | None =
 
 def _saved(nodes: Sequence[Any]) -> Iterator[Tensor]:
     """The dense tensors that the nodes of a graph have saved."""
+    read = _read if _SHOWS_DATA else _unpack
     for node in nodes:
         for name in _names(node):
-            found = getattr(node, name, None)
-            for x in found if isinstance(found, (tuple, list)) else (found,):
-                # Packed by hooks inside G: not unpacked, since that may run G again.
-                x = getattr(x, "data", None)
+            for x in read(node, name):
                 if isinstance(x, Tensor):
                     yield from _dense(x)
+
+
+def _read(node: Any, name: str) -> Iterator[Any]:
+    """What a node has saved; None for what hooks inside G have packed, whose unpacking may run G
+    again."""
+    found = getattr(node, name, None)
+    for x in found if isinstance(found, (tuple, list)) else (found,):
+        yield getattr(x, "data", None)
+
+
+def _unpack(node: Any, name: str) -> Iterator[Any]:
+    """The same for torch 2.4, which does not show what was packed: it is unpacked."""
+    saved = name.removeprefix("_raw")
+    try:
+        found = getattr(node, saved if hasattr(type(node), saved) else saved[1:], None)
+    except RuntimeError:  # a tensor was changed in place: the backward pass says so
+        return
+    yield from found if isinstance(found, (tuple, list)) else (found,)
 
 
 def _names(node: Any) -> tuple[str, ...]:
@@ -124,4 +142,14 @@ def _dense(x: Tensor) -> Iterator[Tensor]:
 def _has_hooks() -> bool:
     """Whether hooks on saved tensors are active."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top is not None and top(False) is not None
+    if top is not None:
+        return top(False) is not None
+    # In torch 2.4: a saved tensor that hooks have packed refuses others.
+    with recording():
+        x = torch.ones(1, requires_grad=True)
+        node: Any = (x * x).grad_fn
+    try:
+        node._raw_saved_self.register_hooks(lambda y: y, lambda y: y)
+    except RuntimeError:
+        return True
+    return False

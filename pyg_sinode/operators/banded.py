@@ -256,6 +256,8 @@ def _bandwidth(offsets: Iterable[int]) -> tuple[int, int]:
 
 def _shifted(x: Tensor, offsets: Sequence[int], dim: int) -> list[Tensor]:
     """For each offset o the entries x_{i + o} along a dimension, zero outside."""
+    if x.numel() == 0:  # which F.pad refuses in torch 2.4
+        return [x] * len(offsets)
     below, above = _bandwidth(offsets)
     wide = F.pad(x, [0, 0] * (-dim - 1) + [below, above])
     return [wide.narrow(dim, below + o, x.size(dim)) for o in offsets]
