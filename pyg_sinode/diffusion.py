@@ -13,7 +13,7 @@ from torch_geometric.nn.inits import reset
 from .attention import GRANDAttention, with_dimension
 from .graph_input import SortedGraph
 from .operators import Diagonal, Graph, LinearOperator, ScaledIdentity
-from .operators.base import Sum
+from .operators.sums import Sum
 from .reaction import Reaction
 from .sparse import Pattern, gather_rows, segment_sum, sparse_product
 from .terms import Nonlinear

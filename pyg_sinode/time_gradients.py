@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .operators import LinearOperator
-from .operators.base import Scaled
+from .operators.scaled import Scaled
 from .terms import Affine, Nonlinear
 
 

@@ -1,6 +1,7 @@
 """Do old public names go on working for a release, with a warning that names the new ones?"""
 
 import importlib
+import pickle
 
 import pytest
 import torch
@@ -26,6 +27,18 @@ def test_what_has_moved_is_found_in_its_old_place(module, old, place, new):
     assert found is getattr(place, new)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = old_place.nothing
+
+
+def test_pickles_of_version_0_1_find_compositions_of_operators_in_their_old_place():
+    J = 2.0 * (Diagonal(double([1.0, 2.0])) + Dense(torch.eye(2).double()))
+    saved = pickle.dumps(J, protocol=0)
+    for name in (b"scaled", b"sums"):
+        assert b"cpyg_sinode.operators." + name in saved
+        saved = saved.replace(b"cpyg_sinode.operators." + name, b"cpyg_sinode.operators.base")
+    u = double([0.5, -1.0])
+    assert torch.equal(pickle.loads(saved).mv(u), J.mv(u))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = importlib.import_module("pyg_sinode.operators.base").nothing
 
 
 def test_statistics_by_their_old_names():

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Shifted
-from ..operators.base import Reciprocal
 from ..operators.block_diagonal import BlockInverse, derivative_blocks
 from ..operators.checks import is_finite
 from ..operators.flat import identity_minus
+from ..operators.pointwise import Reciprocal
 from ..solvers import GMRES, Direct, NewtonError, Solver, default
 from ..solvers.krylov import Krylov, KrylovInverse, default_rtol
 from ..terms import Nonlinear

@@ -5,19 +5,24 @@ import warnings
 from typing import Any
 
 from .banded import Banded
-from .base import LinearOperator, Product, Scaled, Sum, Transposed
+from .base import LinearOperator
 from .block_diagonal import BlockDiagonal
 from .circulant import Circulant
 from .dense import Dense
 from .dissipative import Dissipative
 from .dissipative_circulant import DissipativeCirculant
 from .dissipative_graph import DissipativeGraph
+from .function_of import FunctionOf as FunctionOf  # which J.function(f) makes
 from .graph import Graph
 from .matrix_free import MatrixFree
 from .pointwise import Diagonal, ScaledIdentity
+from .products import Product
 from .results import Entries, LinearSolveError, Solution, SolveError
+from .scaled import Scaled
 from .shifted import Shifted
 from .sine_cosine import SineCosine
+from .sums import Sum
+from .transposed import Transposed
 
 __all__ = [
     "Banded", "BlockDiagonal", "Circulant", "Dense", "Diagonal", "Dissipative",

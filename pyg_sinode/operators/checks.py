@@ -97,6 +97,16 @@ def as_float(number: Tensor | float) -> float:
     return float(number.detach()) if isinstance(number, Tensor) else float(number)
 
 
+def is_array(d: Tensor | float | None) -> bool:
+    """Whether it is a tensor with dimensions."""
+    return isinstance(d, Tensor) and d.dim() > 0
+
+
+def is_number(d: Tensor | float | None) -> bool:
+    """Whether it is a number or a tensor without dimensions."""
+    return d is not None and not is_array(d)
+
+
 def detached(number: Tensor | float) -> Tensor | float:
     """A number or tensor with no gradient."""
     return number.detach() if isinstance(number, Tensor) else number

@@ -20,10 +20,11 @@ from ..sparse import (
     segment_sum,
     sparse_product,
 )
-from .base import LinearOperator, Sum
+from .base import LinearOperator
 from .checks import along, as_float, check_dims, check_real, check_size, check_tensors
 from .results import Entries, equals_transpose
 from .shifted import Shifted
+from .sums import Sum
 
 
 class Graph(LinearOperator):

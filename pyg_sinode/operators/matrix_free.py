@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..precision import without_autocast
-from .base import LinearOperator, Transposed
+from .base import LinearOperator
 from .checks import check_dims, check_real, check_tensors, shares_memory
 from .function import Function
+from .transposed import Transposed
 
 
 class MatrixFree(LinearOperator):

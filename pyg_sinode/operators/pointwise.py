@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .base import LinearOperator
 from .checks import broadcasts, check_number, check_real, check_tensors, detached
-from .results import Entries
+from .results import Entries, LinearSolveError
 
 
 class ScaledIdentity(LinearOperator):
@@ -125,6 +126,28 @@ class Diagonal(LinearOperator):
         if any(length != 1 and at - d.dim() != dim for at, length in enumerate(d.shape)):
             return None
         return _diagonal_entries(d, size)
+
+
+class Reciprocal(LinearOperator, composes="division"):
+    """Division by a divisor, a number or a tensor, which must not be zero to rounding."""
+
+    def __init__(self, divisor: Tensor | float) -> None:
+        if isinstance(divisor, Tensor):
+            small = divisor.detach().abs().min() if divisor.numel() else math.inf
+        else:
+            small = abs(divisor)
+        eps = torch.finfo(divisor.dtype).eps if isinstance(divisor, Tensor) else 2.3e-16
+        if not float(small) > 4 * eps:
+            raise LinearSolveError(
+                f"I - cJ is singular to rounding: its smallest diagonal entry is {float(small):.1e}"
+                " in magnitude. Keep J negative (a decay), or change the step size.")
+        self.divisor = divisor
+
+    def mv(self, u: Tensor) -> Tensor:
+        return u / self.divisor
+
+    def transpose(self) -> Reciprocal:
+        return self
 
 
 def _diagonal_entries(d: Tensor, size: int) -> Entries:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, LinearSolveError, Solution
-from ..operators.base import Reciprocal
 from ..operators.dense import DenseInverse, check_condition
+from ..operators.pointwise import Reciprocal
 from ..operators.results import Entries, dense_matrix
 from .base import ClosedInverse, Inverse
 
