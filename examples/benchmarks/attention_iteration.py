@@ -45,7 +45,8 @@ class PlainAttention(MessagePassing):
             positive = (score + torch.sqrt(score * score + 4.0)) / 2.0
             total = scatter(positive, index, dim=0, dim_size=x.size(0), reduce="sum")
             alpha = positive / total[index]
-        out = self.propagate(edge_index, x=x, alpha=alpha.mean(dim=-1, keepdim=True))
+        alpha = alpha.mean(dim=-1, keepdim=True)  # PyG 2.5 parses the call below: names only
+        out = self.propagate(edge_index, x=x, alpha=alpha)
         return torch.sigmoid(self.term.alpha) * out + self.term.beta * x0
 
     def edge_update(self, query_i: Tensor, key_j: Tensor) -> Tensor:

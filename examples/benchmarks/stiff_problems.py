@@ -96,7 +96,7 @@ def advection_diffusion(n: int, speed: float = 1.0, viscosity: float = 0.01) -> 
         return torch.from_numpy(np.fft.irfft(np.exp(t * symbol) * np.fft.rfft(u0.numpy()), n))
 
     ones = np.ones(n - 1)
-    ring = sparse.diags_array([ones, -ones, [1.0], [-1.0]], offsets=[-1, 1, n - 1, 1 - n])
+    ring = sparse.diags([ones, -ones, [1.0], [-1.0]], offsets=[-1, 1, n - 1, 1 - n])
     jacobian = sparse.csc_matrix(ring * (speed / (2 * dx)) + matrix(implicit, n))
     return Problem("advection", f"advection-diffusion, {n} points", explicit, implicit,
                    array_explicit, jacobian, u0, 1.0, (16, 32, 64, 128, 256, 512, 1024), exact)
@@ -111,7 +111,7 @@ def allen_cahn(n: int, eps: float = 0.06) -> Problem:
     u0 = 0.4 * torch.sin(x) + 0.3 * torch.cos(2 * x) + 0.2 * torch.sin(3 * x + 1.0)
 
     def jacobian(t: float, u: Array) -> Array:
-        return sparse.csc_matrix(linear + sparse.diags_array(1 - 3 * u * u))
+        return sparse.csc_matrix(linear + sparse.diags(1 - 3 * u * u))
 
     return Problem("allen-cahn", f"Allen-Cahn, {n} points", lambda t, u: u - u * u * u, implicit,
                    lambda u, xp=np: u - u * u * u, jacobian, u0, 3.0,
