@@ -52,8 +52,8 @@ def read_times(t: Any) -> list[float]:
         raise ValueError(f"Expected t as a 1-D tensor of at least one time (got shape "
                          f"{tuple(t.shape)}).")
     times = numbers(t)
-    if not all(map(math.isfinite, times)):
-        raise ValueError(f"Expected finite times in t (got {times}).")
+    if not all(map(math.isfinite, [*times, times[-1] - times[0]])):
+        raise ValueError(f"Expected finite times in t, a finite time apart (got {times}).")
     rises = [b - a for a, b in itertools.pairwise(times)]
     if not (all(r > 0 for r in rises) or all(r < 0 for r in rises)):
         raise ValueError("Expected t strictly increasing or strictly decreasing (got "

@@ -5,6 +5,7 @@ import torch
 from cases import OPERATORS, dense_matrix, graph, numbers
 from nonlinear_cases import F64
 
+from pyg_sinode import imex_odeint
 from pyg_sinode.operators import (
     Banded,
     BlockDiagonal,
@@ -143,12 +144,25 @@ def test_block_jacobi_makes_a_stiff_reaction_beside_a_graph_easy(solver, turned)
 
 
 def test_the_default_solver_of_a_sum_with_blocks_is_preconditioned_by_them():
-    assert default(stiff_sum()) == GMRES(preconditioner=BlockJacobi((-1,)))
+    assert default(stiff_sum()) == GMRES(preconditioner=BlockJacobi((-1,), optional=True))
     stencil = torch.tensor([[1.0], [-2.0], [1.0]], dtype=F64)
     symmetric = Banded(stencil.repeat(1, 6), (-1, 0, 1), dim=-2)
     assert default(symmetric + BlockDiagonal(-torch.eye(3, dtype=F64))) == CG(
-        preconditioner=BlockJacobi((-1,)))
+        preconditioner=BlockJacobi((-1,), optional=True))
     assert default(BlockDiagonal(torch.eye(3))) == Direct()
+
+
+@pytest.mark.parametrize("other", [
+    MatrixFree(lambda u: torch.roll(u, 1, -2) - u, dim=-2), BlockDiagonal(-torch.eye(6), dim=-2),
+], ids=["MatrixFree", "blocks along another dimension"])
+def test_a_sum_whose_blocks_are_not_known_is_solved_without_a_preconditioner(other):
+    torch.manual_seed(0)
+    J, u0 = BlockDiagonal(-torch.rand(3, 3)) + other, torch.randn(6, 3)
+    u = imex_odeint(None, J, u0, torch.tensor([0.0, 1.0]), step_size=0.1)[-1]
+    exact = torch.linalg.matrix_exp(dense_matrix(J, u0.shape, torch.float32)) @ u0.flatten()
+    torch.testing.assert_close(u.flatten(), exact, rtol=0, atol=1e-3)
+    inverse = default(J).invert(Shifted(J, 0.1)).T
+    torch.testing.assert_close(Shifted(J, 0.1).T.mv(inverse.mv(u0)), u0, rtol=0, atol=1e-4)
 
 
 def test_block_jacobi_refuses_an_operator_without_blocks():

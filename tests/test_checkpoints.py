@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from pyg_sinode import imex_odeint, operators
+from pyg_sinode import imex_odeint, operators, solvers
 from pyg_sinode.integrate.checkpoints import advances, backwards, first_sweep, split
 from pyg_sinode.schemes import MULTISTEP, RUNGE_KUTTA
 
@@ -174,6 +174,26 @@ def test_random_numbers_and_buffers_are_those_of_the_forward_pass(layer, checkpo
         return Term(layer.__class__(*([0.5] if isinstance(layer, torch.nn.Dropout) else [3])))
 
     assert_same_bits({"step_size": 0.1}, checkpoints, make)
+
+
+ITERATIVE = {"GMRES": solvers.GMRES(), "BiCGStab": solvers.BiCGStab(), "default": None}
+
+
+@pytest.mark.parametrize("solver", ITERATIVE.values(), ids=ITERATIVE)
+@pytest.mark.parametrize("options", [
+    {"step_size": 0.07}, {"step_size": 0.07, "method": "crank_nicolson"},
+    {"step_size": 0.1, "method": "sbdf3"}, {"rtol": 1e-2, "method": "ark232"}], ids=str)
+def test_guesses_of_iterative_solvers_are_those_of_the_forward_pass(solver, options):
+    found = []
+    for checkpoints in (None, 1, 3):
+        torch.manual_seed(0)
+        w = (0.3 * torch.randn(6, 6) - torch.eye(6)).requires_grad_()
+        J = operators.MatrixFree(lambda u, w: u @ w.T, w)
+        u = imex_odeint(lambda t, u: torch.sin(u), J, torch.randn(3, 6), torch.tensor([0.0, 1.0]),
+                        solver=solver, checkpoints=checkpoints, **options)
+        found.append([u.detach(), *torch.autograd.grad(u[-1].square().sum(), w)])
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
 
 
 def test_a_second_backward_pass_over_a_kept_graph_starts_from_the_initial_state():

@@ -1,5 +1,8 @@
 """Is every inverse of I - cJ made once, and are few of them kept?"""
 
+import dataclasses
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from cases import states, stepper_by
 
 from pyg_sinode import Stats, imex_odeint, operators, solvers
 from pyg_sinode.integrate.implicit import KEPT, Factorizations
+from pyg_sinode.integrate.kept import kept_of
 from pyg_sinode.schemes import RUNGE_KUTTA
 
 J = np.array([[-3.0, 1.0], [0.5, -40.0]])
@@ -71,6 +75,51 @@ def test_a_number_of_an_operator_that_was_changed_makes_its_factors_anew():
     changed, stats = setups_of(operator)
     torch.testing.assert_close(changed.inverse(1.0).mv(torch.ones(3)), torch.ones(3) / 7)
     assert stats.factorizations == 1
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, np.int64])
+def test_a_number_of_numpy_of_an_operator_of_ones_own_too(kind):
+    class Multiple(operators.LinearOperator):
+        dims = (-1,)
+
+        def __init__(self, factor):
+            self.factor = factor
+
+        def mv(self, u):
+            return u * float(self.factor)
+
+        def has_closed_inverse(self):
+            return True
+
+        def resolvent(self, c):
+            return operators.ScaledIdentity(1.0 / (1.0 - c * float(self.factor)))
+
+    operator = Multiple(kind(-1))
+    setups_of(operator)[0].inverse(1.0)
+    operator.factor = kind(-4)
+    torch.testing.assert_close(setups_of(operator)[0].inverse(1.0).mv(torch.ones(3)),
+                               torch.ones(3) / 5)
+
+
+def test_an_operator_of_ones_own_need_not_be_hashable():
+    @dataclasses.dataclass
+    class Mine(operators.LinearOperator):
+        matrix: torch.Tensor
+
+        def __post_init__(self):
+            self.tensors, self.dims = (self.matrix,), (-1,)
+
+        def mv(self, u):
+            return u @ self.tensors[0].T
+
+    mine, u0, t = Mine(-torch.eye(3)), torch.ones(3), torch.tensor([0.0, 1.0])
+    u = imex_odeint(None, mine, u0, t, step_size=0.1)
+    assert torch.equal(imex_odeint(None, mine, u0, t, step_size=0.1), u)
+    torch.testing.assert_close(u[-1], torch.exp(-u0), rtol=0, atol=1e-4)
+    found = weakref.ref(kept_of(mine))
+    assert found() is not None
+    del mine
+    assert found() is None
 
 
 @pytest.mark.parametrize("terms", [

@@ -2,16 +2,17 @@
 
 import pytest
 import torch
-from cases import dense_matrix
+from cases import OPERATORS, dense_matrix
 
 from pyg_sinode import imex_odeint, solvers
-from pyg_sinode.grid import PeriodicGrid
+from pyg_sinode.grid import BoxGrid, PeriodicGrid
 from pyg_sinode.operators import (
     Banded,
     BlockDiagonal,
     Circulant,
     Dense,
     Diagonal,
+    Graph,
     LinearOperator,
     Product,
     ScaledIdentity,
@@ -70,6 +71,43 @@ def test_a_diffusivity_of_each_species_keeps_the_closed_inverse(make, shape, tra
     b = torch.randn(shape, dtype=F64)
     x = Direct().invert(Shifted(J, 0.2)).mv(b)
     torch.testing.assert_close(x, exact(J, 0.2, b), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_python_number_beside_a_closed_inverse_is_in_double_precision(name):
+    case = OPERATORS[name]
+    J, b = ScaledIdentity(0.1) @ case.operator(), case.state()
+    if not J.has_closed_inverse():
+        assert default(J) != Direct()
+        return
+    with torch.no_grad():
+        x = Direct().invert(Shifted(J, 0.5)).mv(b)
+        torch.testing.assert_close(x, exact(J, 0.5, b), rtol=0, atol=1e-13)
+
+
+FIXED = {"circulant": (lambda: Circulant([1.0, -2.0, 1.0], dim=-2), (6, 3)),
+         "box": (lambda: BoxGrid(6, 1.0, "neumann").laplacian(), (3, 6)),
+         "rows of a graph": (lambda: Graph(torch.tensor([[0, 1], [1, 0]]), torch.ones(2),
+                                           num_nodes=6, dim=-2), (6, 3))}
+
+
+@pytest.mark.parametrize(("make", "shape"), FIXED.values(), ids=FIXED)
+def test_diagonals_and_blocks_of_products_have_the_dtype_of_the_state(make, shape):
+    u = torch.randn(shape)
+    fixed = Circulant([1.0, -2.0, 1.0], dim=make().dims[0])
+    for J in (make() @ make(), make() @ fixed, make() @ make() + ScaledIdentity(-1.0)):
+        assert J.diagonal(u).dtype == torch.float32
+        assert J.blocks(u, (-1,)).dtype == torch.float32
+        matrix = dense_matrix(J, u.shape, torch.float32)
+        torch.testing.assert_close(J.diagonal(u).expand(shape).flatten(), matrix.diagonal())
+
+
+def test_a_reaction_beside_a_biharmonic_term_in_single_precision():
+    L, u0 = Circulant([1.0, -2.0, 1.0], dim=-2), torch.randn(8, 3)
+    J = BlockDiagonal(-torch.rand(3, 3)) - L @ L
+    u = imex_odeint(None, J, u0, torch.tensor([0.0, 1.0]), method="ark436l2sa", step_size=0.1)
+    exact = torch.linalg.matrix_exp(dense_matrix(J, u0.shape, torch.float32)) @ u0.flatten()
+    torch.testing.assert_close(u[-1].flatten(), exact, rtol=0, atol=2e-3)
 
 
 def test_equal_numbers_share_an_inverse():

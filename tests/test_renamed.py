@@ -37,6 +37,8 @@ def test_pickles_of_version_0_1_find_compositions_of_operators_in_their_old_plac
         saved = saved.replace(b"cpyg_sinode.operators." + name, b"cpyg_sinode.operators.base")
     u = double([0.5, -1.0])
     assert torch.equal(pickle.loads(saved).mv(u), J.mv(u))
+    inverse = (Diagonal(double([[1.0], [2.0]])) @ Dense(torch.eye(2).double())).resolvent(0.1)
+    assert importlib.import_module("pyg_sinode.operators.base").Each is type(inverse)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = importlib.import_module("pyg_sinode.operators.base").nothing
 

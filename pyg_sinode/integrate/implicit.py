@@ -127,7 +127,9 @@ class LinearPart:
     def __init__(self, term: Affine, inverse: InverseOf, stats: Stats) -> None:
         self.term, self.inverse, self.stats = term, inverse, stats
         self.constant = term.is_constant()
-        self.iterative = False  # whether the last inverse was iterative
+        # Whether the last inverse was iterative; yes until there is one, so that a step that is
+        # made again has the guesses that it had at first.
+        self.iterative = True
         self.last: tuple[LinearOperator, LinearOperator] | None = None  # an inverse, its transpose
         self.turned: LinearOperator | None = None  # J^T, which may keep what its products need
         self.correction: tuple[float, Tensor] | None = None  # c and y - b of the last such solve
@@ -193,7 +195,7 @@ class LinearPart:
         return self.term.vjp(t, U, w, wanted)
 
     def wants_guess(self) -> bool:
-        """Whether the last solve was iterative."""
+        """Whether solves are iterative, as far as is known."""
         return self.iterative
 
     def accumulated(self) -> Sequence[Tensor | None]:

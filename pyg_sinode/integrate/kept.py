@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -38,14 +38,22 @@ class Kept:
                 and len(copies) == len(tensors) and all(map(same, copies, tensors)))
 
 
-_OF: WeakKeyDictionary[LinearOperator, Kept] = WeakKeyDictionary()
+# By the operator's id, since an operator of one's own need not be hashable.
+_OF: dict[int, tuple[weakref.ref[LinearOperator], Kept]] = {}
 
 
 def kept_of(operator: LinearOperator) -> Kept:
     """What is kept of an operator, empty if its content has changed."""
-    kept = _OF.get(operator)
-    if kept is None or not kept.is_of(operator):
-        kept = _OF[operator] = Kept(operator)
+    key = id(operator)
+    found = _OF.get(key)
+    if found is not None and found[0]() is operator and found[1].is_of(operator):
+        return found[1]
+
+    def forget(_: object, of: dict[int, Any] = _OF) -> None:
+        of.pop(key, None)
+
+    kept = Kept(operator)
+    _OF[key] = weakref.ref(operator, forget), kept
     return kept
 
 
@@ -53,7 +61,7 @@ def _numbers(operator: LinearOperator) -> list[Any]:
     """The numbers, strings and arrays that an operator and its parts depend on, without tensors."""
     found: list[Any] = [type(operator), operator.generation]
     for name, value in vars(operator).items():
-        if isinstance(value, (bool, int, float, str)):
+        if isinstance(value, (bool, int, float, complex, str, np.generic)):
             found.append((name, value))
         elif isinstance(value, np.ndarray):
             found.append((name, value.shape, value.tobytes()))

@@ -139,7 +139,7 @@ class AdaptiveSteps:
         self.method, self.control, self.dense, self.steps = method, control, dense, steps
         self.stats, self.order = method.stats, method.scheme.embedded_order
         self.rest = list(times[1:])  # the remaining output times
-        self.targets = list(times[-1:] if dense else times[1:])  # times at which a step must end
+        self.targets = self.rest[-1:] if dense else self.rest[:]  # times at which a step must end
         self.ends = self.targets if dense else on_grid(times, clock)[1:]  # the same, unrounded
         self.t, self.h, self.wanted = times[0], 0.0, 0.0
         self.exact, self.left = Fraction(self.t), 0

@@ -107,6 +107,11 @@ def is_number(d: Tensor | float | None) -> bool:
     return d is not None and not is_array(d)
 
 
+def as_tensor(number: Tensor | float) -> Tensor:
+    """A number as a tensor, in double precision whatever the default dtype; a tensor as it is."""
+    return number if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.float64)
+
+
 def detached(number: Tensor | float) -> Tensor | float:
     """A number or tensor with no gradient."""
     return number.detach() if isinstance(number, Tensor) else number

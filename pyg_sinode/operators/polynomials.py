@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .checks import as_tensor
 from .functions import OfNumbers, Uses
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def disc_of(bounds: tuple[Tensor | float, Tensor | float] | None) -> tuple[float
     """The centre and radius of a disc that holds all Gershgorin discs; None if none are known."""
     if bounds is None:
         return None
-    d, others = (torch.as_tensor(x).double() for x in bounds)
+    d, others = (as_tensor(x).double() for x in bounds)
     if not (d + others).numel():
         return 0.0, 0.0
     low, high = float((d - others).min()), float((d + others).max())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..sparse import take_beta_notice
 from .base import LinearOperator
-from .checks import along, as_float, is_number
+from .checks import along, as_float, as_tensor, is_number
 from .composing import beside_one, combined, one_beside, varies, with_all
 from .functions import Transform
 from .results import Entries
@@ -95,7 +95,7 @@ class Product(LinearOperator, composes="product"):
         on = entries.row == entries.col
         sums = entries.value.new_zeros(u.size(self.dims[0])).index_add(
             0, entries.row[on], entries.value[on])
-        return along(sums, self.dims[0])
+        return along(sums.to(u), self.dims[0])  # those of fixed numbers are in float64
 
     def to_coo(self, dim: int, size: int) -> Entries | None:
         parts = [factor.to_coo(dim, size) for factor in self.factors]
@@ -190,7 +190,7 @@ class Product(LinearOperator, composes="product"):
         if found is None or not self.has_closed_inverse():
             return None
         inner, d = found
-        number = torch.as_tensor(d)
+        number = as_tensor(d)
         dim, values = varies(d, inner.dims), number.reshape(-1)
         assert dim is not None
         if not bool(number.isfinite().all()):
@@ -214,7 +214,7 @@ class Product(LinearOperator, composes="product"):
         return " @ ".join(repr(factor) for factor in self.factors)
 
 
-class Each(LinearOperator):
+class Each(LinearOperator, composes="each"):
     """A different operator for each index of a dimension outside their dims.
 
     Args:

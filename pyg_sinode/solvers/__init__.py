@@ -26,7 +26,8 @@ def default(operator: LinearOperator, c: float = 1.0) -> Solver:
     It is :class:`Direct` if I - cJ has a closed-form inverse; else :class:`Chebyshev` if its
     eigenvalues are known to lie in a disc away from zero; else :class:`CG` if it is known to be
     symmetric and positive definite; else :class:`GMRES`. CG and GMRES are preconditioned by
-    :class:`BlockJacobi` if a term of J is a :class:`pyg_sinode.operators.BlockDiagonal`.
+    :class:`BlockJacobi` if a term of J is a :class:`pyg_sinode.operators.BlockDiagonal` and all
+    terms know their blocks.
 
     Args:
         operator (LinearOperator): The operator J.
@@ -39,7 +40,7 @@ def default(operator: LinearOperator, c: float = 1.0) -> Solver:
     disc = shifted.disc()
     if disc is not None and disc[1] <= SAFE * disc[0]:
         return Chebyshev()
-    preconditioner = next((BlockJacobi(part.dims) for part in operator.parts
+    preconditioner = next((BlockJacobi(part.dims, optional=True) for part in operator.parts
                            if isinstance(part, BlockDiagonal)), None)
     if shifted.positive_definite():
         return CG(preconditioner=preconditioner)

@@ -77,11 +77,14 @@ class BlockJacobi:
     Args:
         dim (int or tuple of int): The dimensions of the state that a block mixes, negative.
             (default: :obj:`-1`)
+        optional (bool): Whether an operator that does not know its blocks is left without a
+            preconditioner; else it is an error. (default: :obj:`False`)
     """
 
     is_approximate: ClassVar[bool] = True  # a preconditioner, not a solver
 
     dim: int | tuple[int, ...] = -1
+    optional: bool = False
 
     def __post_init__(self) -> None:
         """Raises a ValueError if a dimension is not negative."""
@@ -89,7 +92,7 @@ class BlockJacobi:
 
     def invert(self, operator: LinearOperator) -> Inverse:
         """The operator that solves with the diagonal blocks of the given operator."""
-        return BlockJacobiInverse(operator, check_dims("BlockJacobi", self.dim))
+        return BlockJacobiInverse(operator, check_dims("BlockJacobi", self.dim), self.optional)
 
 
 class BlockJacobiInverse(Inverse):
@@ -98,34 +101,39 @@ class BlockJacobiInverse(Inverse):
     Args:
         operator (LinearOperator): The operator A.
         blocks (tuple of int): The dimensions of the state that a block mixes, negative.
+        optional (bool): Whether it is the identity if the blocks are unknown.
     """
 
-    def __init__(self, operator: LinearOperator, blocks: tuple[int, ...]) -> None:
+    def __init__(self, operator: LinearOperator, blocks: tuple[int, ...], optional: bool) -> None:
         super().__init__(operator)
-        self.along = blocks
-        self._factors: dict[object, BlockInverse] = {}
+        self.along, self.optional = blocks, optional
+        self._factors: dict[object, BlockInverse | None] = {}
 
     @torch.no_grad()
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
         """The solution with the diagonal blocks; the guess is ignored.
 
         Raises:
-            ValueError: if the blocks are unknown.
+            ValueError: if the blocks are unknown and not optional.
             LinearSolveError: if a block is singular to rounding.
         """
         key = b.shape, b.dtype, b.device
         if key not in self._factors:
             self._factors = {key: self._factorise(b)}
-        return Solution(self._factors[key].mv(b))
+        factors = self._factors[key]
+        return Solution(b.clone() if factors is None else factors.mv(b))
 
     def transpose(self) -> Inverse:
         """The inverse of the transposed blocks, from the same factors."""
-        other = BlockJacobiInverse(self.operator.T, self.along)
-        other._factors = {key: found.transpose() for key, found in self._factors.items()}
+        other = BlockJacobiInverse(self.operator.T, self.along, self.optional)
+        other._factors = {key: None if found is None else found.transpose()
+                          for key, found in self._factors.items()}
         return other
 
-    def _factorise(self, b: Tensor) -> BlockInverse:
+    def _factorise(self, b: Tensor) -> BlockInverse | None:
         blocks = self.operator.blocks(b, self.along)
+        if blocks is None and self.optional:
+            return None
         if blocks is None:
             raise ValueError(f"Expected an operator that knows its blocks along {self.along} for "
                              f"BlockJacobi (got {self.operator!r}); use no preconditioner.")
