@@ -398,8 +398,6 @@ def test_graphs_that_come_to_share_a_part_are_made_again():
     assert_same_bits(*found)
 
 
-@pytest.mark.skipif(not hasattr(torch._C._autograd.SavedTensor, "data"),
-                    reason="this PyTorch does not show what hooks have packed: it is run again")
 def test_what_g_itself_checkpoints_is_not_run_again_to_be_measured():
     class Frugal(Normalised):
         def forward(self, t, u):
@@ -407,7 +405,9 @@ def test_what_g_itself_checkpoints_is_not_run_again_to_be_measured():
 
     G, u0 = Frugal(), U0.clone().requires_grad_()
     solve(G, u0, 2**30, method="ssp222")
-    assert int(G.norm.num_batches_tracked) == 2 * 10
+    # PyTorch 2.4 does not show what was packed: it is unpacked twice in the three graphs measured.
+    more = 0 if hasattr(torch._C._autograd.SavedTensor, "data") else 2 * 3
+    assert 2 * 10 <= int(G.norm.num_batches_tracked) <= 2 * 10 + more
     expected, _ = gradients(Normalised, 0, method="ssp222")
     found, _ = gradients(Frugal, 2**30, method="ssp222")
     for a, b in zip(found, expected, strict=True):

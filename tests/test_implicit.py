@@ -2,6 +2,8 @@
 
 import dataclasses
 import weakref
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -77,8 +79,8 @@ def test_a_number_of_an_operator_that_was_changed_makes_its_factors_anew():
     assert stats.factorizations == 1
 
 
-@pytest.mark.parametrize("kind", [float, np.float32, np.float64, np.int64])
-def test_a_number_of_numpy_of_an_operator_of_ones_own_too(kind):
+@pytest.mark.parametrize("kind", [float, np.float32, np.int64, Fraction, Decimal])
+def test_a_number_of_any_kind_of_an_operator_of_ones_own_too(kind):
     class Multiple(operators.LinearOperator):
         dims = (-1,)
 

@@ -14,7 +14,7 @@ from ..schemes import ExponentialTableau
 from ..solvers import Inverse
 from ..terms import Nonlinear
 from .function_part import FunctionPart
-from .implicit import ImplicitPart, LinearPart, NoPart, solution
+from .implicit import Guess, ImplicitPart, LinearPart, NoPart, solution
 from .integration import Integration
 from .nonlinear import NewtonPart, Scale
 from .records import Modes
@@ -122,11 +122,11 @@ class _DifferentiablePart(NewtonPart):
         self.stats.implicit_evaluations += 1
         return self.term.value(t, U)
 
-    def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+    def solve(self, t: float, c: float, r: Tensor, guess: Guess) -> Tensor:
         found: Tensor = _SolveStage.apply(self, t, c, guess, r, *self.term.tensors)
         return found
 
-    def solve_plain(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+    def solve_plain(self, t: float, c: float, r: Tensor, guess: Guess) -> Tensor:
         """The solution without a gradient, for :meth:`solve`."""
         return super().solve(t, c, r, guess)
 
@@ -153,7 +153,7 @@ class _SolveStage(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, part: _DifferentiablePart, t: float, c: float, guess: Tensor | None,
+    def forward(ctx: Any, part: _DifferentiablePart, t: float, c: float, guess: Guess,
                 r: Tensor, *tensors: Tensor) -> Tensor:
         U = part.solve_plain(t, c, r, guess)
         U = U.clone() if U is r else U

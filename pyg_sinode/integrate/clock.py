@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .steps import EPS, EXCESS, Step, Steps, take_outputs
 
-MOST = 1e8  # equal steps between two output times: they are listed before the first one
+MOST = 1e8  # equal steps, which are listed before the first one
 ROUNDINGS = (1, 2, 4)  # rounding errors allowed per time of a grid; torch.linspace makes three
 
 
@@ -73,14 +73,18 @@ def plan(times: Sequence[float], step_size: float, clock: Clock) -> list[Interva
     Raises:
         ValueError: if there are more steps than can be listed.
     """
+    about = abs(times[-1] - times[0]) / step_size
+    if about > MOST:
+        raise ValueError(f"Expected at most {MOST:.0e} equal steps (got about {about:.0e}); take a "
+                         "larger step_size.")
     if len(times) == 2:
         start, interval = times[0], times[1] - times[0]
         rounding = 2.0 * max(clock.counts, clock.grid) * max(map(abs, times))
-        count = _listed(interval, step_size, rounding)
+        count = whole_steps(interval, step_size, rounding)
         return [Interval(start, interval / count, count)]
     exact = on_grid(times, clock)
     rounding = 2.0 * max(clock.counts, clock.grid) * max(map(abs, times))
-    counts = [_listed(b - a, step_size, rounding) for a, b in itertools.pairwise(exact)]
+    counts = [whole_steps(b - a, step_size, rounding) for a, b in itertools.pairwise(exact)]
     numbers = list(itertools.accumulate(counts, initial=0))
     h = _spacing(exact, numbers, clock)
     if h is not None:
@@ -125,15 +129,6 @@ def whole_steps(interval: float, h: float, rounding: float = 0.0) -> int:
     interval = abs(interval)
     exact = interval / h * (1.0 - 4 * EPS)
     return max(1, math.ceil(max(exact - rounding / h, exact / (1.0 + EXCESS))))
-
-
-def _listed(interval: float, step_size: float, rounding: float) -> int:
-    """:func:`whole_steps`, of which there are not too many for a list."""
-    about = abs(interval) / step_size
-    if about > MOST:
-        raise ValueError(f"Expected at most {MOST:.0e} equal steps between two times (got about "
-                         f"{about:.0e}); take a larger step_size.")
-    return whole_steps(interval, step_size, rounding)
 
 
 class _Sizes:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..operators.checks import GraphParts, graph_parts
+from ..operators.checks import GraphParts, graph_parts, shares_memory
 from ..transforms import recording
 
 MEASURED = frozenset([0, *(4**k + 1 for k in range(1, 16))])  # evaluations whose graph is measured
@@ -61,7 +61,7 @@ class GraphMemory:
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = 0 if _has_hooks() else limit
+        self.limit = 0 if limit and _has_hooks() else limit
         self.used = self.size = self.count = 0
 
     def keep(self, value: Tensor, u: Tensor, stand: Sequence[Tensor],
@@ -97,30 +97,42 @@ def held_bytes(value: Tensor, ends: Sequence[Tensor], parts: GraphParts | None =
 
 def _saved(nodes: Sequence[Any]) -> Iterator[Tensor]:
     """The dense tensors that the nodes of a graph have saved."""
-    read = _read if _SHOWS_DATA else _unpack
     for node in nodes:
         for name in _names(node):
-            for x in read(node, name):
-                if isinstance(x, Tensor):
-                    yield from _dense(x)
+            found = _read(node, name) if _SHOWS_DATA else _unpack(node, name)
+            if found is None:
+                return
+            yield from _all_dense(found)
 
 
-def _read(node: Any, name: str) -> Iterator[Any]:
+def _read(node: Any, name: str) -> list[Any]:
     """What a node has saved; None for what hooks inside G have packed, whose unpacking may run G
     again."""
-    found = getattr(node, name, None)
-    for x in found if isinstance(found, (tuple, list)) else (found,):
-        yield getattr(x, "data", None)
+    return [getattr(x, "data", None) for x in _listed(getattr(node, name, None))]
 
 
-def _unpack(node: Any, name: str) -> Iterator[Any]:
-    """The same for torch 2.4, which does not show what was packed: it is unpacked."""
+def _unpack(node: Any, name: str) -> list[Any] | None:
+    """The same for torch 2.4, which does not show what was packed; None if hooks have packed it.
+
+    It is unpacked twice: what hooks have packed, such as a checkpoint inside G, is then not the
+    same memory, and no more is unpacked.
+    """
     saved = name.removeprefix("_raw")
+    saved = saved if hasattr(type(node), saved) else saved[1:]
     try:
-        found = getattr(node, saved if hasattr(type(node), saved) else saved[1:], None)
-    except RuntimeError:  # a tensor was changed in place: the backward pass says so
-        return
-    yield from found if isinstance(found, (tuple, list)) else (found,)
+        first, again = (_listed(getattr(node, saved, None)) for _ in range(2))
+    except Exception:  # changed in place, or a hook that failed: the backward pass says so
+        return None
+    pairs = zip(_all_dense(first), _all_dense(again), strict=True)
+    return first if all(not x.numel() or shares_memory(x, y) for x, y in pairs) else None
+
+
+def _all_dense(found: Sequence[Any]) -> list[Tensor]:
+    return [part for x in found if isinstance(x, Tensor) for part in _dense(x)]
+
+
+def _listed(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, (tuple, list)) else [found]
 
 
 def _names(node: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,7 @@ from .report import Stats
 
 Invert = Callable[[Shifted], LinearOperator]
 InverseOf = Callable[[float, Tensor | float], LinearOperator]
+Guess = Callable[[], Tensor | None]  # computes an initial guess, or None if there is none
 
 
 class ImplicitPart(Protocol):
@@ -41,8 +43,8 @@ class ImplicitPart(Protocol):
         """H(t, U)."""
         ...
 
-    def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
-        """The solution U of U = r + c H(t, U), with an initial guess."""
+    def solve(self, t: float, c: float, r: Tensor, guess: Guess) -> Tensor:
+        """The solution U of U = r + c H(t, U); the guess is computed where it is used."""
         ...
 
     def linear_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
@@ -62,10 +64,6 @@ class ImplicitPart(Protocol):
         """The gradients of <w, H(t, U)> with respect to the ``wanted`` tensors of H."""
         ...
 
-    def wants_guess(self) -> bool:
-        """Whether solves use an initial guess."""
-        ...
-
     def accumulated(self) -> Sequence[Tensor | None]:
         """Gradients of the tensors of H that were added up over steps; empty if there are none."""
         ...
@@ -83,7 +81,7 @@ class NoPart:
         """Zero."""
         return torch.zeros_like(U)
 
-    def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+    def solve(self, t: float, c: float, r: Tensor, guess: Guess) -> Tensor:
         """The right-hand side."""
         return r
 
@@ -104,10 +102,6 @@ class NoPart:
         """An empty list: there are no tensors."""
         return []
 
-    def wants_guess(self) -> bool:
-        """False: a guess is not used."""
-        return False
-
     def accumulated(self) -> Sequence[Tensor | None]:
         """Empty: :meth:`vjp` gives all gradients."""
         return ()
@@ -127,9 +121,6 @@ class LinearPart:
     def __init__(self, term: Affine, inverse: InverseOf, stats: Stats) -> None:
         self.term, self.inverse, self.stats = term, inverse, stats
         self.constant = term.is_constant()
-        # Whether the last inverse was iterative; yes until there is one, so that a step that is
-        # made again has the guesses that it had at first.
-        self.iterative = True
         self.last: tuple[LinearOperator, LinearOperator] | None = None  # an inverse, its transpose
         self.turned: LinearOperator | None = None  # J^T, which may keep what its products need
         self.correction: tuple[float, Tensor] | None = None  # c and y - b of the last such solve
@@ -142,7 +133,7 @@ class LinearPart:
         self.stats.operator_products += 1
         return self.term.product(t, U)
 
-    def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+    def solve(self, t: float, c: float, r: Tensor, guess: Guess) -> Tensor:
         """The solution U of U = r + c (a(t) J U + f(t))."""
         if self.constant:
             return self._solve(self.inverse(c, 1.0), r, guess)
@@ -158,7 +149,7 @@ class LinearPart:
     def linear_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
         """The solution y of (I - c a(t) J) y = b."""
         scale = self.term.scale(t, b)
-        return b if as_float(scale) == 0.0 else self._solve(self.inverse(c, scale), b, None)
+        return b if as_float(scale) == 0.0 else self._solve(self.inverse(c, scale), b)
 
     def transposed_solve(self, t: float, c: float, U: Tensor, b: Tensor) -> Tensor:
         """The solution y of (I - c a(t) J)^T y = b."""
@@ -169,13 +160,15 @@ class LinearPart:
         if self.last is None or self.last[0] is not inverse:
             self.last = inverse, inverse.T
         # The y - b = c J^T y of the last solve is a good guess, since gradients change slowly.
-        guess = None
-        if self.correction is not None and self.correction[1].shape == b.shape:
-            before, difference = self.correction
-            guess = torch.add(b, difference, alpha=c / before)
-        y = self._solve(self.last[1], b, guess)
-        self.correction = (c, y - b) if self.iterative else None
+        y = self._solve(self.last[1], b, partial(self._turned_guess, c, b))
+        self.correction = (c, y - b) if _is_iterative(self.last[1]) else None
         return y
+
+    def _turned_guess(self, c: float, b: Tensor) -> Tensor | None:
+        if self.correction is None or self.correction[1].shape != b.shape:
+            return None
+        before, difference = self.correction
+        return torch.add(b, difference, alpha=c / before)
 
     def transposed_value(self, t: float, U: Tensor, w: Tensor) -> Tensor:
         """The product a(t) J^T w."""
@@ -194,19 +187,15 @@ class LinearPart:
         self.stats.operator_products += 1
         return self.term.vjp(t, U, w, wanted)
 
-    def wants_guess(self) -> bool:
-        """Whether solves are iterative, as far as is known."""
-        return self.iterative
-
     def accumulated(self) -> Sequence[Tensor | None]:
         """Empty: :meth:`vjp` gives all gradients."""
         return ()
 
-    def _solve(self, inverse: LinearOperator, b: Tensor, guess: Tensor | None) -> Tensor:
+    def _solve(self, inverse: LinearOperator, b: Tensor, guess: Guess | None = None) -> Tensor:
         start = time.perf_counter()
-        self.iterative = getattr(inverse, "iterative", False)
+        first = guess() if guess is not None and _is_iterative(inverse) else None
         try:
-            x, iterations, residual = solution(inverse, b, b if guess is None else guess)
+            x, iterations, residual = solution(inverse, b, b if first is None else first)
         except LinearSolveError as error:
             if not bool(b.detach().isfinite().all()):
                 error.state = b.detach()  # the cause is not the solver: see `report.located`
@@ -217,6 +206,11 @@ class LinearPart:
         self.stats.linear_solves += 1
         self.stats.linear_seconds += time.perf_counter() - start
         return x
+
+
+def _is_iterative(inverse: LinearOperator) -> bool:
+    """Whether an inverse uses an initial guess."""
+    return bool(getattr(inverse, "iterative", False))
 
 
 def solution(inverse: LinearOperator, b: Tensor, guess: Tensor | None) -> Solution:

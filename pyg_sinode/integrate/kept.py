@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..operators.functions import Functions
 from ..operators.polynomials import Bound
 
 KEPT = 8  # the largest number of inverses or sets of functions kept per operator
+OPERATORS = 256  # the largest number of operators of which some are kept
 
 
 class Kept:
@@ -53,6 +55,8 @@ def kept_of(operator: LinearOperator) -> Kept:
         of.pop(key, None)
 
     kept = Kept(operator)
+    if len(_OF) >= OPERATORS:  # copies that refer to their operator would keep it for ever
+        _OF.pop(next(iter(_OF)), None)
     _OF[key] = weakref.ref(operator, forget), kept
     return kept
 
@@ -61,7 +65,7 @@ def _numbers(operator: LinearOperator) -> list[Any]:
     """The numbers, strings and arrays that an operator and its parts depend on, without tensors."""
     found: list[Any] = [type(operator), operator.generation]
     for name, value in vars(operator).items():
-        if isinstance(value, (bool, int, float, complex, str, np.generic)):
+        if isinstance(value, (Number, str, np.generic)):
             found.append((name, value))
         elif isinstance(value, np.ndarray):
             found.append((name, value.shape, value.tobytes()))

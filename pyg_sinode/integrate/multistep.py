@@ -10,6 +10,7 @@ Source: Ascher, Ruuth and Wetton (1995), doi:10.1137/0732037.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -109,10 +110,7 @@ class Multistep:
         r = total([*terms, (h * self.scheme.c[1], state.h)])
         assert r is not None
         c = h * self.scheme.c[0]
-        guess = None
-        if state.h is not None and self.part.wants_guess():
-            guess = r.detach() + c * state.h.detach()
-        new = self.part.solve(t + h, c, r, guess)
+        new = self.part.solve(t + h, c, r, partial(_guess, r, c, state.h))
         following = (new - r).div_(c) if self.remembers_h else None
         history = History((new, *state.states[:-1]), values[:self.earlier], following)
         return StepResult(history, MultistepTape([u, new], [evaluation], False, earlier))
@@ -177,6 +175,11 @@ class Multistep:
         found = self.start.transposed(t, h, stages, OneStepState(at_end), [], reverse, first)
         before = total([(1.0, found.u), (1.0, states[1])])
         return History([before, *states[2:]], values[1:], None)
+
+
+def _guess(r: Tensor, c: float, h: Tensor | None) -> Tensor | None:
+    """An initial guess of the new state, r + c H with the H of the last one."""
+    return None if h is None else r.detach() + c * h.detach()
 
 
 def _padded(parts: Sequence[Tensor | None], length: int) -> list[Tensor | None]:

@@ -24,7 +24,7 @@ from ..solvers import GMRES, Direct, NewtonError, Solver, default
 from ..solvers.krylov import Krylov, KrylovInverse, default_rtol
 from ..terms import Nonlinear
 from ..transforms import recording
-from .implicit import solution
+from .implicit import Guess, solution
 from .report import Stats
 
 DENSE = 64  # up to so many rows, a Jacobian is computed as dense blocks
@@ -61,7 +61,7 @@ class NewtonPart:
         """H(t, U)."""
         return self.plain(t, U).clone()  # the next value may overwrite it
 
-    def solve(self, t: float, c: float, r: Tensor, guess: Tensor | None) -> Tensor:
+    def solve(self, t: float, c: float, r: Tensor, guess: Guess) -> Tensor:
         """The solution U of U = r + c H(t, U), by Newton's method.
 
         It starts from the guess if there is one; if that fails, from r; and if that fails, from the
@@ -72,7 +72,8 @@ class NewtonPart:
             return r
         if not is_finite(r):
             raise NewtonError("Expected a finite right-hand side (got NaN or Inf).", state=r)
-        starts = [r, self.before] if guess is None else [guess.detach(), r, self.before]
+        first = guess()
+        starts = [r, self.before] if first is None else [first.detach(), r, self.before]
         for start in starts[:-1]:
             found = self._root_or_none(t, c, r, start)
             if found is not None:
@@ -119,10 +120,6 @@ class NewtonPart:
             return ()
         chosen = [p if want else None for p, want in zip(self.local.tensors, wanted, strict=True)]
         return self.at(t, U).vjp_at(w, chosen)
-
-    def wants_guess(self) -> bool:
-        """True: Newton's method uses an initial guess."""
-        return True
 
     def accumulated(self) -> Sequence[Tensor | None]:
         """Empty: :meth:`vjp` gives all gradients."""

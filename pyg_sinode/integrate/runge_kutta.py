@@ -9,7 +9,7 @@ difference U_i - R_i is stored, and the weights of the sums contain the division
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -144,7 +144,7 @@ class RungeKutta:
             c, t_i = h * self.at[i][i], t + self.ct[i] * h
             stage = r
             if c != 0.0:
-                stage = self.part.solve(t_i, c, r, self._guess(r, c, k))
+                stage = self.part.solve(t_i, c, r, partial(self._guess, r, c, k))
                 if self.uses_h[i]:
                     k[i] = Scaled(stage - r, 1.0 / c)
             elif self.uses_h[i]:
@@ -167,7 +167,7 @@ class RungeKutta:
     def _guess(self, r: Tensor, c: float, k: Sequence[Scaled]) -> Tensor | None:
         """An initial guess of a stage, r + c H with the H of the last stage that has one."""
         last = next((x for x in reversed(k) if x.x is not None), None)
-        if last is None or last.x is None or not self.part.wants_guess():
+        if last is None or last.x is None:
             return None
         return r.detach() + (c * last.factor) * last.x.detach()
 

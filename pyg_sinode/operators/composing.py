@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from .base import LinearOperator
+from .checks import as_tensor
 from .functions import Transform
 
 
@@ -23,7 +23,7 @@ def with_all(operators: Sequence[LinearOperator], tensors: Sequence[Tensor]
 
 
 def one_beside(factors: Sequence[LinearOperator]
-                ) -> tuple[LinearOperator, Tensor | float] | None:
+               ) -> tuple[LinearOperator, Tensor | float] | None:
     """The only non-diagonal factor and the product of the diagonal ones; None if not only one."""
     others, d = [], 1.0
     for factor in factors:
@@ -36,8 +36,8 @@ def one_beside(factors: Sequence[LinearOperator]
 
 
 def beside_one(parts: Sequence[LinearOperator], like: Tensor, dims: tuple[int, ...],
-                combine: Callable[[Tensor, Tensor], Tensor]
-                ) -> tuple[Tensor, Transform | None] | None:
+               combine: Callable[[Tensor, Tensor], Tensor]
+               ) -> tuple[Tensor, Transform | None] | None:
     """The eigenvalues of one operator, combined with those that are constant along its dims."""
     mixing = [part for part in parts if part.dims]
     found = mixing[0].diagonalized(like) if len(mixing) == 1 else None
@@ -56,8 +56,7 @@ def beside_one(parts: Sequence[LinearOperator], like: Tensor, dims: tuple[int, .
 def combined(combine: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor | float
               ) -> Tensor:
     """Two spectra combined; those of fixed numbers are on the host, others where the state is."""
-    if not isinstance(b, Tensor):
-        b = torch.tensor(b, dtype=torch.float64)
+    b = as_tensor(b)
     if a.device != b.device:
         a, b = (a, b.to(a.device)) if b.device.type == "cpu" else (a.to(b.device), b)
     return combine(a, b)
