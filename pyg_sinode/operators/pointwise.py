@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import LinearOperator
-from .checks import broadcasts, check_number, check_real, check_tensors, detached
+from .checks import as_tensor, broadcasts, check_number, check_real, check_tensors, detached
 from .results import Entries, LinearSolveError
 
 
@@ -65,14 +65,10 @@ class ScaledIdentity(LinearOperator):
         return torch.as_tensor(detached(self.alpha), dtype=u.dtype, device=u.device)
 
     def spectrum(self, sizes: dict[int, int]) -> Tensor:
-        alpha = self.alpha
-        return alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
+        return as_tensor(self.alpha)
 
     def to_coo(self, dim: int, size: int) -> Entries | None:
-        alpha = detached(self.alpha)
-        # A Python number is kept in double precision, whatever the default dtype.
-        d = alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
-        return _diagonal_entries(d, size)
+        return _diagonal_entries(as_tensor(detached(self.alpha)), size)
 
 
 class Diagonal(LinearOperator):
