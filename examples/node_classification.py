@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+import warnings
 from pathlib import Path
 
 import figures
@@ -159,6 +160,15 @@ def split_by_class(data: Data, seed: int, train: int, validate: int) -> Data:
         data.train_mask[own[:train]] = True
         data.val_mask[own[train : train + validate]] = True
     data.test_mask = ~(data.train_mask | data.val_mask)
+    return data
+
+
+def sparse_features(data: Data) -> Data:
+    """The data with its features as a CSR matrix: bags of words are mostly zeros."""
+    data = data.clone()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        data.x = data.x.to_sparse_csr()
     return data
 
 

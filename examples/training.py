@@ -118,8 +118,8 @@ def fingerprint(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         tensor = tensor.detach().cpu()
-        if tensor.is_sparse:
-            tensor = tensor.coalesce()
+        if tensor.layout != torch.strided:
+            tensor = tensor.to_sparse_coo().coalesce()
         for part in (tensor.indices(), tensor.values()) if tensor.is_sparse else (tensor,):
             digest.update(f"{tuple(tensor.shape)} {part.dtype} ".encode())
             digest.update(part.contiguous().numpy().tobytes())

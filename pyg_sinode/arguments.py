@@ -35,12 +35,14 @@ def tensors_of(u0: Tensor, implicit: Any, args: Any) -> list[Any]:
 
 
 def check_state(u0: Any) -> None:
-    """Raises a TypeError unless u0 is a tensor of a real floating dtype."""
+    """Refuses u0 unless it is a dense tensor of a real floating dtype."""
     if isinstance(u0, (tuple, list)) and any(isinstance(x, Tensor) for x in u0):
         raise TypeError(f"Expected u0 as one tensor (got a {type(u0).__name__} of tensors); "
                         "concatenate them, as torch.cat([x.flatten() for x in u0]) or along a "
                         "dimension of features, and take the state apart in G with .split(sizes).")
     check_real(u0, "u0")
+    if u0.layout != torch.strided:
+        raise TypeError(f"Expected a dense u0 (got {u0.layout}); use u0.to_dense().")
 
 
 def read_times(t: Any) -> list[float]:

@@ -247,7 +247,7 @@ class SINODEConv(MessagePassing):
         """The node features at the terminal time.
 
         Args:
-            x (Tensor): The node features.
+            x (Tensor): The node features; they may be sparse if a linear map follows.
             edge_index (Tensor or SparseTensor): The graph.
             edge_weight (Tensor, optional): The edge weights, at least zero.
             return_attention_weights (bool, optional): If True, also returns the attention
@@ -307,6 +307,9 @@ class SINODEConv(MessagePassing):
         x = widened(x)
         check_features(x, self.in_channels if self.lin is None else self.lin.in_channels,
                        self.term.alpha)
+        if self.lin is None and x.layout != torch.strided:
+            raise TypeError(f"Expected dense features where in_channels is out_channels (got "
+                            f"{x.layout}): they are the state itself; use x.to_dense().")
         result: Tensor = x
         return result
 

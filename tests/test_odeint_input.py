@@ -34,6 +34,8 @@ REFUSED = {
     "t_missing": ({"t": None}, TypeError, r"imex_odeint\(f, None, u0, t\)"),
     "implicit_state": ({"implicit": double([1.0, 2.0])}, TypeError,
                        r"where nothing is implicit, pass None"),
+    "u0_sparse": ({"u0": torch.eye(2, dtype=torch.float64).to_sparse()}, TypeError,
+                  r"Expected a dense u0 \(got torch.sparse_coo\); use u0.to_dense"),
     "u0_integer": ({"u0": torch.tensor([1, 2])}, TypeError, "Expected u0 of a real floating dtype"),
     "u0_complex": ({"u0": torch.zeros(2, dtype=torch.complex128)}, TypeError,
                    "Expected u0 of a real floating dtype"),

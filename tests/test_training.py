@@ -12,6 +12,7 @@ import numpy as np
 import options
 import pytest
 import torch
+from test_sparse import beta_notice_expected
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SETTINGS = {"lr": 0.1, "method": "imex_rk2"}
@@ -146,6 +147,13 @@ def test_a_fingerprint_tells_values_shapes_and_types_apart(training):
     assert training.fingerprint(x, x) != training.fingerprint(x)
     assert training.fingerprint(x.clone()) == training.fingerprint(x)
     assert training.fingerprint(x.t().contiguous().t()) == training.fingerprint(x)
+
+
+@beta_notice_expected
+def test_the_fingerprint_of_sparse_features_does_not_depend_on_their_form(training):
+    x = torch.eye(3)[:, :2]
+    assert training.fingerprint(x.to_sparse_csr()) == training.fingerprint(x.to_sparse_coo())
+    assert training.fingerprint(x.to_sparse_csr()) != training.fingerprint(2 * x.to_sparse_csr())
 
 
 def test_random_numbers_go_on_where_they_were(training):

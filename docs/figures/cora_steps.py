@@ -37,11 +37,10 @@ class RK4(torch.nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         net = self.net
-        u0 = net.encoder(F.dropout(x, net.input_dropout, self.training))
-        G, J, u0, args = net.conv.equation(u0, edge_index)
+        G, J, u0, args = net.conv.equation(net.encode(x), edge_index)
         t = torch.linspace(0, self.time, self.steps + 1)
-        u = odeint(lambda t, u: G(t, u, *args) + J.mv(u), u0, t, method="rk4")[-1].relu()
-        return net.decoder(F.dropout(u, net.dropout, self.training))
+        u = odeint(lambda t, u: G(t, u, *args) + J.mv(u), u0, t, method="rk4")[-1]
+        return net.decode(u)
 
 
 def main() -> None:

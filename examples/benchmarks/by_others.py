@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from attention_iteration import PlainAttention
 from measuring import Work
 from torch import Tensor, nn
@@ -77,9 +76,9 @@ class Network(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """The class scores of each node."""
         net = self.net
-        u0 = net.encoder(F.dropout(x, net.input_dropout, self.training))
-        u = self.solve(self.equation(u0, edge_index), u0, net.conv.time, self.work).relu()
-        return net.decoder(F.dropout(u, net.dropout, self.training))
+        u0 = net.encode(x)
+        u = self.solve(self.equation(u0, edge_index), u0, net.conv.time, self.work)
+        return net.decode(u)
 
     def equation(self, u0: Tensor, edge_index: Tensor) -> Equation:
         """The layer's, with its own attention or the plain one."""

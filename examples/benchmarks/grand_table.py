@@ -104,7 +104,7 @@ BASELINES = {
 
 
 class Network(nn.Module):
-    """SINODE, for sparse features too, and with the attention of the initial ones if wanted."""
+    """SINODE, with the attention of the initial features if wanted."""
 
     def __init__(self, net: SINODE, once: bool) -> None:
         super().__init__()
@@ -116,11 +116,9 @@ class Network(nn.Module):
         return self.net.conv
 
     def forward(self, x: Tensor, edge_index: Tensor, t: Tensor | None = None) -> Tensor:
-        net = self.net
-        u = net.encoder(dropped(x, net.input_dropout, self.training))
-        u = u if net.norm is None else net.norm(u)
-        u = self.fixed(u, edge_index, t) if self.once else net.conv(u, edge_index, t=t)
-        result: Tensor = net.decoder(F.dropout(u.relu(), net.dropout, self.training))
+        u = self.net.encode(x)
+        u = self.fixed(u, edge_index, t) if self.once else self.net.conv(u, edge_index, t=t)
+        result: Tensor = self.net.decode(u)
         return result
 
     def fixed(self, x: Tensor, edge_index: Tensor, t: Tensor | None) -> Tensor:
@@ -150,11 +148,11 @@ class TwoLayers(nn.Module):
 
 
 def dropped(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Dropout, which leaves the zeros of a sparse matrix what they are."""
-    if not x.is_sparse:
+    """Dropout; of the stored entries only if the features are sparse."""
+    if x.layout == torch.strided:
         return F.dropout(x, rate, training)
-    kept = F.dropout(x.values(), rate, training)
-    return torch.sparse_coo_tensor(x.indices(), kept, x.shape, is_coalesced=True,
+    return torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(),
+                                   F.dropout(x.values(), rate, training), x.shape,
                                    check_invariants=False)
 
 
@@ -233,9 +231,7 @@ def load(column: Column, setting: Setting, root: Path, seed: int) -> Data:
     data = nc.with_split(data, column.dataset, seed, column.split)
     if setting.normalized:
         data = NormalizeFeatures()(data)
-    if column.dataset in SPARSE:
-        data.x = data.x.to_sparse_coo().coalesce()
-    return data
+    return nc.sparse_features(data) if column.dataset in SPARSE else data
 
 
 # The table

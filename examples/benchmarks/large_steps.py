@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from measuring import print_table
+from node_classification import sparse_features
 from torch_geometric.data import Data
 from torch_geometric.datasets import Planetoid
 from tqdm import tqdm
@@ -120,7 +121,7 @@ def cells(choice: Choice, trainer: Trainer, base: list[float]) -> list[object]:
 def load(args: argparse.Namespace) -> tuple[Data, int]:
     if not args.random:
         dataset = Planetoid(args.root, "Cora")
-        return dataset[0], dataset.num_classes
+        return sparse_features(dataset[0]), dataset.num_classes
     half = torch.randint(0, 2708, (2, 5278))
     mask = torch.zeros(2708, dtype=torch.bool)
     mask[:140] = True

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from functools import partial
 
 import numpy as np
 import torch
 from drawing import legend, save, style
 from figures import plt
-from graphs import PROBLEMS, GraphODE, GraphProblem, load, nc, with_split
+from graphs import PROBLEMS, GraphProblem, load, nc, with_split
 from measuring import Record, markdown, write
-from systems import SYSTEMS
-from torch import nn
 from torch_geometric.data import Data
 
 IMPLICIT = ("decay", "laplacian", "attention")
@@ -86,17 +83,9 @@ def train(args: argparse.Namespace, problem: GraphProblem, data: Data, seed: int
              "--split", split, "--patience", "1000", "--device", "cpu", "--out", str(folder)]
     if args.epochs is not None:
         words += ["--epochs", str(args.epochs)]
-    run = nc.train(nc.parse_arguments(words), settings, data, seed,
-                   build=partial(build, step_size=step_size))
+    run = nc.train(nc.parse_arguments(words), settings, data, seed)
     nc.print_run(run)
     return run
-
-
-def build(words: argparse.Namespace, settings: nc.Preset, data: Data, step_size: float
-          ) -> nn.Module:
-    net = nc.make_model(words, settings, data)
-    # The layer takes dense features only.
-    return GraphODE(net, SYSTEMS["imex_rk2"], step_size) if data.x.is_sparse else net
 
 
 def public(args: argparse.Namespace) -> tuple[Data, str]:

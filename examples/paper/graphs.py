@@ -8,7 +8,6 @@ from pathlib import Path
 
 import node_classification as nc
 import torch
-import torch.nn.functional as F
 from measuring import Work
 from systems import Equation, System
 from torch import Tensor, nn
@@ -105,9 +104,7 @@ def stochastic_block_model(nodes: int, edges: int, features: int, classes: int, 
 def with_split(problem: GraphProblem, data: Data, seed: int) -> Data:
     """The largest component with GRAND's random split; large features as a sparse matrix."""
     data = nc.with_split(data, problem.name, seed, "random")
-    if data.x.numel() > DENSE:
-        data.x = data.x.to_sparse_coo().coalesce()
-    return data
+    return nc.sparse_features(data) if data.x.numel() > DENSE else data
 
 
 class GraphODE(nn.Module):
@@ -131,24 +128,12 @@ class GraphODE(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """The class scores of each node."""
-        u0 = self.encode(x)
+        u0 = self.net.encode(x)
         equation = self.equation(u0, edge_index)
         t = torch.tensor([0.0, self.time], dtype=torch.float64)
-        u = self.system.integrate(equation, u0, t, self.step_size, self.work)[-1].relu()
+        u = self.system.integrate(equation, u0, t, self.step_size, self.work)[-1]
         self.forward_work = self.work.totals()
-        return self.net.decoder(F.dropout(u, self.net.dropout, self.training))
-
-    def encode(self, x: Tensor) -> Tensor:
-        """The initial state; dropout leaves the zeros of a sparse matrix what they are."""
-        net = self.net
-        if x.is_sparse:
-            kept = F.dropout(x.values(), net.input_dropout, self.training)
-            x = torch.sparse_coo_tensor(x.indices(), kept, x.shape, is_coalesced=True,
-                                        check_invariants=False)
-            u0 = torch.sparse.mm(x, net.encoder.weight.t()) + net.encoder.bias
-        else:
-            u0 = net.encoder(F.dropout(x, net.input_dropout, self.training))
-        return u0 if net.norm is None else net.norm(u0)
+        return self.net.decode(u)
 
     def equation(self, u0: Tensor, edge_index: Tensor) -> Equation:
         """The right-hand side from an initial state."""

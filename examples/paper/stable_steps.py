@@ -216,7 +216,7 @@ def graph_case(name: str, args: argparse.Namespace) -> Case:
         nc.train_epoch(model, optimizer, data)
     model.eval()
     with torch.no_grad():
-        u0 = model.encode(data.x)
+        u0 = model.net.encode(data.x)
         beta = model.net.conv.term.beta
         growth, size = 0.0 if beta is None else abs(float(beta)), float(u0.abs().max())
         # A column-stochastic A may gather all that the columns have in a few nodes.

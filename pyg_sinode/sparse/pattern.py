@@ -194,7 +194,7 @@ def _sorted(index: Tensor) -> tuple[Tensor, Tensor]:
     return values, order.to(index.dtype)
 
 
-def csr_matrix(pointer: Tensor, col: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
+def csr_matrix(pointer: Tensor, col: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A ``torch.sparse_csr`` tensor that shares the memory of its parts, without checks."""
     take_beta_notice()
     try:
