@@ -108,6 +108,19 @@ def test_ratios_are_medians_of_the_ratios_of_rounds():
     assert timings.best("a") == 2.0
 
 
+def test_the_tensors_that_a_job_holds_at_once_are_counted():
+    kept = []
+
+    def job():
+        one = torch.zeros(1000)
+        two = one + 1.0
+        del one
+        kept.append(two * two + two)  # a product, then the sum beside it
+
+    assert measuring.peak_of_tensors(job) == 3 * 4000
+    assert measuring.peak_of_tensors(lambda: None) == 0
+
+
 def test_the_peak_memory_of_a_job_is_seen():
     def job():
         block = torch.ones(16 * 2**20)  # 64 MiB
