@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from grid_learning import (
     Averaged,
+    FluxMLP,
     GridFlux,
-    GridMLP,
     Run,
     default_step,
     energy_spectrum,
@@ -147,9 +147,9 @@ def steps_are_small(args) -> bool:
 
 
 def make_model(args, grid: PeriodicGrid) -> nn.Module:
-    """The perceptron of the paper's widths, 576 and 1152, or the flux of neighbours."""
+    """The perceptron, of the paper's widths 576 and 1152, or the flux of neighbours."""
     if args.explicit == "mlp":
-        return GridMLP(args.num_points, args.num_points * 9 // 8)
+        return FluxMLP(grid, args.num_points * 9 // 8)
     return GridFlux(grid, args.radius, args.hidden, rounds=args.rounds,
                     scale=None if args.rounds == 1 else args.step_size,
                     stride=stride(args, args.num_points))

@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from grid_networks import Averaged, GridFlux, GridMLP  # noqa: F401  (named here for those who import all)
+from grid_networks import (  # noqa: F401  (named here for those who import all)
+    Averaged,
+    FluxMLP,
+    GridFlux,
+    GridMLP,
+)
 from least_squares import LevenbergMarquardt
 from measuring import FAILURES, Work
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Which networks stand for the nonlinear term of an equation on a grid? A perceptron and a flux.
+"""Which networks stand for the nonlinear term of an equation on a grid? Perceptrons and a flux.
 
 And what makes a trained perceptron commute with shifts: a mean over some.
 """
@@ -17,11 +17,11 @@ from pyg_sinode.grid import PeriodicGrid
 class GridMLP(nn.Module):
     """G(u) by a multilayer perceptron of the whole state, four hidden layers as in the paper."""
 
-    def __init__(self, num_points: int, width: int) -> None:
+    def __init__(self, num_points: int, width: int, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
         widths = [num_points, width, width, width, width]
         layers = [layer for a, b in itertools.pairwise(widths)
-                  for layer in (nn.Linear(a, b), nn.ReLU())]
+                  for layer in (nn.Linear(a, b), activation())]
         last = nn.Linear(width, num_points)
         with torch.no_grad():  # starts near G = 0, the linear equation
             last.weight.mul_(0.1)
@@ -30,6 +30,23 @@ class GridMLP(nn.Module):
 
     def forward(self, t: Tensor, u: Tensor) -> Tensor:
         return self.net(u)
+
+
+class FluxMLP(nn.Module):
+    """G(u) from fluxes F between neighbouring nodes, (F[i] - F[i + 1]) / h, by a perceptron.
+
+    It sees the whole state, as GridMLP does. The mean of u is conserved.
+    """
+
+    def __init__(self, grid: PeriodicGrid, width: int) -> None:
+        super().__init__()
+        # Smooth: with ReLU the first steps of Burgers are as good and later ones much worse.
+        self.flux = GridMLP(grid.num_nodes, width, nn.GELU)
+        self.spacing = grid.spacing[0]
+
+    def forward(self, t: Tensor, u: Tensor) -> Tensor:
+        flux = self.flux(t, u)
+        return (flux - flux.roll(-1, dims=-1)) / self.spacing
 
 
 class Averaged(nn.Module):

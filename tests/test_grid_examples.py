@@ -158,6 +158,15 @@ def test_the_mean_over_turns_commutes_with_them(examples):
                                truth(0.0, u))
 
 
+def test_the_fluxes_of_a_perceptron_conserve_the_mean(examples):
+    term = examples["grid_networks"].FluxMLP(PeriodicGrid(16, 1.0), 8).double()
+    u = torch.randn(3, 16, dtype=F64, generator=torch.Generator().manual_seed(0))
+    rate = term(0.0, u).detach()
+    assert rate.shape == u.shape
+    assert float(rate.abs().max()) > 1e-3
+    assert float(rate.mean(dim=-1).abs().max()) < 1e-12
+
+
 @pytest.mark.parametrize("name", ["kuramoto_sivashinsky", "burgers"])
 def test_a_perceptron_is_not_asked_for_another_grid(run, capsys, name):
     with pytest.raises(SystemExit):
