@@ -17,7 +17,7 @@ from torch_geometric.typing import OptTensor
 from torch_geometric.utils import scatter
 
 from .coefficients import exp_above, normalized, normalized_mean, squareplus, without_removed
-from .operators.checks import check_real
+from .operators.checks import check_real, is_finite
 from .precision import SHORT, check_full, full_precision, widened, without_autocast
 from .sparse import (
     Pattern,
@@ -101,15 +101,17 @@ class GRANDAttention(MessagePassing):
         super().__init__(node_dim=0, **kwargs)
         check_flow(self.flow)
         width = in_channels if attention_channels is None else attention_channels
-        check_choice("attention score", score, SCORES)
-        check_choice("normalizer", normalizer, NORMALIZERS)
-        check_choice("stochastic", stochastic, STOCHASTIC)
+        self.score, self.normalizer, self.stochastic = score, normalizer, stochastic
+        self.check_options()
         if heads < 1 or width < 1 or width % heads != 0:
             raise ValueError(f"Expected attention_channels to be a multiple of heads (got {width} "
                              f"and {heads}); set attention_channels, which is in_channels if None.")
+        if score in ("cosine", "pearson") and width == heads:
+            raise ValueError(f"Expected at least two attention_channels for each head with "
+                             f"{score!r} (got {width} for {heads} heads): a single number has no "
+                             "direction, and its gradient is zero.")
         self.in_channels = self.out_channels = in_channels
         self.heads, self.attention_channels = heads, width
-        self.score, self.normalizer, self.stochastic = score, normalizer, stochastic
         self.fused, self.edge_dim = fused, edge_dim
         self.lin_query = ScoreLinear(in_channels, width, weight_initializer="glorot")
         self.lin_key = ScoreLinear(in_channels, width, weight_initializer="glorot")
@@ -151,6 +153,7 @@ class GRANDAttention(MessagePassing):
         refuse_tracing(type(self).__name__)
         refuse_transforms(type(self).__name__, [x])
         check_flow(self.flow)
+        self.check_options()
         x = widened(x)
         row, col, weight, known = as_edges(edge_index, edge_weight)
         self._check_features(x)
@@ -182,6 +185,12 @@ class GRANDAttention(MessagePassing):
     def __prepare_scriptable__(self) -> None:
         refuse_scripting(type(self).__name__)
 
+    def check_options(self) -> None:
+        """Raises a ValueError if an option was changed to one that does not exist."""
+        check_choice("attention score", self.score, SCORES)
+        check_choice("normalizer", self.normalizer, NORMALIZERS)
+        check_choice("stochastic", self.stochastic, STOCHASTIC)
+
     def check_edge_attr(self, edge_attr: Any, num_edges: int, x: Tensor) -> Tensor | None:
         """The edge attributes in the dtype of the features x, checked for :obj:`num_edges` edges.
 
@@ -204,6 +213,9 @@ class GRANDAttention(MessagePassing):
         if edge_attr.device != x.device:
             raise ValueError(f"Expected edge_attr on the device of the features, {x.device} (got "
                              f"{edge_attr.device}); move one of the two.")
+        if not torch.compiler.is_compiling() and not is_finite(edge_attr):
+            raise ValueError("Expected finite edge_attr (got NaN or Inf); look where they were "
+                             "computed.")
         result: Tensor = edge_attr.to(x.dtype)
         return result
 
@@ -259,8 +271,10 @@ class GRANDAttention(MessagePassing):
 
     def _edge_products(self, query: Tensor, pattern: Pattern, edge_attr: Tensor) -> Tensor:
         """The products <q_i, W_e e_ji>, (H, E), as <W_e^T q_i, e_ji>: D is small beside a width."""
-        weight = self.lin_edge.weight.view(*query.shape[1:], -1)
-        turned = torch.einsum("nhd,hdk->hkn", query, weight)
+        # The transposed weight, by a call: hooks, as of pruning, and replaced modules then act.
+        weight = self.lin_edge(torch.eye(edge_attr.size(1), dtype=query.dtype,
+                                         device=query.device)).view(-1, *query.shape[1:])
+        turned = torch.einsum("nhd,khd->hkn", query, weight)
         rows = gather_rows(pattern, turned.flatten(0, 1)).view(*turned.shape[:2], -1)
         return (rows * edge_attr.t()).sum(dim=1)
 
@@ -345,11 +359,19 @@ def message_hooks(module: MessagePassing) -> list[dict[int, Any]]:
     return [own[name] for name in MESSAGE_HOOKS if own.get(name)]
 
 
-def has_own_messages(module: GRANDAttention) -> bool:
-    """Whether a subclass overrides a method of message passing."""
-    return any(getattr(type(module), name) is not getattr(GRANDAttention, name) for name in (
-        "propagate", "message", "aggregate", "update", "message_and_aggregate", "edge_update",
-        "edge_updater"))
+def has_own_messages(module: MessagePassing, base: type[MessagePassing] | None = None) -> bool:
+    """Whether a subclass of GRANDAttention, or of another base, overrides message passing."""
+    base, kind = GRANDAttention if base is None else base, type(module)
+    names = ("message", "aggregate", "update", "message_and_aggregate", "edge_update")
+    return any(getattr(kind, name) is not getattr(base, name) for name in names) or any(
+        _is_written(each, name) for each in kind.__mro__ if not issubclass(base, each)
+        for name in ("propagate", "edge_updater"))
+
+
+def _is_written(kind: type, name: str) -> bool:
+    """Whether a class has a method of its own: PyG puts generated ones into all that are used."""
+    own = vars(kind).get(f"_orig_{name}", vars(kind).get(name))
+    return getattr(own, "__qualname__", "") == f"{kind.__qualname__}.{name}"
 
 
 def with_dimension(state_dict: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:

@@ -28,8 +28,10 @@ from .graph_input import GraphInput, SortedGraph
 from .integrate.loop import Callback
 from .integrate.report import Stats
 from .layer_input import (
+    check_apart,
     check_channels,
     check_features,
+    check_fill_value,
     check_gcn,
     check_probability,
     check_returned,
@@ -37,6 +39,7 @@ from .layer_input import (
     checked_step,
     checked_time,
     reach,
+    refuse_own_messages,
     span_of,
 )
 from .odeint import Checkpoints, LinearSolver, Norm, imex_odeint
@@ -180,6 +183,7 @@ class SINODEConv(MessagePassing):
         improved: bool = False, cached: bool = False, normalize: bool = True, **kwargs: Any,
     ) -> None:
         check_unknown(type(self).__name__, kwargs)
+        refuse_own_messages(self)
         kwargs.setdefault("aggr", "add")
         check_choice("aggr", kwargs["aggr"], ("add", "sum"))
         super().__init__(**kwargs)
@@ -222,7 +226,8 @@ class SINODEConv(MessagePassing):
         """Registers the parameters of an implicit operator with the layer."""
         if name == "implicit":
             check_implicit(value)
-            self._modules.pop("implicit_parameters", None)
+            for known in ("implicit_parameters", "implicit"):
+                self._modules.pop(known, None)
             if isinstance(value, LinearOperator):
                 own = [p for p in value.tensors if isinstance(p, Parameter)]
                 super().__setattr__("implicit_parameters", ParameterList(own))
@@ -266,6 +271,7 @@ class SINODEConv(MessagePassing):
         span = span_of(self.time, x, t, batch, end_times)
         with full_precision(x.device):
             equation, graph = self._equation(x, edge_index, edge_weight, edge_attr, span.rate)
+            check_apart(batch, graph.pattern)
             flow = self._integrate(equation, span.times)
             out = self._output(x, flow if t is not None else flow[-1])
             if not (return_attention_weights or is_watched(self)):
@@ -303,7 +309,7 @@ class SINODEConv(MessagePassing):
     def _checked(self, x: Any) -> Tensor:
         refuse_tracing(type(self).__name__)
         refuse_transforms(type(self).__name__, [x])
-        check_untouched(self, self.term.attention)
+        check_untouched(self, self.term)
         x = widened(x)
         check_features(x, self.in_channels if self.lin is None else self.lin.in_channels,
                        self.term.alpha)
@@ -340,7 +346,9 @@ class SINODEConv(MessagePassing):
         args = (x, parts.left_out, rate, *graph)
         implicit: LinearOperator | Nonlinear = parts.operator
         if self.term.implicit_reaction:
-            assert self.term.reaction is not None
+            if self.term.reaction is None:
+                raise ValueError("Expected a reaction where term.implicit_reaction is set (got "
+                                 "None); pass both to the constructor.")
             implicit = implicit_part(self.term.reaction, parts.operator, x, rate, self.solver)
         return Equation(self.term, implicit, x, args), graph
 
@@ -362,8 +370,10 @@ class SINODEConv(MessagePassing):
 
     def _graph(self, x: Tensor, adjacency: Any, edge_weight: Tensor | None,
                edge_attr: Tensor | None) -> SortedGraph:
-        given = GraphInput(self._cache, self.term.attention, self.add_self_loops, self.fill_value,
-                           self.dropout if self.training else 0.0)
+        check_probability("dropout", self.dropout)
+        check_fill_value(self.fill_value)
+        given = GraphInput(self._cache, self.term.attention, self.add_self_loops is not False,
+                           self.fill_value, self.dropout if self.training else 0.0)
         graph, loops = given.sort(x, adjacency, edge_weight, edge_attr)
         return graph._replace(mask=edge_mask(self, graph.pattern, loops, x))
 
@@ -388,11 +398,13 @@ class SINODEConv(MessagePassing):
         if "res" not in self.__dict__:
             self._modules.setdefault("res", None)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if self.bias is not None and f"{prefix}term.alpha" in state_dict:
-            # Older checkpoints have no output bias: theirs is zero.
+    _version = 2  # 1: without the output bias
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str,
+                              local_metadata: dict[str, Any], *args: Any) -> None:
+        if self.bias is not None and local_metadata.get("version") == 1:
             state_dict.setdefault(f"{prefix}bias", torch.zeros_like(self.bias))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def __repr__(self) -> str:
         implicit = self.implicit if isinstance(self.implicit, str) else type(self.implicit).__name__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,12 +21,14 @@ def dropped(x: Tensor, p: float, training: bool) -> Tensor:
 
     Args:
         x (Tensor): The features.
-        p (float): The probability, in [0, 1).
+        p (float): The probability.
         training (bool): Whether to drop any.
 
     Raises:
-        ValueError: if the features are in another sparse form.
+        ValueError: if p is not a number from 0 to 1, or the features are in another sparse form.
     """
+    if isinstance(p, bool) or not isinstance(p, Real) or not 0.0 <= p <= 1.0:
+        raise ValueError(f"Expected a dropout probability from 0 to 1 (got {p!r}).")
     if not training or p == 0.0:
         return x
     if x.layout == torch.sparse_csr:
@@ -38,7 +42,7 @@ def dropped(x: Tensor, p: float, training: bool) -> Tensor:
     if x.layout != torch.strided:
         raise ValueError(f"Expected features that are dense, or sparse in COO or CSR form (got "
                          f"{x.layout}); use x.to_sparse_csr().")
-    if not x.is_cpu:
+    if not x.is_cpu or p == 1.0:
         return F.dropout(x, p, training)
     kept = torch.rand(x.shape, dtype=torch.float32, device=x.device).ge_(p)
     return (x * (kept.to(x.dtype) if x.dtype in SHORT else kept)).div_(1.0 - p)

@@ -10,16 +10,33 @@ from torch_geometric.explain.algorithm.utils import clear_masks
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import SparseTensor
 
-from .attention import check_flow, message_hooks
+from .attention import check_flow, has_own_messages, message_hooks
+from .diffusion import DiffusionTerm
 from .graph_input import with_loops_of
 from .sparse import Pattern
 
 
-def check_untouched(layer: MessagePassing, attention: MessagePassing) -> None:
-    """Refuses hooks on messages, since none are passed; hooks of explainers are supported."""
+def check_untouched(layer: MessagePassing, term: DiffusionTerm) -> None:
+    """Refuses what acts on messages, since none are passed; hooks of explainers are supported."""
+    attention = term.attention
     check_flow(layer.flow)
     check_flow(attention.flow)
+    attention.check_options()
+    if has_own_messages(attention):
+        raise TypeError(f"Expected a GRANDAttention that passes messages as it does (got "
+                        f"{type(attention).__name__}, which overrides how): the layer only asks "
+                        "for its coefficients; override coefficients() and "
+                        "coefficients_per_head().")
+    for module in (term, attention):
+        for name in module._parameters:
+            if name.endswith(("_orig", "_g", "_v")):
+                raise ValueError(f"Expected the own parameters of {type(module).__name__} as they "
+                                 f"are (got {name}, which pruning or an older weight_norm or "
+                                 "spectral_norm put there): they are read before the hook that "
+                                 "computes them; use torch.nn.utils.parametrize.")
     if "explain_message" in vars(layer):
+        del layer.explain_message  # the layer must remain usable after the error
+        clear_masks(layer)
         raise ValueError(f"Expected no explain_message set on {type(layer).__name__} (got one, as "
                          "GraphMaskExplainer sets it): it sends no messages; use GNNExplainer, "
                          "PGExplainer, CaptumExplainer or AttentionExplainer.")

@@ -14,9 +14,11 @@ from torch.nn import Parameter
 from torch_geometric.nn.conv import MessagePassing
 
 from .arguments import count_steps
+from .attention import has_own_messages
 from .operators.checks import check_real
 from .precision import check_full
 from .schemes import Scheme
+from .sparse import Pattern
 
 
 class Span(NamedTuple):
@@ -77,10 +79,10 @@ def span_of_graphs(end_times: Any, batch: Tensor | None, x: Tensor) -> Span:
     if end_times.dim() != 1 or end_times.numel() == 0:
         raise ValueError("Expected end_times of shape (num_graphs,), one for each graph of batch "
                          f"(got {tuple(end_times.shape)}).")
-    latest = float(end_times.detach().max())
-    if not (bool((end_times >= 0).all()) and math.isfinite(latest) and latest > 0):
-        raise ValueError("Expected finite end_times of at least 0, not all of them 0 (got "
-                         f"{float(end_times.detach().min())} to {latest}).")
+    if not bool(((end_times >= 0) & end_times.isfinite()).all()):
+        raise ValueError("Expected finite end_times of at least 0 (got "
+                         f"{float(end_times.detach().min())} to "
+                         f"{float(end_times.detach().max())}).")
     if batch is None:
         batch = torch.zeros(x.size(0), dtype=torch.long, device=x.device)
         if end_times.numel() > 1:
@@ -95,8 +97,20 @@ def span_of_graphs(end_times: Any, batch: Tensor | None, x: Tensor) -> Span:
     if batch.numel() and not 0 <= int(batch.min()) <= int(batch.max()) < end_times.numel():
         raise ValueError(f"Expected batch from 0 to {end_times.numel() - 1}, one of end_times for "
                          f"each graph (got {int(batch.min())} to {int(batch.max())}).")
+    # The latest of the graphs that have nodes: others must not make the steps larger.
+    own = end_times.index_select(0, batch)
+    latest = float((own if own.numel() else end_times).detach().max())
+    if latest == 0.0:
+        raise ValueError("Expected end_times of at least 0, not all of them 0 (got zeros).")
     times = torch.tensor([0.0, latest], dtype=torch.float64, device="cpu")
-    return Span(times, (end_times / latest).to(x).index_select(0, batch).view(-1, 1))
+    return Span(times, (own / latest).to(x).view(-1, 1))
+
+
+def check_apart(batch: Tensor | None, pattern: Pattern) -> None:
+    """Refuses edges that join graphs of a batch, whose nodes would have different times."""
+    if batch is not None and not bool((batch[pattern.row] == batch[pattern.col]).all()):
+        raise ValueError("Expected edges within each graph of batch where end_times are given (got "
+                         "one that joins two graphs); look at batch.")
 
 
 def check_times(t: Any) -> Tensor:
@@ -187,10 +201,25 @@ def check_gcn(normalize: bool, improved: bool, fill_value: float) -> float:
     if improved and fill_value != 1.0:
         raise ValueError(f"Expected either improved, which is fill_value=2, or a fill_value (got "
                          f"both, {fill_value}).")
-    if not (isinstance(fill_value, Real) and math.isfinite(fill_value) and fill_value >= 0):
+    check_fill_value(fill_value)
+    return 2.0 if improved else fill_value
+
+
+def check_fill_value(fill_value: Any) -> None:
+    """Raises a ValueError unless the weight of added self-loops is a number of at least 0."""
+    if not (isinstance(fill_value, Real) and math.isfinite(fill_value)
+            and float(fill_value) >= 0):
         raise ValueError(f"Expected a fill_value of at least 0 (got {fill_value}): the weight of "
                          "the added self-loops is a number.")
-    return 2.0 if improved else fill_value
+
+
+def refuse_own_messages(layer: MessagePassing) -> None:
+    """Refuses a subclass that overrides message passing, which a layer does not do."""
+    if has_own_messages(layer, MessagePassing):
+        raise TypeError(f"Expected a subclass without messages of its own (got "
+                        f"{type(layer).__name__}, which overrides how they are passed): a flow "
+                        "passes none; give the attention a subclass with other coefficients(), or "
+                        "integrate a term of your own by imex_odeint.")
 
 
 def check_probability(name: str, p: Any) -> None:

@@ -178,9 +178,10 @@ def test_captum_works(split, method):
 
 
 def test_an_explainer_that_replaces_messages_is_refused_by_name():
-    _, x, explainer, _ = explained("decay", GraphMaskExplainer(2, epochs=1))
+    model, x, explainer, expected = explained("decay", GraphMaskExplainer(2, epochs=1))
     with pytest.raises(ValueError, match=r"explain_message .* as GraphMaskExplainer sets it"):
         explainer(x, EDGES, index=3)
+    assert torch.equal(model(x, EDGES), expected)  # the model can be used again
 
 
 @every_split

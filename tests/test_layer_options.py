@@ -325,8 +325,16 @@ def test_bias_and_residual_are_added_to_every_output():
 
 def test_a_checkpoint_without_a_bias_is_read_as_one_of_zero():
     conv, old = make(), make()
-    state = {k: v for k, v in old.state_dict().items() if k != "bias"}
+    state = old.state_dict()
+    del state["bias"]
     nn.init.ones_(conv.bias)
+    for version in (2, None):  # not an older one: the bias is missing
+        state._metadata[""]["version"] = version
+        with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "bias"'):
+            conv.load_state_dict(state)
+        conv.load_state_dict(state, strict=False)
+        assert bool((conv.bias == 1.0).all())
+    state._metadata[""]["version"] = 1
     conv.load_state_dict(state)
     assert not bool(conv.bias.any())
     with pytest.raises(RuntimeError, match="Missing key"):

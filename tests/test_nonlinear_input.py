@@ -124,6 +124,26 @@ def test_dims_that_h_does_not_keep_to_are_refused():
         run(Nonlinear(lambda t, u: u.roll(1, -1), dims=()))
 
 
+@pytest.mark.parametrize("target", range(4))
+@pytest.mark.parametrize("source", range(4))
+def test_a_single_coupling_of_two_systems_is_refused(source, target):
+    coupling = torch.zeros(4, 4, dtype=F64)
+    coupling[target, source] = 0.1
+    term = Nonlinear(lambda t, u: -u**3 + coupling @ u, dims=-1)
+    if source == target:
+        run(term, u0=torch.rand(4, 2, dtype=F64))
+        return
+    with pytest.raises(ValueError, match=r"mix the dimensions \(-1,\) only"):
+        run(term, u0=torch.rand(4, 2, dtype=F64))
+
+
+def test_systems_that_all_depend_on_the_first_are_refused():
+    for dims in (-1, ()):
+        with pytest.raises(ValueError, match="mix the dimensions"):
+            run(Nonlinear(lambda t, u: 0.3 * u[:1] - u, dims=dims), u0=torch.ones(3, 1, dtype=F64))
+    run(Nonlinear(lambda t, u: 0.3 * u[:1] - u), u0=torch.ones(3, 1, dtype=F64))
+
+
 def test_a_large_system_does_not_hide_what_small_ones_mix():
     def fn(t, u):
         return torch.cat([-u[:3] + u[:3].mean(dim=0), -u[3:]])

@@ -426,6 +426,10 @@ NOT_LINEAR = {
     "shape": (lambda u: u[:, :2], r"keeps the shape \(6, 3\).*\(got \(6, 2\)\)"),
     "mixing": (lambda u: u.roll(1, 0), r"mixes the dimensions \(-1,\) only.*name all of them"),
     "reaching_forward": (lambda u: u.cumsum(0), r"mixes the dimensions \(-1,\) only"),
+    "last_from_first": (lambda u: torch.cat([u[:-1], u[-1:] + 0.1 * u[:1]]),
+                        r"mixes the dimensions \(-1,\) only"),
+    "first_from_last": (lambda u: torch.cat([u[:1] + 0.1 * u[-1:], u[1:]]),
+                        r"mixes the dimensions \(-1,\) only"),
     "reaching_back": (lambda u: u.flip(0).cumsum(0), r"mixes the dimensions \(-1,\) only"),
     "averaging": (lambda u: u - u.mean(0), r"mixes the dimensions \(-1,\) only"),
 }

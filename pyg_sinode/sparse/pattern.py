@@ -198,7 +198,8 @@ def csr_matrix(pointer: Tensor, col: Tensor, value: Tensor, shape: tuple[int, ..
     """A ``torch.sparse_csr`` tensor that shares the memory of its parts, without checks."""
     take_beta_notice()
     try:
-        return torch.sparse_csr_tensor(pointer, col, value, shape, check_invariants=False)
+        return torch.sparse_csr_tensor(pointer, col, value, shape, device=value.device,
+                                       check_invariants=False)
     except RuntimeError as error:
         raise of_batch(error) from error
 

@@ -187,7 +187,10 @@ class Nonlinear:
         size = u.abs().max() if bool(u.any()) else 1.0
         x, y = (u * (1.0 + 0.01 * random) + 1e-3 * size * random for random in (
             torch.rand(2, *u.shape, dtype=u.dtype, generator=generator, device="cpu").to(u.device)))
-        value, again = self._once(t, x), self._once(t, x)
+        with recording():
+            x = x.clone().requires_grad_()
+            graph = self.value(t, x)
+        value, again = graph.detach().clone(), self._once(t, x.detach())
         if not torch.equal(value.nan_to_num(), again.nan_to_num()):
             raise ValueError("Expected H of Nonlinear to be a function of t and u alone (got "
                              "another value at the second call), since each stage is solved by "
@@ -198,9 +201,9 @@ class Nonlinear:
             return
         some = (torch.rand(systems, generator=generator, device="cpu") < 0.5).to(u.device)
         some.view(-1)[0], some.view(-1)[-1] = True, False
-        off = torch.where(some, value - self._once(t, torch.where(some, x, y)), 0.0).abs()
-        size = value.abs().amax(dim=dims, keepdim=True) if dims else value.abs()
-        if bool((off > 1e4 * torch.finfo(u.dtype).eps * size).any()):
+        changed = self._once(t, torch.where(some, x.detach(), y))
+        apart = not _differ(torch.where(some, value - changed, 0.0), value, dims)
+        if not apart or (graph.requires_grad and not _is_apart(graph, x, systems, dims)):
             raise ValueError(f"Expected H of Nonlinear to mix the dimensions {dims} only (got one "
                              "that mixes others); name all of them in dims=, or leave it out.")
 
@@ -245,6 +248,26 @@ class Nonlinear:
     def __repr__(self) -> str:
         fn = self.function.fn
         return f"{type(self).__name__}({getattr(fn, '__name__', None) or type(fn).__name__})"
+
+
+def _is_apart(value: Tensor, u: Tensor, systems: Sequence[int], dims: tuple[int, ...]) -> bool:
+    """Whether the derivative of a value at u couples no two systems.
+
+    With a number s for each system, J^T (s w) = s (J^T w) for every w if it does not. A coupling of
+    two systems adds the difference of their numbers, which is never zero.
+    """
+    generator = torch.Generator().manual_seed(1)
+    w = torch.randn(u.shape, dtype=u.dtype, generator=generator, device="cpu").to(u.device)
+    s = 1.0 + torch.rand(systems, dtype=u.dtype, generator=generator, device="cpu").to(u.device)
+    one, both = (torch.autograd.grad(value, u, v, retain_graph=True, materialize_grads=True,
+                                     allow_unused=True)[0] for v in (w, s * w))
+    return not _differ(both - s * one, one, dims)
+
+
+def _differ(difference: Tensor, x: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether a difference is more than rounding beside the largest entry of x in its system."""
+    size = x.abs().amax(dim=dims, keepdim=True) if dims else x.abs()
+    return bool((difference.abs() > 1e4 * torch.finfo(x.dtype).eps * size).any())
 
 
 def _end(p: Tensor) -> Tensor:
