@@ -300,9 +300,11 @@ def test_the_dense_lu_stands_in_where_lapack_has_no_banded_one(turned, monkeypat
     torch.testing.assert_close(inverse.mv(u), exact, **EXACT)
 
 
-def test_no_gradient_flows_through_the_inverse():
-    J = Banded(numbers(3, N).requires_grad_(), (-1, 0, 2))
-    assert not J.resolvent(0.5).mv(torch.ones(N, dtype=F64, requires_grad=True)).requires_grad
+def test_the_gradient_of_the_inverse_is_the_transposed_one():
+    inverse = Banded(numbers(3, N), (-1, 0, 2)).resolvent(0.5)
+    u, w = torch.ones(N, dtype=F64, requires_grad=True), numbers(N)
+    (found,) = torch.autograd.grad(inverse.mv(u), u, w)
+    torch.testing.assert_close(found, inverse.T.mv(w), **EXACT)
 
 
 def test_a_narrow_band_of_a_large_matrix_is_not_made_dense():

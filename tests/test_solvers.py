@@ -141,14 +141,21 @@ def test_the_transposed_inverse_is_the_adjoint_and_its_transpose_the_inverse(sol
 
 
 @laws
-def test_no_gradient_flows_through_an_inverse(solver, case):
+def test_a_product_with_an_inverse_has_the_gradient_of_the_transpose(solver, case):
     operator = case.build(F64)
-    b = randn(*case.shape).requires_grad_()
-    for tensor in operator.tensors:
-        tensor.requires_grad_()
+    b, w = randn(*case.shape).requires_grad_(), randn(*case.shape, seed=10)
     inverse = solver.invert(operator)
-    assert not inverse.mv(b).requires_grad
-    assert not inverse.T.mv(b).requires_grad
+    for one, other in ((inverse, inverse.T), (inverse.T, inverse)):
+        (found,) = torch.autograd.grad(one.mv(b), b, w)
+        torch.testing.assert_close(found, other.mv(w), rtol=0, atol=1e-9 * float(found.abs().max()))
+    assert not inverse.solve(b).x.requires_grad
+    trained = [tensor.requires_grad_() for tensor in operator.tensors]
+    if trained:  # no gradient would reach them
+        for each in (inverse, inverse.T):
+            with pytest.raises(ValueError, match="an operator through which gradients flow"):
+                each.mv(b)
+            with torch.no_grad():
+                each.mv(b)
 
 
 @laws

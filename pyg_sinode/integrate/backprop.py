@@ -65,6 +65,9 @@ class _DifferentiableInverse(Inverse):
         super().__init__(operator)
         self.inner, self.iterative = inverse, getattr(inverse, "iterative", False)
 
+    def mv(self, u: Tensor) -> Tensor:
+        return self.solve(u).x
+
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:
         return solve(self.inner, self.operator, b, guess)
 

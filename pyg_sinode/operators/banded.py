@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import LinearOperator
-from .checks import along, check_dims, check_real, check_size, check_tensors
+from .by_transpose import product
+from .checks import along, check_dim, check_real, check_size, check_tensors
 from .dense import DenseInverse, check_condition
 from .results import Entries
 
@@ -77,7 +78,7 @@ class Banded(LinearOperator):
             raise ValueError(f"Expected diagonals of shape (k, n), one row for each offset, in "
                              f"Banded (got shape {tuple(diagonals.shape)}); stack them, each as "
                              "long as the matrix.")
-        self.dims, self.tensors = check_dims("Banded", dim), (diagonals,)
+        self.dims, self.tensors = check_dim("Banded", dim), (diagonals,)
         self.offsets = _check_offsets(offsets, *diagonals.shape)
         self.by_column = False  # True in the transpose, which shares the diagonals
 
@@ -213,6 +214,9 @@ class BandedInverse(LinearOperator):
     def mv(self, u: Tensor) -> Tensor:
         # LAPACK would silently use the first n entries of a longer right-hand side.
         check_size("the inverse of Banded", u, self.dims[0], self.lu.shape[1])
+        return product(self, u, self._product)
+
+    def _product(self, u: Tensor) -> Tensor:
         if u.numel() == 0:
             return torch.zeros_like(u)
         moved = u.detach().movedim(self.dims[0], -1)

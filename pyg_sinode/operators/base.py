@@ -231,7 +231,8 @@ class LinearOperator:
     def has_functions(self, like: Tensor) -> bool:
         """Whether functions of J can be computed for a state like ``like``."""
         return (self.diagonalized(like) is not None or self.matrix() is not None
-                or self.disc() is not None or self.gershgorin() is not None)
+                or self.disc() is not None
+                or any(each.gershgorin() is not None for each in (self, self.T)))
 
     def functions(self, f: Any, like: Tensor, bound: Bound | None = None) -> Functions | None:
         """Several functions of J for a state like ``like``; None if they cannot be computed.
@@ -308,6 +309,12 @@ class LinearOperator:
         self.generation = self.generation + 1
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
+        return self._composed["sum"]([self, other])
+
+    def __radd__(self, other: Any) -> LinearOperator:
+        """So that ``sum`` adds operators, which starts with the number 0."""
+        if isinstance(other, (int, float)) and other == 0:
+            return self
         return self._composed["sum"]([self, other])
 
     def __sub__(self, other: LinearOperator) -> LinearOperator:

@@ -55,11 +55,23 @@ def is_finite(x: Tensor) -> bool:
 
 def check_dims(name: str, dims: int | Sequence[int]) -> tuple[int, ...]:
     """The dimensions as a sorted tuple; raises a ValueError unless they are negative, distinct."""
-    result = (dims,) if isinstance(dims, int) else tuple(dims)
+    given: Any = (dims,) if isinstance(dims, numbers.Integral) else dims
+    if not (isinstance(given, Sequence)
+            and all(isinstance(d, numbers.Integral) for d in given)):
+        raise TypeError(f"Expected the dimensions of {name} as an int or several (got {dims!r}).")
+    result = tuple(int(d) for d in given)
     if any(d >= 0 for d in result) or len(set(result)) != len(result):
         raise ValueError(f"Expected the dimensions of {name} counted from the end, such as -1 "
                          f"(got {dims}).")
     return tuple(sorted(result))
+
+
+def check_dim(name: str, dim: int) -> tuple[int]:
+    """The one dimension of an operator, as a tuple; see :func:`check_dims`."""
+    if isinstance(dim, bool) or not isinstance(dim, numbers.Integral):
+        raise TypeError(f"Expected the dimension of {name} as an int (got {dim!r}).")
+    (result,) = check_dims(name, dim)
+    return (result,)
 
 
 def check_size(name: str, u: Tensor, dim: int, size: int) -> None:

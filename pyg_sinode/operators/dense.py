@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import LinearOperator
-from .checks import along, check_dims, check_real, check_size, check_tensors
+from .checks import along, check_dim, check_real, check_size, check_tensors
 from .flat import multiply
 from .results import Entries, LinearSolveError
 
@@ -36,7 +36,7 @@ class Dense(LinearOperator):
         check_real(matrix, "matrix")
         if matrix.dim() != 2 or matrix.size(0) != matrix.size(1):
             raise ValueError(f"Expected a square matrix (got shape {tuple(matrix.shape)}).")
-        self.dims, self.tensors = check_dims("Dense", dim), (matrix,)
+        self.dims, self.tensors = check_dim("Dense", dim), (matrix,)
 
     def mv(self, u: Tensor) -> Tensor:
         return multiply(self.tensors[0], u, self.dims[0])

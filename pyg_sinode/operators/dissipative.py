@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from ..precision import without_autocast
 from .base import LinearOperator
-from .checks import along, check_dims, check_real, check_size, check_tensors
+from .checks import along, check_dim, check_real, check_size, check_tensors
 from .dense import DenseInverse
 from .flat import multiply
 from .results import Entries, LinearSolveError
@@ -104,7 +104,7 @@ class Dissipative(LinearOperator):
         if not isinstance(eps, Real) or not 0.0 < eps < math.inf:
             raise ValueError(f"Expected eps as a finite number above 0 in Dissipative (got "
                              f"{eps!r}): it keeps the symmetric part definite.")
-        self.tensors, self.dims = tuple(tensors), check_dims("Dissipative", dim)
+        self.tensors, self.dims = tuple(tensors), check_dim("Dissipative", dim)
         self.eps = float(eps)
 
     @property

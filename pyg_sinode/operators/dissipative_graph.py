@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..sparse import Pattern, as_edges, check_range, sampled_product
-from .checks import check_dims, check_real
+from .checks import check_dim, check_real
 from .graph import Graph
 
 
@@ -65,7 +65,7 @@ class DissipativeGraph(Graph):
         self.pattern = Pattern(torch.cat([row, nodes]), torch.cat([col, nodes]), num_nodes,
                                checked=True)
         self.target, self.loop, self.softplus = row, row == col, softplus
-        self.tensors, self.dims = (numbers,), check_dims("DissipativeGraph", dim)
+        self.tensors, self.dims = (numbers,), check_dim("DissipativeGraph", dim)
         self.largest, self.radius, self.ordered = 0.0, None, False
         self._check_weights()
 

@@ -21,7 +21,7 @@ from ..sparse import (
     sparse_product,
 )
 from .base import LinearOperator
-from .checks import along, as_float, check_dims, check_real, check_size, check_tensors
+from .checks import along, as_float, check_dim, check_real, check_size, check_tensors
 from .results import Entries, equals_transpose
 from .shifted import Shifted
 from .sums import Sum
@@ -103,7 +103,7 @@ class Graph(LinearOperator):
         if value.shape != (pattern.num_entries,):
             raise ValueError(f"Expected one weight for each of the {pattern.num_entries} edges of "
                              f"Graph (got shape {tuple(value.shape)}).")
-        self.pattern, self.tensors, self.dims = pattern, (value,), check_dims("Graph", dim)
+        self.pattern, self.tensors, self.dims = pattern, (value,), check_dim("Graph", dim)
         self.largest, self.radius, self.ordered = largest, radius, ordered
 
     @property

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from .checks import as_tensor
 from .functions import OfNumbers, Uses
+from .results import SolveError
 
 if TYPE_CHECKING:
     from .base import LinearOperator
 
 MAX_DEGREE = 2048
 ROUNDING = 64 * 2.0**-52  # of values in double precision, relative to the largest one
+AGREES = 1e-10  # the largest error of a series between its nodes, relative to the largest value
 FEW = 40  # the degree up to which no check of symmetry would pay
 
 
@@ -70,6 +72,10 @@ class PolynomialFunctions:
     they are Chebyshev series on the interval from c - r to c + r. Both end where the coefficients
     fall below the rounding error of the largest value of the function.
 
+    Rounding errors of a product are as large as those of the sum S of all coefficients'
+    magnitudes, S = e^r for the exponential on a disc about 0. If S is above the square root of
+    1 / eps, each product is compared with it: if half of its digits are lost, that is an error.
+
     Args:
         operator (LinearOperator): The operator J.
         f (callable): Maps numbers to the values of the functions, along a new first dimension. Its
@@ -79,6 +85,7 @@ class PolynomialFunctions:
 
     Raises:
         ValueError: if the degree would exceed 2048.
+        SolveError: in :meth:`add`, if rounding errors are too large beside a product.
     """
 
     carries, size = False, 0
@@ -95,13 +102,16 @@ class PolynomialFunctions:
         found = _series(_taylor_nodes, f, centre, radius, eps)
         if (found is None or len(found) > FEW) and bound.symmetric():
             found, self.chebyshev = _series(_chebyshev_nodes, f, centre, radius, eps), True
-        if found is None:
+        growth = [] if found is None else [
+            math.fsum(map(abs, each)) for each in zip(*found, strict=True)]
+        if found is None or max(growth, default=0.0) > 1e-3 * torch.finfo(like.dtype).max:
             raise ValueError(
                 f"Expected functions of J that polynomials of degree {MAX_DEGREE} at most "
                 f"approximate (got eigenvalues of J in a disc of centre {centre:.3g} and radius "
                 f"{radius:.3g}); in an exponential scheme take smaller steps, or an "
                 "implicit-explicit scheme, which solves linear systems instead.")
         self.series, self.products = found, len(found) - 1
+        self.risks = {k: eps * s for k, s in enumerate(growth) if s > eps**-0.5}
 
     def enter(self, x: Tensor) -> Tensor:
         """The state itself."""
@@ -115,9 +125,25 @@ class PolynomialFunctions:
         """See :class:`Functions`."""
         wanted = sorted({k for _, k in uses})
         products = dict(zip(wanted, self._products(self.operator, x, wanted), strict=True))
+        for k in wanted:
+            if k in self.risks:
+                self._check_rounding(products[k], x, self.risks[k])
         for place, k in uses:
             present = sums[place]
             sums[place] = (products[k].clone() if present is None else present.add_(products[k]))
+
+    def _check_rounding(self, product: Tensor, x: Tensor, risk: float) -> None:
+        """Refuses a product of which rounding leaves less than half of the digits."""
+        lost = risk * float(x.detach().abs().max())
+        size = max(float(product.detach().abs().max()), float(x.detach().abs().max()))
+        if not lost <= torch.finfo(x.dtype).eps**0.5 * size:
+            centre, radius = self.disc
+            raise SolveError(
+                f"A function of J by a polynomial has rounding errors of {lost:.1e} beside values "
+                f"of {size:.1e}: the disc of centre {centre:.3g} and radius {radius:.3g} that is "
+                "known to hold the eigenvalues of J times the step is too large on the right of "
+                "zero. Take smaller steps, or an implicit-explicit scheme.",
+                residual=lost, state=product.detach())
 
     def transposed(self) -> PolynomialFunctions:
         """See :class:`Functions`."""
@@ -179,17 +205,22 @@ def _series(nodes: Callable[[Tensor], Tensor], f: OfNumbers, centre: float, radi
     """
     points = 64
     while points <= 4 * MAX_DEGREE:
-        angle = 2 * math.pi * torch.arange(points, dtype=torch.float64) / points
+        angle = 2 * math.pi * torch.arange(points, dtype=torch.float64, device="cpu") / points
         values = f(centre + radius * nodes(angle)).detach()
-        found = torch.fft.fft(values, dim=-1).real[:, :points // 2] / points
-        if nodes is _chebyshev_nodes:
-            found[:, 1:] *= 2.0
+        found = torch.fft.fft(values, dim=-1).real / points
+        if nodes is _chebyshev_nodes:  # the second half mirrors the first
+            found = 2.0 * found[:, :points // 2 + 1]
+            found[:, 0] *= 0.5
         size, largest = found.abs(), values.abs().amax(dim=1)
         if not bool(largest.isfinite().all()):
             return None
-        # Once a series has converged, its last coefficients are rounding errors of the values.
+        # Once a series has converged, its last coefficients are rounding errors of the values. In
+        # the second half are those of negative powers, which only a pole within the disc makes.
         noise = size[:, points // 4:].amax(dim=1)
-        if bool((noise <= ROUNDING * largest.max()).all()):
+        found = found[:, :points // 4]
+        size = size[:, :points // 4]
+        if bool((noise <= ROUNDING * largest.max()).all()) and _agrees(
+                found, f, nodes, centre, radius, points):
             floor = torch.maximum(4 * eps * largest, 4 * noise)
             matter = (size > floor.unsqueeze(1)).any(dim=0).nonzero()
             degree = int(matter[-1]) if len(matter) else 0
@@ -197,6 +228,23 @@ def _series(nodes: Callable[[Tensor], Tensor], f: OfNumbers, centre: float, radi
             return coefficients
         points *= 2
     return None
+
+
+def _agrees(series: Tensor, f: OfNumbers, nodes: Callable[[Tensor], Tensor], centre: float,
+            radius: float, points: int) -> bool:
+    """Whether a series agrees with the functions halfway between its nodes.
+
+    At the nodes a power m cannot be told from the power m - points.
+    """
+    half = math.pi / points
+    angle = half + 2 * half * torch.arange(points, dtype=torch.float64, device="cpu")
+    values = f(centre + radius * nodes(angle)).detach()
+    m = torch.arange(series.size(1), dtype=torch.float64, device="cpu")
+    turned = torch.polar(torch.ones_like(m), half * m) * series
+    found = points * torch.fft.ifft(turned, n=points, dim=-1)
+    if nodes is _chebyshev_nodes:
+        found = found.real
+    return bool(((found - values).abs() <= AGREES * values.abs().max()).all())
 
 
 def _taylor_nodes(angle: Tensor) -> Tensor:

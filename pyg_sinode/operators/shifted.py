@@ -77,8 +77,19 @@ class Shifted(LinearOperator):
         blocks = self.operator.blocks(u, dims)
         return None if blocks is None else identity_minus(blocks, self.c)
 
+    def as_diagonal(self) -> Tensor | float | None:
+        d = self.operator.as_diagonal()
+        return None if d is None else 1.0 - self.c * d
+
     def has_closed_inverse(self) -> bool:
         return self.operator.has_closed_inverse()
+
+    def resolvent(self, c: float) -> LinearOperator | None:
+        # I - b (I - cJ) = (1 - b) (I + b c / (1 - b) J)
+        if c == 1.0:
+            return super().resolvent(c)
+        found = self.operator.resolvent(-c * self.c / (1.0 - c))
+        return None if found is None else found * (1.0 / (1.0 - c))
 
     def inverse(self) -> LinearOperator | None:
         return self.operator.resolvent(self.c)

@@ -45,7 +45,8 @@ class Transposed(LinearOperator, composes="transpose"):
         with torch.inference_mode(False), torch.enable_grad():
             zero = torch.zeros_like(u, requires_grad=True)
             product = self.operator.mv(zero)
-            if not product.requires_grad:  # a function that does not use its argument
+            if not product.requires_grad:
+                _check_zero(self.operator, u)
                 return torch.zeros_like(u)
             (result,) = torch.autograd.grad(
                 product, zero, u, create_graph=graph, materialize_grads=True)
@@ -97,3 +98,15 @@ class Transposed(LinearOperator, composes="transpose"):
     def functions(self, f: Any, like: Tensor, bound: Bound | None = None) -> Functions | None:
         found = self.operator.functions(f, like)
         return None if found is None else found.transposed()
+
+
+@torch.no_grad()
+def _check_zero(operator: LinearOperator, u: Tensor) -> None:
+    """Refuses an operator other than zero whose products do not depend on u for autograd."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(u.shape, dtype=u.dtype, generator=generator, device="cpu").to(u.device)
+    if bool((operator.mv(x) != 0).any()):
+        raise ValueError(f"Expected products of {operator!r} that autograd can differentiate (got "
+                         "one without a graph, as after detach(), numpy() or under no_grad): the "
+                         "transpose, and with it the gradient, would be zero; compute the product "
+                         "with differentiable operations, or write an operator with transpose().")

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, Solution
+from ..operators.by_transpose import product
 from ..precision import full_precision, is_autocast
 
 
 class Inverse(LinearOperator):
     """Base class of inverses: operators whose product is the solution of A x = b.
 
-    The product is not differentiable: the integrator differentiates a solve by a solve with the
-    transpose. A subclass implements :meth:`solve` and :meth:`transpose`.
+    A product :meth:`mv` is differentiable in its argument, by a solve with the transpose, but not
+    in the tensors of A. A subclass implements :meth:`solve`, which is not differentiable, and
+    :meth:`transpose`.
 
     Args:
         operator (LinearOperator): The operator A to invert.
@@ -43,14 +45,20 @@ class Inverse(LinearOperator):
         raise NotImplementedError
 
     def mv(self, u: Tensor) -> Tensor:
-        """The solution x of A x = u."""
-        return self.solve(u).x
+        """The solution x of A x = u, differentiable in u.
+
+        Raises:
+            ValueError: if it is to be differentiated and the tensors of A require gradients.
+        """
+        if torch.is_grad_enabled() and u.requires_grad:
+            self.check_named(u)
+        return product(self, u, lambda b: self.solve(b).x)
 
     def check_named(self, u: Tensor) -> None:
         """Refuses this inverse as an operator J if its tensors require gradients.
 
         Raises:
-            ValueError: if they do, since no gradient flows through an inverse.
+            ValueError: if they do, since no gradient flows through an inverse to them.
         """
         if any(x.requires_grad for x in self.operator.tensors):
             raise ValueError(f"Expected an operator through which gradients flow (got {self!r}, an "
