@@ -21,9 +21,10 @@ from tqdm import tqdm
 from pyg_sinode import SINODE, SINODEConv
 
 HETEROPHILOUS = ("Minesweeper", "Tolokers")
-REACTIONS = {"none": {}, "blurring_sharpening": {"reaction": "blurring_sharpening"},
-             "acmp": {"reaction": "acmp", "implicit_reaction": True},
-             "allen_cahn": {"reaction": "allen_cahn", "implicit_reaction": True}}
+OPTIONS = {"none": {}, "bounded": {"source": False, "attention": "cosine"},
+           "blurring_sharpening": {"reaction": "blurring_sharpening"},
+           "acmp": {"reaction": "acmp", "implicit_reaction": True},
+           "allen_cahn": {"reaction": "allen_cahn", "implicit_reaction": True}}
 
 
 class TwoLayers(nn.Module):
@@ -99,8 +100,8 @@ def with_masks(data: Data, name: str, seed: int) -> Data:
 def make(name: str, args: argparse.Namespace, data: Data) -> nn.Module:
     """A model by its name, in the recipe of its data set."""
     features, classes = data.num_features, int(data.y.max()) + 1
-    kind, _, reaction = name.partition("+")
-    options = REACTIONS[reaction or "none"]
+    kind, _, option = name.partition("+")
+    options = OPTIONS[option or "none"]
     layers = {"gcn": GCNConv, "gat": lambda a, b: GATConv(a, b // 4, heads=4),
               "layers": lambda a, b: SINODEConv(a, b, **options)}
     if args.dataset in HETEROPHILOUS:
