@@ -4,7 +4,8 @@ import pytest
 import torch
 from cases import EDGES, NODES
 from conv_cases import WEIGHT, distance, every_split, features
-from torch import nn
+from torch import Tensor, nn
+from torch_geometric.typing import OptTensor
 from torch.nn.utils import parametrize, prune
 
 from pyg_sinode import SINODE, GRANDAttention, LearnedOperator, SINODEConv, operators
@@ -90,14 +91,14 @@ def test_pruned_parameters_of_the_term_are_refused_and_parametrized_ones_act(whe
 
 def test_a_subclass_with_messages_of_its_own_is_refused():
     class Layer(SINODEConv):
-        def message(self, x_j):
+        def message(self, x_j: Tensor) -> Tensor:
             return 2.0 * x_j
 
     with pytest.raises(TypeError, match=r"Expected a subclass without messages of its own .*Layer"):
         Layer(4, 4)
 
     class Attention(GRANDAttention):
-        def message(self, x_j, alpha):
+        def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
             return 2.0 * alpha * x_j
 
     conv = SINODEConv(4, 4)
@@ -108,7 +109,8 @@ def test_a_subclass_with_messages_of_its_own_is_refused():
 
 def test_a_subclass_with_coefficients_of_its_own_acts():
     class Uniform(GRANDAttention):
-        def coefficients(self, x, pattern, weight=None, edge_attr=None):
+        def coefficients(self, x: Tensor, pattern, weight: OptTensor = None,
+                         edge_attr: OptTensor = None) -> Tensor:
             counts = torch.bincount(pattern.row, minlength=pattern.num_nodes)
             return 1.0 / counts[pattern.row.long()].to(x.dtype)
 
