@@ -5,8 +5,8 @@ import torch
 from cases import EDGES, NODES
 from conv_cases import WEIGHT, distance, every_split, features
 from torch import Tensor, nn
-from torch_geometric.typing import OptTensor
 from torch.nn.utils import parametrize, prune
+from torch_geometric.typing import OptTensor
 
 from pyg_sinode import SINODE, GRANDAttention, LearnedOperator, SINODEConv, operators
 
