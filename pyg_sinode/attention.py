@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
@@ -361,7 +362,11 @@ def message_hooks(module: MessagePassing) -> list[dict[int, Any]]:
 
 def has_own_messages(module: MessagePassing, base: type[MessagePassing] | None = None) -> bool:
     """Whether a subclass of GRANDAttention, or of another base, overrides message passing."""
-    base, kind = GRANDAttention if base is None else base, type(module)
+    return _overrides(type(module), GRANDAttention if base is None else base)
+
+
+@lru_cache(maxsize=256)
+def _overrides(kind: Any, base: Any) -> bool:
     names = ("message", "aggregate", "update", "message_and_aggregate", "edge_update")
     return any(getattr(kind, name) is not getattr(base, name) for name in names) or any(
         _is_written(each, name) for each in kind.__mro__ if not issubclass(base, each)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +72,17 @@ def check_dim(name: str, dim: int) -> tuple[int]:
         raise TypeError(f"Expected the dimension of {name} as an int (got {dim!r}).")
     (result,) = check_dims(name, dim)
     return (result,)
+
+
+def powers_of_two(shape: Sequence[int], like: Tensor, generator: torch.Generator
+                  ) -> Iterator[Tensor]:
+    """Two tensors of random powers of two: two places have different ones in one of them.
+
+    (But for one pair of places in a thousand.)
+    """
+    for _ in range(2):
+        power = torch.randint(32, tuple(shape), generator=generator, device=generator.device)
+        yield (torch.ones_like(power) << power).to(like)
 
 
 def check_size(name: str, u: Tensor, dim: int, size: int) -> None:

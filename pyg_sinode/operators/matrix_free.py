@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..precision import without_autocast
 from .base import LinearOperator
-from .checks import check_dims, check_real, check_tensors, shares_memory
+from .checks import check_dims, check_real, check_tensors, powers_of_two, shares_memory
 from .function import Function
 from .transposed import Transposed
 
@@ -118,10 +118,10 @@ class MatrixFree(LinearOperator):
         """Right-hand sides must not depend on each other, since each is solved separately."""
         columns = [1 if at - x.dim() in self.dims else n for at, n in enumerate(x.shape)]
         # A number s for each: fn(s x) = s fn(x) if none depends on another. If one does, the result
-        # has the difference of their numbers, which is never zero.
-        s = 1.0 + torch.rand(columns, dtype=x.dtype, device=x.device, generator=generator)
+        # has the difference of their numbers.
         scale = fx.abs().amax() if x.numel() else x.new_ones(())
-        off = (self.mv(s * x) - s * fx).abs() > 1e4 * torch.finfo(x.dtype).eps * scale
-        if bool(off.any()):
+        largest = 1e4 * torch.finfo(x.dtype).eps * scale
+        if any(bool(((self.mv(s * x) / s - fx).abs() > largest).any())
+               for s in powers_of_two(columns, x, generator)):
             raise ValueError(f"Expected a function that mixes the dimensions {self.dims} only in "
                              "MatrixFree (got one that mixes others); name all of them in dim=.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..operators import LinearOperator
-from ..operators.checks import check_dims, lost_gradient, same
+from ..operators.checks import check_dims, lost_gradient, powers_of_two, same
 from ..operators.function import Function
 from ..solvers import BlockJacobi, Jacobi, Newton
 from ..transforms import forward_mode_error, has_tangent, recording
@@ -253,15 +253,21 @@ class Nonlinear:
 def _is_apart(value: Tensor, u: Tensor, systems: Sequence[int], dims: tuple[int, ...]) -> bool:
     """Whether the derivative of a value at u couples no two systems.
 
-    With a number s for each system, J^T (s w) = s (J^T w) for every w if it does not. A coupling of
-    two systems adds the difference of their numbers, which is never zero.
+    With a number s for each system, J^T (s w) = s (J^T w) for every w if it does not, and without a
+    rounding error where the numbers are powers of two. A coupling of two systems adds the
+    difference of their numbers.
     """
     generator = torch.Generator().manual_seed(1)
     w = torch.randn(u.shape, dtype=u.dtype, generator=generator, device="cpu").to(u.device)
-    s = 1.0 + torch.rand(systems, dtype=u.dtype, generator=generator, device="cpu").to(u.device)
-    one, both = (torch.autograd.grad(value, u, v, retain_graph=True, materialize_grads=True,
-                                     allow_unused=True)[0] for v in (w, s * w))
-    return not _differ(both - s * one, one, dims)
+
+    def product(v: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(value, u, v, retain_graph=True, materialize_grads=True,
+                                       allow_unused=True)
+        return found
+
+    one = product(w)
+    return not any(_differ(product(s * w) / s - one, one, dims)
+                   for s in powers_of_two(systems, w, generator))
 
 
 def _differ(difference: Tensor, x: Tensor, dims: tuple[int, ...]) -> bool:
