@@ -362,7 +362,9 @@ def message_hooks(module: MessagePassing) -> list[dict[int, Any]]:
 
 def has_own_messages(module: MessagePassing, base: type[MessagePassing] | None = None) -> bool:
     """Whether a subclass of GRANDAttention, or of another base, overrides message passing."""
-    return _overrides(type(module), GRANDAttention if base is None else base)
+    kind: Any = type(module)
+    other: Any = GRANDAttention if base is None else base
+    return _overrides(kind, other)
 
 
 @lru_cache(maxsize=256)
