@@ -214,10 +214,10 @@ class GRANDAttention(MessagePassing):
         if edge_attr.device != x.device:
             raise ValueError(f"Expected edge_attr on the device of the features, {x.device} (got "
                              f"{edge_attr.device}); move one of the two.")
-        if not torch.compiler.is_compiling() and not is_finite(edge_attr):
-            raise ValueError("Expected finite edge_attr (got NaN or Inf); look where they were "
-                             "computed.")
         result: Tensor = edge_attr.to(x.dtype)
+        if not torch.compiler.is_compiling() and not is_finite(result):
+            raise ValueError(f"Expected finite edge_attr in {x.dtype} (got NaN or Inf); look where "
+                             "they were computed.")
         return result
 
     def _check_features(self, x: Any) -> None:
@@ -272,7 +272,10 @@ class GRANDAttention(MessagePassing):
 
     def _edge_products(self, query: Tensor, pattern: Pattern, edge_attr: Tensor) -> Tensor:
         """The products <q_i, W_e e_ji>, (H, E), as <W_e^T q_i, e_ji>: D is small beside a width."""
-        # The transposed weight, by a call: hooks, as of pruning, and replaced modules then act.
+        if not isinstance(self.lin_edge, Linear) or self.lin_edge.bias is not None:
+            edge: Tensor = self.lin_edge(edge_attr).view(-1, *query.shape[1:])  # any module
+            return (query.index_select(0, pattern.row) * edge).sum(dim=-1).t()
+        # The transposed weight, by a call, so that hooks, as of pruning, act.
         weight = self.lin_edge(torch.eye(edge_attr.size(1), dtype=query.dtype,
                                          device=query.device)).view(-1, *query.shape[1:])
         turned = torch.einsum("nhd,khd->hkn", query, weight)

@@ -183,7 +183,7 @@ class SINODEConv(MessagePassing):
         improved: bool = False, cached: bool = False, normalize: bool = True, **kwargs: Any,
     ) -> None:
         check_unknown(type(self).__name__, kwargs)
-        refuse_own_messages(self)
+        refuse_own_messages(self, SINODEConv)
         kwargs.setdefault("aggr", "add")
         check_choice("aggr", kwargs["aggr"], ("add", "sum"))
         super().__init__(**kwargs)
@@ -271,7 +271,7 @@ class SINODEConv(MessagePassing):
         span = span_of(self.time, x, t, batch, end_times)
         with full_precision(x.device):
             equation, graph = self._equation(x, edge_index, edge_weight, edge_attr, span.rate)
-            check_apart(batch, graph.pattern)
+            check_apart(batch, graph.pattern, graph.weight)
             flow = self._integrate(equation, span.times)
             out = self._output(x, flow if t is not None else flow[-1])
             if not (return_attention_weights or is_watched(self)):

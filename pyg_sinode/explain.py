@@ -15,6 +15,10 @@ from .diffusion import DiffusionTerm
 from .graph_input import with_loops_of
 from .sparse import Pattern
 
+# What the hooks of torch.nn.utils put in place of the parameters of the term and its attention.
+COMPUTED = [f"{name}{ending}" for ending in ("_orig", "_g", "_v") for name in (
+    "alpha", "beta", "decay", "repulsion", "amplitude", "length")]
+
 
 def check_untouched(layer: MessagePassing, term: DiffusionTerm) -> None:
     """Refuses what acts on messages, since none are passed; hooks of explainers are supported."""
@@ -27,13 +31,13 @@ def check_untouched(layer: MessagePassing, term: DiffusionTerm) -> None:
                         f"{type(attention).__name__}, which overrides how): the layer only asks "
                         "for its coefficients; override coefficients() and "
                         "coefficients_per_head().")
-    for module in (term, attention):
-        for name in module._parameters:
-            if name.endswith(("_orig", "_g", "_v")):
-                raise ValueError(f"Expected the own parameters of {type(module).__name__} as they "
-                                 f"are (got {name}, which pruning or an older weight_norm or "
-                                 "spectral_norm put there): they are read before the hook that "
-                                 "computes them; use torch.nn.utils.parametrize.")
+    found = next((name for name in COMPUTED if name in term._parameters
+                  or name in attention._parameters), None)
+    if found is not None:
+        raise ValueError(f"Expected the own parameters of the term and its attention as they are "
+                         f"(got {found}, which pruning or an older weight_norm put there): they "
+                         "are read before the hook that computes them; use "
+                         "torch.nn.utils.parametrize.")
     if "explain_message" in vars(layer):
         del layer.explain_message  # the layer must remain usable after the error
         clear_masks(layer)

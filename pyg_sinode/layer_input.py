@@ -98,7 +98,7 @@ def span_of_graphs(end_times: Any, batch: Tensor | None, x: Tensor) -> Span:
         raise ValueError(f"Expected batch from 0 to {end_times.numel() - 1}, one of end_times for "
                          f"each graph (got {int(batch.min())} to {int(batch.max())}).")
     # The latest of the graphs that have nodes: others must not make the steps larger.
-    own = end_times.index_select(0, batch)
+    own = end_times.to(batch.device).index_select(0, batch)
     latest = float((own if own.numel() else end_times).detach().max())
     if latest == 0.0:
         raise ValueError("Expected end_times of at least 0, not all of them 0 (got zeros).")
@@ -106,9 +106,12 @@ def span_of_graphs(end_times: Any, batch: Tensor | None, x: Tensor) -> Span:
     return Span(times, (own / latest).to(x).view(-1, 1))
 
 
-def check_apart(batch: Tensor | None, pattern: Pattern) -> None:
+def check_apart(batch: Tensor | None, pattern: Pattern, weight: Tensor | None) -> None:
     """Refuses edges that join graphs of a batch, whose nodes would have different times."""
-    if batch is not None and not bool((batch[pattern.row] == batch[pattern.col]).all()):
+    if batch is None:
+        return
+    joins = batch.index_select(0, pattern.row) != batch.index_select(0, pattern.col)
+    if bool((joins if weight is None else joins & (weight != 0)).any()):
         raise ValueError("Expected edges within each graph of batch where end_times are given (got "
                          "one that joins two graphs); look at batch.")
 
@@ -213,9 +216,9 @@ def check_fill_value(fill_value: Any) -> None:
                          "the added self-loops is a number.")
 
 
-def refuse_own_messages(layer: MessagePassing) -> None:
-    """Refuses a subclass that overrides message passing, which a layer does not do."""
-    if has_own_messages(layer, MessagePassing):
+def refuse_own_messages(layer: MessagePassing, base: type[MessagePassing]) -> None:
+    """Refuses a subclass that overrides message passing but not the forward pass of its base."""
+    if has_own_messages(layer, MessagePassing) and type(layer).forward is base.forward:
         raise TypeError(f"Expected a subclass without messages of its own (got "
                         f"{type(layer).__name__}, which overrides how they are passed): a flow "
                         "passes none; give the attention a subclass with other coefficients(), or "

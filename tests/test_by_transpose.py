@@ -26,6 +26,9 @@ INVERSES = {
 every_inverse = pytest.mark.parametrize("make", INVERSES.values(), ids=INVERSES)
 
 
+AROUND = torch.tensor([[0.0, -0.2], [0.1, 0.0]], dtype=F64)
+
+
 def matrix_of(operator):
     return operator.mv(torch.eye(3, dtype=F64)).T
 
@@ -61,15 +64,16 @@ def test_the_gradient_of_an_integration_with_an_inverse_in_j(make, gradient, wra
 
 
 @pytest.mark.parametrize("fn", [
-    lambda u: -u.detach(), lambda u: -torch.from_numpy(u.detach().numpy()),
-    torch.no_grad()(lambda u: -u)], ids=["detach", "numpy", "no_grad"])
+    lambda u: -u.detach(), lambda u: -u + (u @ AROUND).detach(),
+    lambda u: -torch.from_numpy(u.detach().numpy()),
+    torch.no_grad()(lambda u: -u)], ids=["detach", "a_part", "numpy", "no_grad"])
 @pytest.mark.parametrize("gradient", ["discrete", "backprop"])
 def test_a_function_that_autograd_does_not_see_is_refused_for_a_gradient(fn, gradient):
     u0, t = torch.ones(2, dtype=F64, requires_grad=True), torch.tensor([0.0, 1.0], dtype=F64)
     J = operators.MatrixFree(fn)
     with torch.no_grad():
         end = imex_odeint(None, J, u0, t, step_size=0.1)[-1]  # needs no transpose
-    assert 0.3 < float(end[0]) < 0.4
+    assert 0.2 < float(end[0]) < 0.5
     with pytest.raises(ValueError, match=r"Expected products of .* that autograd can differ"):
         imex_odeint(None, J, u0, t, step_size=0.1, gradient=gradient)[-1].sum().backward()
 

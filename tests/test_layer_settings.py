@@ -61,6 +61,19 @@ def test_a_module_in_place_of_the_map_of_edge_attributes_is_called():
     assert conv.term.attention.lin_edge.calls > 0
 
 
+@pytest.mark.parametrize("module", [
+    nn.Linear(2, 4), nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 4))],
+    ids=["bias", "perceptron"])
+def test_any_module_may_map_the_edge_attributes(module):
+    layers = [GRANDAttention(4, heads=2, edge_dim=2, fused=fused) for fused in (True, False)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer in layers:
+        layer.lin_edge = module
+    x, attr = features(4), ATTR
+    fused, plain = (layer.double()(x, EDGES, edge_attr=attr) for layer in layers)
+    torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize(("where", "name"), [("term", "alpha"), ("attention", "amplitude")])
 def test_pruned_parameters_of_the_term_are_refused_and_parametrized_ones_act(where, name):
     conv = SINODEConv(4, 4, attention="exp_kernel").double()
@@ -96,6 +109,15 @@ def test_a_subclass_with_messages_of_its_own_is_refused():
 
     with pytest.raises(TypeError, match=r"Expected a subclass without messages of its own .*Layer"):
         Layer(4, 4)
+
+    class Both(SINODEConv):  # passes them itself
+        def message(self, x_j: Tensor) -> Tensor:
+            return x_j
+
+        def forward(self, x, edge_index):
+            return self.propagate(edge_index, x=super().forward(x, edge_index))
+
+    assert Both(4, 4)(features(4, dtype=torch.float32), EDGES).shape == (NODES, 4)
 
     class Attention(GRANDAttention):
         def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
@@ -217,6 +239,8 @@ def test_a_direction_needs_two_numbers(score):
 def test_edges_between_graphs_are_refused_with_end_times():
     conv = SINODEConv(4, 4).double()
     batch = torch.arange(NODES) % 2
+    inside = (batch[EDGES[0]] == batch[EDGES[1]]).double()
+    conv(features(4), EDGES, inside, batch=batch, end_times=torch.tensor([1.0, 4.0]))
     with pytest.raises(ValueError, match="Expected edges within each graph of batch"):
         conv(features(4), EDGES, batch=batch, end_times=torch.tensor([1.0, 4.0]))
 

@@ -137,6 +137,16 @@ def test_a_single_coupling_of_two_systems_is_refused(source, target):
         run(term, u0=torch.rand(4, 2, dtype=F64))
 
 
+def test_systems_that_a_transform_joins_by_rounding_errors_only_are_separate():
+    k2 = -(torch.arange(17, dtype=F64) ** 2)
+
+    def fn(t, u):  # acts along the last dimension alone
+        return torch.fft.irfft2(torch.fft.rfft2(u) * k2, s=(32, 32)) - u**3
+
+    Nonlinear(fn, dims=-1).check(torch.rand(32, 32, dtype=F64), 0.0)
+    Nonlinear(lambda t, u: u - u**3, dims=()).check(torch.rand(200_000), 0.0)
+
+
 def test_systems_that_all_depend_on_the_first_are_refused():
     for dims in (-1, ()):
         with pytest.raises(ValueError, match="mix the dimensions"):

@@ -430,6 +430,8 @@ NOT_LINEAR = {
                         r"mixes the dimensions \(-1,\) only"),
     "first_from_last": (lambda u: torch.cat([u[:1] + 0.1 * u[-1:], u[1:]]),
                         r"mixes the dimensions \(-1,\) only"),
+    "weakly_from_a_small_one": (lambda u: torch.cat([u[:-2], u[-2:-1] + u[:1], -2e4 * u[-1:]]),
+                                r"mixes the dimensions \(-1,\) only"),
     "reaching_back": (lambda u: u.flip(0).cumsum(0), r"mixes the dimensions \(-1,\) only"),
     "averaging": (lambda u: u - u.mean(0), r"mixes the dimensions \(-1,\) only"),
 }

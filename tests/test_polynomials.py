@@ -111,6 +111,17 @@ def test_coefficients_beyond_the_range_of_float32_are_refused():
         rotation(20, 100.0, torch.float32).function(torch.exp).mv(torch.ones(20))
 
 
+def test_a_disc_that_is_larger_than_the_norm_loses_no_digits():
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.randint(0, 400, (2, 40_000), generator=generator)
+    weight = 0.15 * torch.randn(40_000, generator=generator)
+    u = torch.randn(400, generator=generator)
+    found = operators.Graph(edges, weight, 400, dim=-1).function(torch.exp).mv(u)
+    J = operators.Graph(edges, weight.double(), 400, dim=-1)
+    expected = torch.linalg.matrix_exp(J.mv(torch.eye(400, dtype=F64)).T) @ u.double()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
 def test_growth_and_decay_are_not_taken_for_lost_digits():
     u = torch.tensor([1.0, -1.0], dtype=F64)
     decayed = exchange(25.0).function(torch.exp).mv(u)  # by exp(-50)

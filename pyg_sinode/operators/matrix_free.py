@@ -44,7 +44,7 @@ class MatrixFree(LinearOperator):
             raise ValueError(f"Expected no tensors beside a module (got {len(tensors)}); its "
                              "parameters are its tensors.")
         self.applied, self.dims = Function(fn, tensors), check_dims("MatrixFree", dim)
-        self._checked, self._copies = False, False
+        self._checked, self._copies, self._turned = False, False, False
 
     @property
     def fn(self) -> Callable[..., Tensor]:
@@ -81,6 +81,30 @@ class MatrixFree(LinearOperator):
 
     def check_named(self, u: Tensor) -> None:
         self._check_product(u)
+
+    @torch.no_grad()
+    def check_transposed(self, u: Tensor) -> None:
+        """Checks once that autograd gives the transpose: <w, J x> = <J^T w, x> for random x, w.
+
+        Raises:
+            ValueError: if it does not, since fn detaches its argument or a part of its value.
+        """
+        if self._turned or not u.numel():
+            return
+        self._turned = True  # before the products, one of which comes here
+        generator = torch.Generator().manual_seed(0)
+        x, w = torch.randn(2, *u.shape, dtype=u.dtype, generator=generator,
+                           device="cpu").to(u.device)
+        y, z = self.mv(x), Transposed(self).mv(w)
+        off = float(((w * y).sum() - (z * x).sum()).abs())
+        size = float(w.norm() * y.norm() + z.norm() * x.norm())
+        if off > 1e4 * torch.finfo(u.dtype).eps * size:
+            self._turned = False
+            raise ValueError(f"Expected products of {self!r} that autograd can differentiate (got "
+                             "a transpose that is not theirs, as after detach(), numpy() or under "
+                             "no_grad in a part of the function): gradients would be wrong; "
+                             "compute the product with differentiable operations, or write an "
+                             "operator with transpose().")
 
     def _check_linear(self, u: Tensor) -> None:
         generator = torch.Generator(device=u.device).manual_seed(0)
@@ -119,8 +143,10 @@ class MatrixFree(LinearOperator):
         columns = [1 if at - x.dim() in self.dims else n for at, n in enumerate(x.shape)]
         # A number s for each: fn(s x) = s fn(x) if none depends on another. If one does, the result
         # has the difference of their numbers.
-        scale = fx.abs().amax() if x.numel() else x.new_ones(())
-        largest = 1e4 * torch.finfo(x.dtype).eps * scale
+        if not x.numel():
+            return
+        size = fx.abs().amax(dim=self.dims, keepdim=True) if self.dims else fx.abs()
+        largest = 1e4 * torch.finfo(x.dtype).eps * size
         if any(bool(((self.mv(s * x) / s - fx).abs() > largest).any())
                for s in powers_of_two(columns, x, generator)):
             raise ValueError(f"Expected a function that mixes the dimensions {self.dims} only in "

@@ -72,9 +72,10 @@ class PolynomialFunctions:
     they are Chebyshev series on the interval from c - r to c + r. Both end where the coefficients
     fall below the rounding error of the largest value of the function.
 
-    Rounding errors of a product are as large as those of the sum S of all coefficients'
-    magnitudes, S = e^r for the exponential on a disc about 0. If S is above the square root of
-    1 / eps, each product is compared with it: if half of its digits are lost, that is an error.
+    Rounding errors of a product are those of its largest term, of at most the sum S of the
+    coefficients' magnitudes: S = e^r for the exponential on a disc about 0. If S is above the
+    square root of 1 / eps, each product is compared with its terms: if half of its digits are lost,
+    that is an error.
 
     Args:
         operator (LinearOperator): The operator J.
@@ -111,7 +112,7 @@ class PolynomialFunctions:
                 f"{radius:.3g}); in an exponential scheme take smaller steps, or an "
                 "implicit-explicit scheme, which solves linear systems instead.")
         self.series, self.products = found, len(found) - 1
-        self.risks = {k: eps * s for k, s in enumerate(growth) if s > eps**-0.5}
+        self.risks = {k: s for k, s in enumerate(growth) if s > eps**-0.5}
 
     def enter(self, x: Tensor) -> Tensor:
         """The state itself."""
@@ -124,25 +125,27 @@ class PolynomialFunctions:
     def add(self, sums: list[Tensor | None], x: Tensor, uses: Uses) -> None:
         """See :class:`Functions`."""
         wanted = sorted({k for _, k in uses})
-        products = dict(zip(wanted, self._products(self.operator, x, wanted), strict=True))
-        for k in wanted:
-            if k in self.risks:
-                self._check_rounding(products[k], x, self.risks[k])
+        largest: dict[int, Tensor] = {}  # the largest term, of functions that are at risk
+        products = dict(zip(wanted, self._products(self.operator, x, wanted, largest), strict=True))
+        for k, term in largest.items():
+            self._check_rounding(products[k], x, float(term), self.risks[k])
         for place, k in uses:
             present = sums[place]
             sums[place] = (products[k].clone() if present is None else present.add_(products[k]))
 
-    def _check_rounding(self, product: Tensor, x: Tensor, risk: float) -> None:
+    def _check_rounding(self, product: Tensor, x: Tensor, term: float, total: float) -> None:
         """Refuses a product of which rounding leaves less than half of the digits."""
-        lost = risk * float(x.detach().abs().max())
-        size = max(float(product.detach().abs().max()), float(x.detach().abs().max()))
-        if not lost <= torch.finfo(x.dtype).eps**0.5 * size:
+        start = float(x.detach().abs().max())
+        eps = torch.finfo(x.dtype).eps
+        lost = eps * term + 2.0**-52 * total * start  # of the terms, and of their coefficients
+        size = max(float(product.detach().abs().max()), start)
+        if lost > eps**0.5 * size and math.isfinite(size):
             centre, radius = self.disc
             raise SolveError(
                 f"A function of J by a polynomial has rounding errors of {lost:.1e} beside values "
                 f"of {size:.1e}: the disc of centre {centre:.3g} and radius {radius:.3g} that is "
-                "known to hold the eigenvalues of J times the step is too large on the right of "
-                "zero. Take smaller steps, or an implicit-explicit scheme.",
+                "known to hold the eigenvalues of J times the step is too large for it. Take "
+                "smaller steps, or an implicit-explicit scheme.",
                 residual=lost, state=product.detach())
 
     def transposed(self) -> PolynomialFunctions:
@@ -174,9 +177,12 @@ class PolynomialFunctions:
                 present = grads[i]
                 grads[i] = new if present is None else present + new
 
-    def _products(self, operator: LinearOperator, x: Tensor, wanted: Sequence[int]
-                  ) -> list[Tensor]:
-        """The products of the wanted functions with x, by one recurrence for all of them."""
+    def _products(self, operator: LinearOperator, x: Tensor, wanted: Sequence[int],
+                  largest: dict[int, Tensor] | None = None) -> list[Tensor]:
+        """The products of the wanted functions with x, by one recurrence for all of them.
+
+        The magnitude of the largest term of each function that is at risk goes into ``largest``.
+        """
         centre, radius = self.disc
         factor = 1.0 / radius if radius else 0.0
         before, now = x, x
@@ -189,6 +195,9 @@ class PolynomialFunctions:
             for i, k in enumerate(wanted):
                 if coefficients[k] != 0.0:
                     sums[i] = torch.add(sums[i], now, alpha=coefficients[k])
+                if largest is not None and k in self.risks:
+                    term = abs(coefficients[k]) * now.detach().abs().max()
+                    largest[k] = torch.maximum(largest[k], term) if k in largest else term
         return sums
 
 

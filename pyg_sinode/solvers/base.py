@@ -48,9 +48,9 @@ class Inverse(LinearOperator):
         """The solution x of A x = u, differentiable in u.
 
         Raises:
-            ValueError: if it is to be differentiated and the tensors of A require gradients.
+            ValueError: with gradients enabled, if the tensors of A require some.
         """
-        if torch.is_grad_enabled() and u.requires_grad:
+        if torch.is_grad_enabled():
             self.check_named(u)
         return product(self, u, lambda b: self.solve(b).x)
 
