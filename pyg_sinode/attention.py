@@ -363,11 +363,10 @@ def message_hooks(module: MessagePassing) -> list[dict[int, Any]]:
     return [own[name] for name in MESSAGE_HOOKS if own.get(name)]
 
 
-def has_own_messages(module: MessagePassing, base: type[MessagePassing] | None = None) -> bool:
-    """Whether a subclass of GRANDAttention, or of another base, overrides message passing."""
+def has_own_messages(module: MessagePassing, base: Any = GRANDAttention) -> bool:
+    """Whether the class of a layer overrides message passing of a base class."""
     kind: Any = type(module)
-    other: Any = GRANDAttention if base is None else base
-    return _overrides(kind, other)
+    return _overrides(kind, base)
 
 
 @lru_cache(maxsize=256)

@@ -66,6 +66,7 @@ class _DifferentiableInverse(Inverse):
         self.inner, self.iterative = inverse, getattr(inverse, "iterative", False)
 
     def mv(self, u: Tensor) -> Tensor:
+        """The solution x of A x = u."""
         return self.solve(u).x
 
     def solve(self, b: Tensor, guess: Tensor | None = None) -> Solution:

@@ -122,6 +122,13 @@ class LinearOperator:
         for part in self.parts:
             part.check_named(u)
 
+    def check_transposed(self, u: Tensor) -> None:
+        """Refuses products whose transpose autograd does not give; before a product with it.
+
+        Raises:
+            ValueError: if a product does not follow its argument through autograd.
+        """
+
     @property
     def parts(self) -> tuple[LinearOperator, ...]:
         """The operators that this one is composed of; empty if there are none."""

@@ -34,6 +34,8 @@ class MatrixFree(LinearOperator):
             the shape, or mixes dimensions other than :obj:`dim`.
     """
 
+    _turned = False  # whether the transpose was checked; on the class for older pickles
+
     def __init__(self, fn: Callable[..., Tensor], *tensors: Tensor,
                  dim: int | Sequence[int] = -1) -> None:
         if not callable(fn):
@@ -44,7 +46,7 @@ class MatrixFree(LinearOperator):
             raise ValueError(f"Expected no tensors beside a module (got {len(tensors)}); its "
                              "parameters are its tensors.")
         self.applied, self.dims = Function(fn, tensors), check_dims("MatrixFree", dim)
-        self._checked, self._copies, self._turned = False, False, False
+        self._checked, self._copies = False, False
 
     @property
     def fn(self) -> Callable[..., Tensor]:

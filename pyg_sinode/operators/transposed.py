@@ -40,9 +40,7 @@ class Transposed(LinearOperator, composes="transpose"):
 
     @without_autocast
     def mv(self, u: Tensor) -> Tensor:
-        check = getattr(self.operator, "check_transposed", None)
-        if check is not None:
-            check(u)
+        self.operator.check_transposed(u)
         # J is linear, so that J^T u is the vector-Jacobian product of J at any point, here zero.
         graph = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():

@@ -260,13 +260,14 @@ def _is_apart(value: Tensor, u: Tensor, systems: Sequence[int], dims: tuple[int,
     generator = torch.Generator().manual_seed(1)
     w = torch.randn(u.shape, dtype=u.dtype, generator=generator, device="cpu").to(u.device)
 
-    def product(v: Tensor) -> Tensor:
+    def turned(v: Tensor) -> Tensor:
+        """The product J^T v."""
         (found,) = torch.autograd.grad(value, u, v, retain_graph=True, materialize_grads=True,
                                        allow_unused=True)
         return found
 
-    one = product(w)
-    return not any(_differ(product(s * w) / s - one, one, dims)
+    one = turned(w)
+    return not any(_differ(turned(s * w) / s - one, one, dims)
                    for s in powers_of_two(systems, w, generator))
 
 
