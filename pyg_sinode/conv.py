@@ -62,7 +62,8 @@ class SINODEConv(MessagePassing):
         \mathbf{X}(0) = \mathbf{X}_0, \quad \mathbf{X}^{\prime} = \mathbf{X}(T)
 
     where :math:`\mathbf{A}(\mathbf{X})` is the attention matrix of :class:`GRANDAttention`, and
-    :math:`\alpha` in (0, 1) and :math:`\beta` are learned numbers. The linear part J is integrated
+    :math:`\alpha` in (0, 1) and :math:`\beta` are learned numbers; the source :math:`\beta
+    \mathbf{X}_0` and the reaction R are there if asked for. The linear part J is integrated
     implicitly and the rest G explicitly; every choice of J integrates the same equation.
 
     The attributes :obj:`time`, :obj:`step_size`, :obj:`method`, :obj:`solver` and the other options
@@ -111,7 +112,7 @@ class SINODEConv(MessagePassing):
         callback (callable, optional): Called as ``callback(t, x)`` after each accepted step; the
             integration ends at t if it returns True. (default: :obj:`None`)
         progress (bool): Whether to show a progress bar. (default: :obj:`False`)
-        source (bool): Whether to add :math:`\beta \mathbf{X}_0`. (default: :obj:`True`)
+        source (bool): Whether to add :math:`\beta \mathbf{X}_0`. (default: :obj:`False`)
         separate_alpha (bool): Whether the terms :math:`\mathbf{A}(\mathbf{X}) \mathbf{X}` and
             :math:`-\mathbf{X}` have an :math:`\alpha` each, as in the paper's code.
             (default: :obj:`False`)
@@ -176,7 +177,7 @@ class SINODEConv(MessagePassing):
         graph_memory: int = 2**30, checkpoints: Checkpoints | None = None,
         rtol: float | None = None, atol: float | None = None, norm: Norm | None = None,
         controller: Controller | None = None, max_steps: int | None = None, dense: bool = False,
-        callback: Callback | None = None, progress: bool = False, source: bool = True,
+        callback: Callback | None = None, progress: bool = False, source: bool = False,
         separate_alpha: bool = False, reaction: str | torch.nn.Module | None = None,
         implicit_reaction: bool = False, add_self_loops: bool | None = True,
         fill_value: float = 1.0, bias: bool = True, residual: bool = False,

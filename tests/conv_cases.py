@@ -39,9 +39,10 @@ every_implicit = pytest.mark.parametrize("implicit", IMPLICIT)
 
 
 def make(implicit="decay", in_channels=3, out_channels=4, **kwargs):
-    """The same layer for every split: float64, two heads, and parameters away from their start."""
+    """The same layer for every split: float64, two heads, a source, parameters unlike their start."""
     torch.manual_seed(1)
-    kwargs = {"heads": 2, "time": 1.3, "step_size": 0.7, "normalizer": "softmax"} | kwargs
+    kwargs = {"heads": 2, "time": 1.3, "step_size": 0.7, "normalizer": "softmax",
+              "source": True} | kwargs
     kwargs.setdefault("solver", TIGHT[implicit])
     conv = SINODEConv(in_channels, out_channels, implicit=IMPLICIT[implicit](), **kwargs).double()
     with torch.no_grad():

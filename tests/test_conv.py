@@ -256,7 +256,7 @@ def alone(self_loops, beta, time, rate=0.5):
 @pytest.mark.parametrize("edges", [EDGES, NONE], ids=["isolated", "edgeless"])
 def test_a_node_without_neighbours_follows_the_closed_form(split, self_loops, beta, edges):
     conv = SINODEConv(4, 4, implicit=split, add_self_loops=self_loops, time=2.0, step_size=0.2,
-                      method="ark548l2sa", solver=TIGHT[split]).double()
+                      method="ark548l2sa", solver=TIGHT[split], source=True).double()
     conv.term.beta.data.fill_(beta)
     x = features(4)
     expected = alone(self_loops, beta, 2.0) * x

@@ -91,7 +91,8 @@ def test_the_paper_s_two_alphas_are_a_parameter_more_and_another_equation():
 
 def test_without_a_source_there_is_no_beta():
     x = features()
-    conv, zero = make(source=False), make()
+    conv, zero = make(source=False), make(source=True)
+    assert SINODEConv(3, 4).term.beta is None  # the default
     assert set(zero.state_dict()) - set(conv.state_dict()) == {"term.beta"}
     zero.term.beta.data.fill_(0.0)
     assert distance(conv(x, EDGES, WEIGHT), zero(x, EDGES, WEIGHT)) < 1e-14

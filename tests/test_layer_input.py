@@ -183,7 +183,7 @@ def test_an_edge_index_that_knows_its_size_has_to_fit(layer):
 
 @pytest.mark.parametrize("layer", [
     SINODEConv(4, 4, separate_alpha=True, attention="exp_kernel"), GRANDAttention(
-        4, score="exp_kernel"), SINODE(4, 4, 2)])
+        4, score="exp_kernel"), SINODE(4, 4, 2, source=True)])
 def test_every_parameter_has_a_dimension_and_old_checkpoints_are_read(layer):
     assert all(p.dim() > 0 for p in layer.parameters())
     old = {name: value.clone().squeeze(0) + 0.25 if value.shape == (1,) else value.clone()

@@ -90,7 +90,7 @@ def test_batch_normalisation_is_of_the_encoded_features():
 
 
 def test_reset_parameters_starts_anew():
-    model = SINODE(5, 8, 3, batch_norm=True)
+    model = SINODE(5, 8, 3, batch_norm=True, source=True)
     start = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     nnf.cross_entropy(model(X, EDGES), torch.arange(NODES) % 3).backward()
