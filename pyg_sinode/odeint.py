@@ -22,6 +22,7 @@ from .arguments import (
     control_of,
     explicit_term,
     implicit_term,
+    on_coefficients,
     positive,
     read_times,
     tensors_of,
@@ -286,11 +287,12 @@ def _integrate(
     check_solver(solver, implicit)
     part = implicit_term(implicit, u0, times[0])
     check_exponential(scheme, solver, part, u0)
-    tensors = [u0, *(() if term is None else term.tensors), *(() if part is None else part.tensors)]
     J = part.operator if isinstance(part, Affine) else None
     exponential = isinstance(scheme, ExponentialTableau)
     known = None if J is None or exponential else Factorizations(J, solver, stats)
     functions = FunctionStore(J, stats) if exponential else None
+    term = on_coefficients(term, functions, u0)
+    tensors = [u0, *(() if term is None else term.tensors), *(() if part is None else part.tensors)]
     run = Integration(scheme, term, part, known, functions, times, clock, steps, control, dense,
                       graph_memory, checkpoints, device, callback, progress, stats)
     with full_precision(u0.device):

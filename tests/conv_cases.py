@@ -39,7 +39,7 @@ every_implicit = pytest.mark.parametrize("implicit", IMPLICIT)
 
 
 def make(implicit="decay", in_channels=3, out_channels=4, **kwargs):
-    """The same layer for every split: float64, two heads, a source, parameters unlike their start."""
+    """The same layer for every split: float64, two heads, a source, random parameters."""
     torch.manual_seed(1)
     kwargs = {"heads": 2, "time": 1.3, "step_size": 0.7, "normalizer": "softmax",
               "source": True} | kwargs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +31,10 @@ class Dealiased:
         self.grid, self.dims = grid, grid.dims
         self.modes = tuple((n - 1) // 2 + 1 for n in grid.shape)
         last = len(self.modes) - 1
-        self.fine = tuple(scipy.fft.next_fast_len((degree + 1) * (m - 1) + 1, real=axis == last)
-                          for axis, m in enumerate(self.modes))
+        self.fine = tuple(
+            scipy.fft.next_fast_len(max(n, (degree + 1) * (m - 1) + 1), real=axis == last)
+            for axis, (n, m) in enumerate(zip(grid.shape, self.modes, strict=True)))
+        self.ratio = grid.num_nodes / math.prod(self.fine)
 
     def coefficients(self, u: Tensor) -> Tensor:
         """The Fourier coefficients of a state that are kept."""
@@ -49,6 +52,49 @@ class Dealiased:
     def state(self, c: Tensor) -> Tensor:
         """The state with given coefficients."""
         return self._field(c, self.grid.shape)
+
+    def narrowed(self, c: Tensor) -> Tensor:
+        """The coefficients that are kept, from ``torch.fft.rfftn`` of a state."""
+        return self._kept(c) * (1.0 / self.grid.num_nodes)
+
+    def widened(self, c: Tensor) -> Tensor:
+        """``torch.fft.rfftn`` of the state with given coefficients; the modes left out are zero."""
+        c = self._spread(c * self.grid.num_nodes, self.grid.shape)
+        rest = self.grid.shape[-1] // 2 + 1 - self.modes[-1]
+        return torch.nn.functional.pad(c, (0, rest)) if rest else c
+
+    def one(self, c: Tensor) -> Tensor:
+        """``torch.fft.rfftn`` of the state 1, to be added to such coefficients c."""
+        found = c.new_zeros(c.shape[-len(self.modes):])
+        found[(0,) * len(self.modes)] = self.grid.num_nodes
+        return found
+
+    def scaled_values(self, c: Tensor) -> Tensor:
+        """:attr:`ratio` times the field on the finer grid, from ``torch.fft.rfftn`` of a state."""
+        field: Tensor = torch.fft.irfftn(self._spread(self._kept(c), self.fine), s=self.fine,
+                                         dim=self.dims)
+        return field
+
+    def transform(self, values: Tensor) -> Tensor:
+        """``torch.fft.rfftn`` of a field on the finer grid, at the modes of a state's.
+
+        The Nyquist mode of an even number of points is not that of the state: see
+        :meth:`full_multiplier`.
+        """
+        c = torch.fft.rfftn(values, dim=self.dims)
+        for d, n in zip(self.dims[:-1], self.grid.shape[:-1], strict=True):
+            c = torch.cat([c.narrow(d, 0, n - n // 2), c.narrow(d, c.size(d) - n // 2, n // 2)],
+                          dim=d)
+        stored: Tensor = c.narrow(-1, 0, self.grid.shape[-1] // 2 + 1)
+        return stored
+
+    def full_multiplier(self, symbol: Any) -> Constant:
+        """A symbol at all modes of ``torch.fft.rfftn`` of a state, zero at Nyquist modes."""
+        symbol = np.array(np.broadcast_to(symbol, self.grid.shape))
+        for axis, n in enumerate(self.grid.shape):
+            if n % 2 == 0:
+                symbol[(slice(None),) * axis + (n // 2,)] = 0.0
+        return Constant(symbol[..., : self.grid.shape[-1] // 2 + 1])
 
     def multiplier(self, symbol: Any) -> Constant:
         """Of a symbol in the order of numpy's fftfreq, the entries of the modes that are kept.
@@ -74,12 +120,17 @@ class Dealiased:
         return c.narrow(-1, 0, self.modes[-1])
 
     def _field(self, c: Tensor, shape: Sequence[int]) -> Tensor:
+        field: Tensor = torch.fft.irfftn(self._spread(c, shape), s=tuple(shape), dim=self.dims,
+                                         norm="forward")
+        return field
+
+    def _spread(self, c: Tensor, shape: Sequence[int]) -> Tensor:
+        """The coefficients of a grid of another shape, along all axes but the last."""
         for d, m, n in zip(self.dims[:-1], self.modes[:-1], shape[:-1], strict=True):
             gap = list(c.shape)
             gap[d] = n - 2 * m + 1
             c = torch.cat([c.narrow(d, 0, m), c.new_zeros(gap), c.narrow(d, m, m - 1)], dim=d)
-        field: Tensor = torch.fft.irfftn(c, s=tuple(shape), dim=self.dims, norm="forward")
-        return field
+        return c
 
 
 class Constant:

@@ -1,7 +1,9 @@
 """Which nonlinear terms do the equations have, and how are they evaluated?
 
 Each term goes to Fourier coefficients once, to values on a finer grid where fields are multiplied,
-and back, so that no product aliases.
+and back, so that no product aliases. Its method ``of_coefficients`` is the same term for
+coefficients, as :func:`torch.fft.rfftn` gives them: exponential schemes transform neither stages
+nor values of G then.
 """
 
 from __future__ import annotations
@@ -48,6 +50,14 @@ class Advection(torch.nn.Module):
         self.grid.check(u)
         return self.derivative.mv(-0.5 * u * u)
 
+    def of_coefficients(self, t: Tensor | float, c: Tensor) -> Tensor:
+        """The coefficients of G(u) from those of u."""
+        if self.discretization == "spectral":
+            return self.spectral.of_coefficients(t, c)
+        u = torch.fft.irfft(c, self.grid.shape[0])
+        change: Tensor = torch.fft.rfft(-0.5 * u * u) * self.derivative.symbol(u)
+        return change
+
 
 class Polynomial(torch.nn.Module):
     r"""The term :math:`G(u) = D \sum_p a_p u^p`, dealiased, where D multiplies Fourier modes.
@@ -72,13 +82,16 @@ class Polynomial(torch.nn.Module):
             raise ValueError(f"Expected powers from 1 up, each with a factor other than zero (got "
                              f"{self.coefficients}).")
         self.degree = max(self.coefficients)
-        self.dealiased = Dealiased(grid, self.degree)
+        self.grid, self.dealiased = grid, Dealiased(grid, self.degree)
         # The highest power is multiplied by its factor in Fourier space, where there are fewer
         # numbers than on the finer grid; the others are relative to it.
         factor = self.coefficients[self.degree]
         self.lower = {p: a / factor for p, a in self.coefficients.items() if p != self.degree}
-        self.multiplier = self.dealiased.multiplier(
-            factor * np.asarray(1.0 if multiplier is None else multiplier))
+        symbol = factor * np.asarray(1.0 if multiplier is None else multiplier)
+        self.multiplier = self.dealiased.multiplier(symbol)
+        # The same for values of r u, where r is the ratio of the grids.
+        self.ratio = r = self.dealiased.ratio
+        self.full = self.dealiased.full_multiplier(r ** (1 - self.degree) * symbol)
 
     def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
         """The term G(u); the time t has no influence.
@@ -86,11 +99,20 @@ class Polynomial(torch.nn.Module):
         Shapes:
             - **u, output:** :math:`(*, n)`, or with more axes of the grid at the end
         """
-        v = self.dealiased.values(self.dealiased.coefficients(u))
+        total = self._sum(self.dealiased.values(self.dealiased.coefficients(u)), 1.0)
+        return self.dealiased.state(self.dealiased.projection(total) * self.multiplier.like(u))
+
+    def of_coefficients(self, t: Tensor | float, c: Tensor) -> Tensor:
+        """The coefficients of G(u) from those of u."""
+        total = self._sum(self.dealiased.scaled_values(c), self.ratio)
+        return self.dealiased.transform(total) * self.full.like(c)
+
+    def _sum(self, v: Tensor, ratio: float) -> Tensor:
+        """The sum of the powers of v over a ratio, times the ratio to the highest power."""
         total = v**self.degree
         for p, a in self.lower.items():
-            total = total + a * v**p
-        return self.dealiased.state(self.dealiased.projection(total) * self.multiplier.like(u))
+            total = total + a * ratio ** (self.degree - p) * v**p
+        return total
 
 
 class SquaredGradient(torch.nn.Module):
@@ -102,7 +124,7 @@ class SquaredGradient(torch.nn.Module):
 
     def __init__(self, grid: PeriodicGrid) -> None:
         super().__init__()
-        self.dealiased = Dealiased(grid, 2)
+        self.grid, self.dealiased = grid, Dealiased(grid, 2)
         self.gradient, self.axis = self.dealiased.gradient(), -len(grid.shape) - 1
 
     def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
@@ -111,10 +133,15 @@ class SquaredGradient(torch.nn.Module):
         Shapes:
             - **u, output:** (\\*, \\*shape)
         """
-        c = self.dealiased.coefficients(u).unsqueeze(self.axis)
-        slopes = self.dealiased.values(c * self.gradient.like(u))
-        squares = -0.5 * slopes.square().sum(dim=self.axis)
-        return self.dealiased.state(self.dealiased.projection(squares))
+        return self.dealiased.state(self._change(self.dealiased.coefficients(u)))
+
+    def of_coefficients(self, t: Tensor | float, c: Tensor) -> Tensor:
+        """The coefficients of G(u) from those of u."""
+        return self.dealiased.widened(self._change(self.dealiased.narrowed(c)))
+
+    def _change(self, c: Tensor) -> Tensor:
+        slopes = self.dealiased.values(c.unsqueeze(self.axis) * self.gradient.like(c))
+        return self.dealiased.projection(-0.5 * slopes.square().sum(dim=self.axis))
 
 
 class VectorAdvection(torch.nn.Module):
@@ -126,7 +153,7 @@ class VectorAdvection(torch.nn.Module):
 
     def __init__(self, grid: PeriodicGrid) -> None:
         super().__init__()
-        self.dealiased = Dealiased(grid, 2)
+        self.grid, self.dealiased = grid, Dealiased(grid, 2)
         self.gradient, self.axes = self.dealiased.gradient(), len(grid.shape)
 
     def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
@@ -135,16 +162,27 @@ class VectorAdvection(torch.nn.Module):
         Shapes:
             - **u, output:** (\\*, axes, \\*shape)
         """
+        self._check(u)
+        return self.dealiased.state(self._change(self.dealiased.coefficients(u)))
+
+    def of_coefficients(self, t: Tensor | float, c: Tensor) -> Tensor:
+        """The coefficients of G(u) from those of u."""
+        self._check(c)
+        return self.dealiased.widened(self._change(self.dealiased.narrowed(c)))
+
+    def _check(self, u: Tensor) -> None:
         at = -self.axes - 1
         if u.dim() < self.axes + 1 or u.size(at) != self.axes:
             raise ValueError(f"Expected a velocity of {self.axes} components, of shape (*, "
                              f"{self.axes}, *shape) (got {tuple(u.shape)}).")
-        c = self.dealiased.coefficients(u).unsqueeze(at)  # (*, component, 1, *modes)
-        every = torch.cat([c, c * self.gradient.like(u)], dim=at)
+
+    def _change(self, c: Tensor) -> Tensor:
+        at = -self.axes - 1
+        c = c.unsqueeze(at)  # (*, component, 1, *modes)
+        every = torch.cat([c, c * self.gradient.like(c)], dim=at)
         values = self.dealiased.values(every)
         velocity, slopes = values.select(at, 0), values.narrow(at, 1, self.axes)
-        change = -(velocity.unsqueeze(at - 1) * slopes).sum(dim=at)
-        return self.dealiased.state(self.dealiased.projection(change))
+        return self.dealiased.projection(-(velocity.unsqueeze(at - 1) * slopes).sum(dim=at))
 
 
 class Autocatalysis(torch.nn.Module):
@@ -158,7 +196,7 @@ class Autocatalysis(torch.nn.Module):
 
     def __init__(self, grid: PeriodicGrid, feed: float, kill: float) -> None:
         super().__init__()
-        self.dealiased = Dealiased(grid, 3)
+        self.grid, self.dealiased = grid, Dealiased(grid, 3)
         self.feed, self.kill, self.axis = feed, kill, -len(grid.shape) - 1
 
     def forward(self, t: Tensor | float, state: Tensor) -> Tensor:
@@ -167,14 +205,29 @@ class Autocatalysis(torch.nn.Module):
         Shapes:
             - **state, output:** (\\*, 2, \\*shape)
         """
-        if state.dim() < -self.axis or state.size(self.axis) != 2:
-            raise ValueError(f"Expected a state of two species, of shape (*, 2, *shape) (got "
-                             f"{tuple(state.shape)}).")
-        u, v = self.dealiased.values(self.dealiased.coefficients(state)).unbind(self.axis)
-        made = self.dealiased.state(self.dealiased.projection(u * v * v))
+        self._check(state)
+        made = self.dealiased.state(self._made(self.dealiased.coefficients(state)))
         u, v = state.unbind(self.axis)
         return torch.stack([self.feed * (1.0 - u) - made, made - (self.feed + self.kill) * v],
                            dim=self.axis)
+
+    def of_coefficients(self, t: Tensor | float, c: Tensor) -> Tensor:
+        """The coefficients of the rates of change from those of the state."""
+        self._check(c)
+        made = self.dealiased.widened(self._made(self.dealiased.narrowed(c)))
+        u, v = c.unbind(self.axis)
+        one = self.dealiased.one(c)
+        return torch.stack([self.feed * (one - u) - made, made - (self.feed + self.kill) * v],
+                           dim=self.axis)
+
+    def _check(self, state: Tensor) -> None:
+        if state.dim() < -self.axis or state.size(self.axis) != 2:
+            raise ValueError(f"Expected a state of two species, of shape (*, 2, *shape) (got "
+                             f"{tuple(state.shape)}).")
+
+    def _made(self, c: Tensor) -> Tensor:
+        u, v = self.dealiased.values(c).unbind(self.axis)
+        return self.dealiased.projection(u * v * v)
 
 
 class VorticityAdvection(torch.nn.Module):
@@ -196,7 +249,7 @@ class VorticityAdvection(torch.nn.Module):
 
     def __init__(self, grid: PeriodicGrid, source: Any = None) -> None:
         super().__init__()
-        self.dealiased = Dealiased(grid, 2)
+        self.grid, self.dealiased = grid, Dealiased(grid, 2)
         kx, ky = np.meshgrid(grid.wavenumbers(0), grid.wavenumbers(1), indexing="ij")
         square = np.where(kx**2 + ky**2 == 0, np.inf, kx**2 + ky**2)
         self.to_velocity = Constant(np.stack([
@@ -205,6 +258,8 @@ class VorticityAdvection(torch.nn.Module):
         self.of_products = Constant(np.stack([
             self.dealiased.multiplier(symbol).array for symbol in (kx**2 - ky**2, kx * ky)]))
         self.source = None if source is None else Constant(source)
+        self.of_source = None if source is None else Constant(np.fft.rfftn(
+            np.broadcast_to(source, grid.shape)))
 
     def forward(self, t: Tensor | float, w: Tensor) -> Tensor:
         """The term G(w); the time t has no influence.
@@ -212,11 +267,18 @@ class VorticityAdvection(torch.nn.Module):
         Shapes:
             - **w, output:** (\\*, n_x, n_y)
         """
-        u1, u2 = self.dealiased.values(self._velocity(w)).unbind(-3)
-        products = torch.stack([u1 * u2, (u2 - u1) * (u2 + u1)], dim=-3)
-        c = self.dealiased.projection(products) * self.of_products.like(w)
-        change = self.dealiased.state(c.sum(dim=-3))
+        change = self.dealiased.state(self._change(self.dealiased.coefficients(w)))
         return change if self.source is None else change + self.source.like(w)
+
+    def of_coefficients(self, t: Tensor | float, c: Tensor) -> Tensor:
+        """The coefficients of G(w) from those of w."""
+        change = self.dealiased.widened(self._change(self.dealiased.narrowed(c)))
+        return change if self.of_source is None else change + self.of_source.like(c)
+
+    def _change(self, c: Tensor) -> Tensor:
+        u1, u2 = self.dealiased.values(self._velocity(c)).unbind(-3)
+        products = torch.stack([u1 * u2, (u2 - u1) * (u2 + u1)], dim=-3)
+        return (self.dealiased.projection(products) * self.of_products.like(c)).sum(dim=-3)
 
     def velocity(self, w: Tensor) -> Tensor:
         """The velocity of a flow with vorticity w and no mean velocity.
@@ -224,7 +286,7 @@ class VorticityAdvection(torch.nn.Module):
         Shapes:
             - **w, output:** (\\*, n_x, n_y) and (\\*, 2, n_x, n_y)
         """
-        return self.dealiased.state(self._velocity(w))
+        return self.dealiased.state(self._velocity(self.dealiased.coefficients(w)))
 
-    def _velocity(self, w: Tensor) -> Tensor:
-        return self.dealiased.coefficients(w).unsqueeze(-3) * self.to_velocity.like(w)
+    def _velocity(self, c: Tensor) -> Tensor:
+        return c.unsqueeze(-3) * self.to_velocity.like(c)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..operators.checks import graph_parts, lost_gradient, outside, same
 from ..operators.function import Function
+from ..operators.functions import Fourier
 from ..precision import SHORT
 from ..transforms import forward_mode_error, has_tangent, seeing_tangents
 from .graph_memory import GraphMemory, KeptGraph
@@ -72,11 +73,14 @@ class ExplicitTerm:
         live (int): The largest number of values of G that are in use at the same time.
             (default: :obj:`1`)
         tangents (bool): Whether forward-mode differentiation is supported. (default: :obj:`False`)
+        fourier (Fourier, optional): The transform on whose coefficients ``fn`` acts; None if it
+            acts on states. (default: :obj:`None`)
     """
 
     def __init__(self, fn: Callable[..., Tensor], args: tuple[Any, ...] = (), live: int = 1, *,
-                 tangents: bool = False) -> None:
-        self.function, self.memory = Function(fn, args), ValueMemory(live)
+                 tangents: bool = False, fourier: Fourier | None = None) -> None:
+        self.fourier = fourier
+        self.function, self.memory, self.live = Function(fn, args), ValueMemory(live), live
         self.tangents = tangents
         self.tensors = list(self.function.tensors)
         self.derives = False  # whether G itself differentiates with respect to the state
@@ -155,8 +159,9 @@ class ExplicitTerm:
         # Inference tensors have no version counter: the first evaluations compare contents.
         counts = not u.is_inference()
         version = u._version if counts else 0
-        given = u.clone() if self.memory.watched and not counts else None
-        value = self._checked(function(u.new_full((), t), u), t, u)
+        given = u.clone() if not counts and self.memory.watched else None
+        time = (u if self.fourier is None else u.real).new_full((), t)
+        value = self._checked(function(time, u), t, u)
         if (counts and u._version != version) or (given is not None and not torch.equal(given, u)):
             raise ExplicitTermError("Expected the explicit term to leave the state as it is (it "
                                     f"changed it in place at time {t:.6g}); work on u.clone().")

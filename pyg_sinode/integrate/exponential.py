@@ -2,7 +2,8 @@ r"""How is an exponential Runge-Kutta step made, and how is its transpose?
 
 With the transform F that diagonalizes J, if there is one (the Fourier transform on a periodic
 grid), the sums of a step are formed of transformed values of G: each stage takes one transform of G
-and one back to the state. The transform of the state is kept for the next step.
+and one back to the state, or none if G is evaluated on Fourier coefficients. The transform of the
+state is kept for the next step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..operators.functions import Uses
+from ..operators.functions import Fourier, Functions, Uses
 from ..operators.phi import PhiSums
 from ..schemes.exponential import ExponentialTableau, Weights, plus, times
 from .explicit import Evaluation, Explicit
@@ -40,8 +41,8 @@ class ExponentialTape(NamedTuple):
     """The data that the transpose of a step needs.
 
     Attributes:
-        stages: The states at the stages; then, if J is differentiated, the transforms of the state
-            before the step and of the values of G.
+        stages: The states at the stages, or their coefficients; then, if J is differentiated, the
+            transforms of the state before the step and of the values of G.
         evaluations: The evaluations of G at the stages.
     """
 
@@ -62,11 +63,15 @@ class Exponential:
         part (FunctionPart): The functions of J.
         stats (Stats): The statistics, updated.
         embedded (bool): Whether errors are estimated. (default: :obj:`False`)
+        fourier (Fourier, optional): The transform of which G is evaluated on coefficients; if None,
+            G is evaluated on states. (default: :obj:`None`)
     """
 
     def __init__(self, scheme: ExponentialTableau, explicit: Explicit | None, part: FunctionPart,
-                 stats: Stats, *, embedded: bool = False) -> None:
+                 stats: Stats, *, embedded: bool = False, fourier: Fourier | None = None) -> None:
         self.scheme, self.explicit, self.part, self.stats = scheme, explicit, part, stats
+        self.fourier = fourier
+        self.weights: Tensor | None = None
         self.plan, self.c = plan_of(scheme, embedded, explicit is not None), scheme.c
 
     def initial(self, u: Tensor) -> ExponentialState:
@@ -83,7 +88,10 @@ class Exponential:
         if self.explicit is None:
             return value
         self.stats.explicit_evaluations += 1
-        return value + self.explicit(t, u).value
+        if self.fourier is None:
+            return value + self.explicit(t, u).value
+        found = self.explicit(t, self.fourier.forward(u)).value
+        return value + self.fourier.backward(found)
 
     def step(self, t: float, h: float, state: ExponentialState) -> StepResult:
         """Makes one step."""
@@ -98,13 +106,14 @@ class Exponential:
         evaluations: list[Evaluation | None] = [None] * plan.stages
         sources: list[Tensor | None] = [transform] + [None] * plan.stages
         self.stats.explicit_evaluations += len(plan.used)
+        inside = self.fourier is not None
         for i in plan.used:
-            own, stage = sums[i], u
+            own, stage = sums[i], transform if inside else u
             if own is not None:
-                stage, sums[i] = functions.leave(own), None
+                stage, sums[i] = own if inside else functions.leave(own), None
             assert self.explicit is not None
             value, evaluations[i] = self.explicit(t + self.c[i] * h, stage)
-            source = functions.enter(value)
+            source = value if inside else functions.enter(value)
             functions.add(sums, source, plan.of_stage[i])
             stages[i], sources[i + 1] = stage, source
         end, estimate = sums[plan.stages:]
@@ -144,15 +153,20 @@ class Exponential:
             u, own = tape.stages[i], grads[i + 1]
             if u is None or own is None:
                 continue
-            v = Scaled(functions.leave(own))
+            v = Scaled(self._at_value(functions, own))
             back = reverse.explicit(tape.evaluations[i], t + self.c[i] * h, u, v)
             if back.x is None:
                 continue
-            if i == 0:
+            if i == 0 and self.fourier is None:
                 direct = back
                 continue
-            at_sums[i] = functions.enter(back.x)
-            functions.add(grads, at_sums[i], plan.into[i])  # type: ignore[arg-type]
+            at_stage = self._at_stage(functions, back.x)
+            if i == 0:
+                assert grads[0] is not None
+                grads[0] = grads[0] + at_stage
+                continue
+            at_sums[i] = at_stage
+            functions.add(grads, at_stage, plan.into[i])
         if self.part.differentiates:
             for x, uses in zip(tape.stages[n:], [plan.of_state, *plan.of_stage], strict=True):
                 if x is not None:
@@ -160,6 +174,27 @@ class Exponential:
         assert grads[0] is not None
         return ExponentialState(total([(1.0, functions.leave(grads[0])),
                                        (direct.factor, direct.x)]))
+
+    # The product of two states is sum_k w_k Re(conj(a_k) b_k) by their coefficients: autograd's
+    # gradient at the coefficients is w times the transform of the gradient at the state.
+
+    def _at_value(self, functions: Functions, transform: Tensor) -> Tensor:
+        """The gradient at a value of G from its transform."""
+        if self.fourier is None:
+            return functions.leave(transform)
+        return transform * self._weights(transform)
+
+    def _at_stage(self, functions: Functions, gradient: Tensor) -> Tensor:
+        """The transform of the gradient at a stage."""
+        if self.fourier is None:
+            return functions.enter(gradient)
+        return gradient / self._weights(gradient)
+
+    def _weights(self, like: Tensor) -> Tensor:
+        assert self.fourier is not None
+        if self.weights is None:
+            self.weights = self.fourier.weight(like)
+        return self.weights
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..operators import LinearOperator, ScaledIdentity
-from ..operators.functions import Functions, Uses
+from ..operators.functions import Functions, Transform, Uses
 from ..operators.polynomials import Bound
 from ..operators.user_function import no_functions
 from .kept import KEPT, kept_of
@@ -64,6 +64,12 @@ class FunctionStore:
         if found is None:
             raise no_functions(self.operator)
         return found
+
+    def transform(self, like: Tensor) -> Transform | None:
+        """The transform in which J multiplies; None if there is none."""
+        with torch.no_grad():
+            found = self.source.diagonalized(like)
+        return None if found is None else found[1]
 
     def bound(self, like: Tensor) -> Bound | None:
         """The disc for polynomials; None if none are needed."""

@@ -101,7 +101,8 @@ class Integration:
         if isinstance(part, FunctionPart):
             assert isinstance(self.scheme, ExponentialTableau)
             return Exponential(self.scheme, explicit, part, self.stats,
-                               embedded=self.control is not None)
+                               embedded=self.control is not None,
+                               fourier=None if self.term is None else self.term.fourier)
         assert not isinstance(self.scheme, ExponentialTableau)
         if isinstance(self.scheme, IMEXTableau):
             return RungeKutta(self.scheme, explicit, part, self.stats,
