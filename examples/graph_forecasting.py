@@ -53,7 +53,7 @@ class Forecaster(nn.Module):
     def __init__(self, channels: int, implicit: str, step_size: float) -> None:
         super().__init__()
         self.encoder, self.decoder = nn.Linear(3, channels), nn.Linear(channels, 1)
-        self.conv = SINODEConv(channels, channels, heads=2, implicit=implicit, source=False)
+        self.conv = SINODEConv(channels, channels, heads=2, implicit=implicit)
         self.term, self.step_size = Driven(self.conv.term, channels), step_size
 
     def forward(self, data: Data, t: Tensor) -> Tensor:

@@ -75,10 +75,12 @@ class SINODEConv(MessagePassing):
             input. If it is -1 or differs from :obj:`out_channels`, a linear map is applied first.
         out_channels (int): Size of each output sample.
         heads (int): Number of attention heads, which are averaged. (default: :obj:`1`)
-        attention (str): The attention score: :obj:`score` of :class:`GRANDAttention`.
-            (default: :obj:`"scaled_dot"`)
+        attention (str, optional): The attention score: :obj:`score` of :class:`GRANDAttention`. If
+            None, :obj:`"cosine"`, whose bound makes layers overfit less; with :obj:`edge_dim`,
+            :obj:`"scaled_dot"`. (default: :obj:`None`)
         attention_channels (int, optional): Width of queries and keys, all heads together; if None,
-            :obj:`out_channels` rounded up to a multiple of :obj:`heads`. (default: :obj:`None`)
+            :obj:`out_channels` rounded up to a multiple of :obj:`heads`, and at least 2 for each
+            head. (default: :obj:`None`)
         edge_dim (int, optional): Size of the edge attributes, which then enter the attention score,
             see :class:`GRANDAttention`. (default: :obj:`None`)
         normalizer (str): :obj:`"softmax"` or :obj:`"squareplus"`. (default: :obj:`"squareplus"`)
@@ -169,7 +171,7 @@ class SINODEConv(MessagePassing):
 
     def __init__(
         self, in_channels: int, out_channels: int, heads: int = 1, *,
-        attention: str = "scaled_dot", attention_channels: int | None = None,
+        attention: str | None = None, attention_channels: int | None = None,
         edge_dim: int | None = None, normalizer: str = "squareplus", stochastic: str = "row",
         dropout: float = 0.0, implicit: Implicit = "decay", time: float | Tensor = 4.0,
         step_size: float | None = 1.0, method: str | Scheme = "imex_rk2",
@@ -212,7 +214,9 @@ class SINODEConv(MessagePassing):
                           weight_initializer="glorot") if residual else None
         self.register_parameter("bias", Parameter(torch.empty(out_channels)) if bias else None)
         if attention_channels is None and heads > 0:
-            attention_channels = -(-out_channels // heads) * heads
+            attention_channels = max(-(-out_channels // heads), 2) * heads
+        if attention is None:
+            attention = "cosine" if edge_dim is None else "scaled_dot"
         self.term = DiffusionTerm(
             GRANDAttention(out_channels, heads, attention_channels, score=attention,
                            normalizer=normalizer, stochastic=stochastic, edge_dim=edge_dim),

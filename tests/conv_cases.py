@@ -43,6 +43,8 @@ def make(implicit="decay", in_channels=3, out_channels=4, **kwargs):
     torch.manual_seed(1)
     kwargs = {"heads": 2, "time": 1.3, "step_size": 0.7, "normalizer": "softmax",
               "source": True} | kwargs
+    if "edge_dim" not in kwargs:
+        kwargs.setdefault("attention", "scaled_dot")
     kwargs.setdefault("solver", TIGHT[implicit])
     conv = SINODEConv(in_channels, out_channels, implicit=IMPLICIT[implicit](), **kwargs).double()
     with torch.no_grad():

@@ -232,8 +232,16 @@ def test_edge_attributes_must_be_finite():
 @pytest.mark.parametrize("score", ["cosine", "pearson"])
 def test_a_direction_needs_two_numbers(score):
     with pytest.raises(ValueError, match="at least two attention_channels for each head"):
-        SINODEConv(5, 6, heads=6, attention=score)
-    SINODEConv(5, 6, heads=3, attention=score)
+        SINODEConv(5, 6, heads=6, attention_channels=6, attention=score)
+    assert SINODEConv(5, 6, heads=6, attention=score).term.attention.attention_channels == 12
+    assert SINODEConv(5, 7, heads=3, attention=score).term.attention.attention_channels == 9
+
+
+def test_the_default_score_is_bounded_but_where_edges_have_attributes():
+    assert SINODEConv(5, 6).term.attention.score == "cosine"
+    assert SINODEConv(5, 1)(torch.rand(4, 5), torch.tensor([[0, 1], [1, 2]])).shape == (4, 1)
+    assert SINODEConv(5, 6, edge_dim=2).term.attention.score == "scaled_dot"
+    assert SINODEConv(5, 6, attention="pearson").term.attention.score == "pearson"
 
 
 def test_edges_between_graphs_are_refused_with_end_times():

@@ -159,7 +159,7 @@ def test_end_times_scale_the_reaction_too():
 
 def test_a_network_learns_with_a_reaction():
     torch.manual_seed(0)
-    model = SINODE(3, 4, 2, reaction="acmp", implicit_reaction=True, time=2.0)
+    model = SINODE(3, 4, 2, reaction="acmp", implicit_reaction=True, time=2.0, source=True)
     x, target = features(dtype=torch.float32), torch.tensor([0, 1, 0, 1, 1, 0])
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.05), []
     for _ in range(40):

@@ -66,7 +66,8 @@ def jobs_of(args: argparse.Namespace, edge_index: Tensor, nodes: int) -> dict[st
     x = torch.randn(nodes, args.channels).to(args.device).requires_grad_()
     width = args.heads * args.head_channels
     conv = SINODEConv(args.channels, args.channels, args.heads, attention_channels=width,
-                      normalizer=args.normalizer, source=True).to(args.device)
+                      normalizer=args.normalizer, source=True,
+                      attention="scaled_dot").to(args.device)
     pattern, zero = Pattern(edge_index[1], edge_index[0], nodes), x.new_zeros(())
     x0 = x.detach()
     plain = PlainAttention(conv)

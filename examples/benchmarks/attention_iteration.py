@@ -62,7 +62,8 @@ class Bench:
     def __init__(self, data: Data, channels: int, normalizer: str) -> None:
         self.edge_index, n = data.edge_index, data.num_nodes
         self.conv = SINODEConv(channels, channels, heads=8, attention_channels=128,
-                               normalizer=normalizer, time=18.2948, source=True)
+                               normalizer=normalizer, time=18.2948, source=True,
+                               attention="scaled_dot")
         self.plain = PlainAttention(self.conv)
         self.x = torch.randn(n, channels, requires_grad=True)
         self.loops, _ = add_self_loops(self.edge_index, num_nodes=n)

@@ -198,7 +198,7 @@ def beside_pyg(command: Command) -> None:
     command.add("--models", nargs="+", default=["gcn", "gat", "layers", "network"],
                 metavar="MODEL", help="gcn, gat, layers (SINODEConv), network (SINODE); with a "
                                       "reaction as in network+acmp; +source: with the "
-                                      "source; +bounded: attention by the cosine")
+                                      "source; +scaled_dot: scores without a bound")
     command.add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N",
                 help="seeds, or splits from 0 to 9")
     command.add("--epochs", type=positive_int, default=200, help="training epochs")

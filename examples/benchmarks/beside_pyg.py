@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pyg_sinode import SINODE, SINODEConv
 
 HETEROPHILOUS = ("Minesweeper", "Tolokers")
-OPTIONS = {"none": {}, "source": {"source": True}, "bounded": {"attention": "cosine"},
+OPTIONS = {"none": {}, "source": {"source": True}, "scaled_dot": {"attention": "scaled_dot"},
            "blurring_sharpening": {"reaction": "blurring_sharpening"},
            "acmp": {"reaction": "acmp", "implicit_reaction": True},
            "allen_cahn": {"reaction": "allen_cahn", "implicit_reaction": True}}

@@ -75,7 +75,8 @@ def diffusion(nodes: int, edges: int, channels: int, steps: int) -> Problem:
     half = torch.randint(0, nodes, (2, edges // 2))
     edge_index = torch.cat([half, half.flip(0)], dim=1)
     conv = SINODEConv(channels, channels, heads=8, attention_channels=16 * 8,
-                      normalizer="squareplus", time=float(steps), method="ssp222", source=True)
+                      normalizer="squareplus", time=float(steps), method="ssp222", source=True,
+                      attention="scaled_dot")
     x = torch.randn(nodes, channels, requires_grad=True)
     seen: list[tuple[Tensor, ...]] = []
     hook = conv.term.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))

@@ -36,7 +36,8 @@ def measure(nodes: int, edges: int, heads: int, args: argparse.Namespace) -> tup
     torch.manual_seed(0)
     # Two evaluations a step of imex_rk2.
     conv = SINODEConv(args.channels, args.channels, heads=heads, time=EVALUATIONS / 2,
-                      step_size=1.0, normalizer="softmax").to(args.device)
+                      step_size=1.0, normalizer="softmax",
+                      attention="scaled_dot").to(args.device)
     x = torch.randn(nodes, args.channels).to(args.device)
     edge_index = torch.randint(0, nodes, (2, edges)).to(args.device)
     conv(x, edge_index)

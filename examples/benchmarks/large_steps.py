@@ -52,7 +52,8 @@ class Trainer:
         self.model = SINODE(
             data.num_features, 80, classes, heads=8, attention_channels=128,
             normalizer="squareplus", stochastic="column", implicit=choice.implicit, time=TIME,
-            input_dropout=0.5, dropout=0.0469, source=True, **steps,
+            input_dropout=0.5, dropout=0.0469, source=True,
+            attention="scaled_dot", **steps,
             solver=None if choice.solves is None else Chebyshev(rtol=choice.solves))
         self.model(data.x, data.edge_index)  # finds the widths that are derived
         self.optimizer = torch.optim.Adamax(self.model.parameters(), lr=0.02292,

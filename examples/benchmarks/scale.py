@@ -74,7 +74,8 @@ def measure(kind: str, edges: int, implicit: str, args: argparse.Namespace) -> d
     memory = {} if args.keep_graphs else {"checkpoints": "auto", "graph_memory": 0}
     # Two evaluations a step of imex_rk2.
     model = SINODE(CHANNELS, CHANNELS, 5, heads=HEADS, implicit=implicit, time=EVALUATIONS / 2,
-                   normalizer="softmax", step_size=1.0, **memory).to(args.device)
+                   normalizer="softmax", attention="scaled_dot", step_size=1.0,
+                   **memory).to(args.device)
     optimizer = torch.optim.Adam(model.parameters())
     product = bare_product(edge_index, x)
     start = peak_memory(x.device)
