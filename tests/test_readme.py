@@ -28,7 +28,7 @@ def test_a_program_of_the_readme_runs(number, tmp_path, monkeypatch, request):
     if "Planetoid" in program:
         (tmp_path / "data").mkdir()
         (tmp_path / "data" / "planetoid").symlink_to(request.getfixturevalue("planetoid"))
-        program = program.replace("range(30)", "range(3)")
+        program = program.replace("range(50)", "range(3)")
         assert "range(3)" in program
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {"__name__": "__main__"})
