@@ -8,7 +8,6 @@ from numbers import Integral
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
@@ -18,6 +17,7 @@ from torch_geometric.typing import OptTensor
 from torch_geometric.utils import scatter
 
 from .coefficients import exp_above, normalized, normalized_mean, squareplus, without_removed
+from .directions import directions
 from .operators.checks import check_real, is_finite
 from .precision import SHORT, check_full, full_precision, widened, without_autocast
 from .sparse import (
@@ -290,7 +290,7 @@ class GRANDAttention(MessagePassing):
             query = query - query.mean(dim=-1, keepdim=True)
             key = key - key.mean(dim=-1, keepdim=True)
         if self.score in ("cosine", "pearson"):
-            return F.normalize(query, dim=-1, eps=1e-5), F.normalize(key, dim=-1, eps=1e-5)
+            return directions(query), directions(key)
         if self.score == "exp_kernel":
             # |q - k|^2 = (q, |q|^2, 1) . (-2 k, 1, |k|^2)
             q2, k2 = (y.square().sum(dim=-1, keepdim=True) for y in (query, key))
