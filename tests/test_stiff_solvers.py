@@ -17,6 +17,7 @@ import stiff_figure
 import stiff_methods
 import stiff_problems
 import stiff_solvers
+import torchfsm_etdrk
 from benchmark_commands import FOLDER, PROBLEMS
 
 pytestmark = pytest.mark.scripts
@@ -204,7 +205,12 @@ def test_a_quick_run_of_exponential_schemes_writes_a_figure_data_and_tables(caps
     assert rows == [(x, m) for x in exponential.TARGETS for m in ("etdrk4", "sbdf4")]
     assert all(r["ratio"] > 0 for r in records if r["kind"] == "bare")
     assert (tmp_path / "exponential.png").stat().st_size > 10_000
-    assert "package over by hand" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "package over by hand" in text
+    beside = [r for r in records if r["kind"] == "torchfsm"]
+    assert len(beside) == torchfsm_etdrk.is_installed()
+    assert all(r["ratio"] > 0 and r["difference"] < 1e-8 for r in beside)
+    assert beside or "TorchFSM is not installed: it is left out" in text
 
 
 def test_the_soliton_has_its_right_hand_side_its_jacobian_and_its_speed():

@@ -13,7 +13,7 @@ PROBLEMS = ("advection", "allen-cahn", "ks")
 GRADIENT_PROBLEMS = ("cora", "ks-512", "ks-64", "ks-64, one step", "ks-64, batch 25",
                      "ks-64, batch 25, one step", "ten nodes")
 EXPONENTIAL_PROBLEMS = ("ks-64", "ks-512", "allen-cahn", "kdv")
-EXPONENTIAL_PARTS = ("curves", "bare", "batch")
+EXPONENTIAL_PARTS = ("curves", "bare", "batch", "torchfsm")
 REACTION_PARTS = ("equations", "systems", "allen-cahn")
 GRAPHS = ("small", "cora", "arxiv")
 IMPLICIT = ("decay", "laplacian", "attention")
@@ -48,14 +48,16 @@ def stiff_solvers(command: Command) -> None:
 
 
 def exponential(command: Command) -> None:
-    """Exponential schemes beside implicit-explicit ones, SciPy and diffrax; what the package adds.
+    """Exponential schemes beside implicit-explicit ones, SciPy, diffrax and TorchFSM, or by hand.
 
       curves  the relative error against the wall time for one state, and the time to errors of
               1e-3 and 1e-6, on periodic problems: Kuramoto-Sivashinsky (L = 22, to t = 50) on 64
               and 512 points, Allen-Cahn on 512, Korteweg-de Vries (a soliton) on 256
               (with diffrax's KenCarp4 if `pip install diffrax` has been done)
-      bare    a step of etdrk4 over one written out by hand with the same G
+      bare    a step of etdrk4 over one written out by hand, with G on states or on coefficients
       batch   256 states of Kuramoto-Sivashinsky in one call, over SciPy's one after another
+      torchfsm  a step of TorchFSM's ETDRK4 over one of etdrk4, if `pip install torchfsm` has been
+              done: Kuramoto-Sivashinsky, and Navier-Stokes on 128 x 128 points
 
     Time: half an hour, most of it for SciPy; with --quick a minute.
     Writes: exponential.jsonl and exponential.png; prints Markdown tables.

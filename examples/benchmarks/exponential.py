@@ -19,6 +19,7 @@ from typing import Any
 
 import diffrax_kencarp
 import torch
+import torchfsm_etdrk
 from drawing import legend, save, style
 from figures import plt
 from measuring import Record, Work, number, print_table
@@ -43,7 +44,7 @@ STYLES = {
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     record = Record(args.out / "exponential.jsonl", args)
-    parts = {"curves": curves, "bare": beside_bare, "batch": batch}
+    parts = {"curves": curves, "bare": beside_bare, "batch": batch, "torchfsm": beside_torchfsm}
     with torch.no_grad():
         for part in args.parts:
             parts[part](record, args)
@@ -232,6 +233,25 @@ def cpu_seconds(job: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
     result = job()
     return time.process_time() - start, result
+
+
+# Beside TorchFSM
+
+
+def beside_torchfsm(record: Record, args: argparse.Namespace) -> None:
+    """A step of TorchFSM's scheme of the same kind over one of the package."""
+    if not torchfsm_etdrk.is_installed():
+        print("TorchFSM is not installed: it is left out\n")
+        return
+    table = []
+    for case in torchfsm_etdrk.CASES[:1 if args.quick else None]:
+        found = torchfsm_etdrk.compare(case, args.seed, 2 if args.quick else 2 * args.repeats)
+        record.add(kind="torchfsm", **found)
+        table.append([case.name, " x ".join(map(str, case.shape)), case.states,
+                      f"{found['theirs']:.2f}", f"{found['ours']:.2f}", f"{found['ratio']:.1f}"])
+    print_table(("equation", "points", "states", "TorchFSM, ms a step", "package, ms",
+                 "ratio"), table)
+    print(flush=True)
 
 
 # Many states at once
