@@ -13,14 +13,11 @@ from torch.nn.parameter import is_lazy
 
 from .controllers import Adaptive, Controller, I
 from .integrate.clock import Clock, plan
-from .integrate.coefficient_term import coefficient_term
 from .integrate.explicit import ExplicitTerm
-from .integrate.function_part import FunctionStore
 from .integrate.steps import Steps
 from .norms import maximum
 from .operators import LinearOperator
 from .operators.checks import broadcasts, check_real
-from .operators.functions import Fourier
 from .operators.replaced import is_replacing, refuse_replaced
 from .operators.user_function import no_functions
 from .precision import SHORT, full_precision, is_autocast, widened
@@ -242,19 +239,6 @@ def check_equal(steps: Steps, scheme: Scheme) -> None:
             f"Expected output times that are whole multiples of one step size apart for "
             f"{scheme.name} (got steps from {sizes[0]:.6g} to {sizes[-1]:.6g}); choose equally "
             "spaced times, or a step_size that divides every interval, or a Runge-Kutta scheme.")
-
-
-def on_coefficients(term: ExplicitTerm | None, functions: FunctionStore | None, u0: Tensor
-                    ) -> ExplicitTerm | None:
-    """The term on Fourier coefficients if it has that form and the scheme forms sums of them."""
-    fn = None if term is None else term.function.fn
-    if term is None or functions is None or not hasattr(fn, "of_coefficients") or not u0.numel():
-        return term
-    transform = functions.transform(u0)
-    inside = coefficient_term(fn, term.function.args, transform)
-    if inside is None or not isinstance(transform, Fourier):
-        return term
-    return ExplicitTerm(inside, (), term.live, tangents=term.tangents, fourier=transform)
 
 
 def explicit_term(explicit: Any, args: Any, scheme: Scheme, u0: Tensor,

@@ -22,7 +22,6 @@ from .arguments import (
     control_of,
     explicit_term,
     implicit_term,
-    on_coefficients,
     positive,
     read_times,
     tensors_of,
@@ -32,6 +31,7 @@ from .growth import warn_of_growth
 from .integrate.adjoint import discrete_adjoint, integrate
 from .integrate.backprop import backpropagate
 from .integrate.clock import steps_across_outputs, steps_to_outputs
+from .integrate.coefficient_term import on_coefficients
 from .integrate.function_part import FunctionStore
 from .integrate.implicit import Factorizations
 from .integrate.integration import Integration

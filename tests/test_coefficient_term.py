@@ -1,12 +1,14 @@
 """Is G on Fourier coefficients the same term, with the same gradients, and used where it may be?"""
 
+import pickle
+
 import pytest
 import torch
 from grid_cases import F64
 from torch import nn
 from torch.autograd import gradcheck
 
-from pyg_sinode import grid, imex_odeint, operators
+from pyg_sinode import ExplicitTermError, grid, imex_odeint, operators
 from pyg_sinode.grid import Advection, PeriodicGrid
 from pyg_sinode.schemes import EXPONENTIAL
 
@@ -35,9 +37,15 @@ def state(name, dtype=F64):
     return 0.4 * torch.randn(3, *fields, *EQUATIONS[name].explicit.grid.shape, dtype=F64).to(dtype)
 
 
-def on_states(G):
-    """The same term as a function that has no other form."""
-    return lambda t, u, *args: G(t, u, *args)
+class OnStates(nn.Module):
+    """The same term as a module that has no other form."""
+
+    def __init__(self, term):
+        super().__init__()
+        self.term = term
+
+    def forward(self, t, u):
+        return self.term(t, u)
 
 
 def run(G, J, u0, leaves=(), **options):
@@ -67,13 +75,13 @@ def test_the_coefficients_of_a_term_are_those_of_its_value(name, dtype, bound):
 @every_equation
 def test_states_and_gradients_are_those_of_the_term_on_states(name, monkeypatch):
     G, J, *_ = EQUATIONS[name]
-    expected = run(on_states(G), J, state(name))
+    expected = run(OnStates(G), J, state(name))
     calls = []
     monkeypatch.setattr(torch.fft, "rfftn", counted(torch.fft.rfftn, calls))
     found = run(G, J, state(name))
     inside = len(calls)
     calls.clear()
-    run(on_states(G), J, state(name))
+    run(OnStates(G), J, state(name))
     assert inside < len(calls)
     assert_close(found[0], expected[0], 1e-13)
     assert_close(found[1][0], expected[1][0], 1e-12)
@@ -108,7 +116,7 @@ def test_adaptive_steps_are_those_of_the_term_on_states(name):
     G, J, *_ = EQUATIONS[name]
     options = {"method": "etdrk4s", "step_size": None, "rtol": 1e-5, "atol": 1e-6}
     found = run(G, J, state(name), **options)
-    expected = run(on_states(G), J, state(name), **options)
+    expected = run(OnStates(G), J, state(name), **options)
     assert_close(found[0], expected[0], 1e-11)
     assert_close(found[1][0], expected[1][0], 1e-10)
 
@@ -239,5 +247,134 @@ def test_a_wrong_form_on_coefficients_is_refused():
         def of_coefficients(self, t, c):
             return torch.fft.irfft(c, 16)
 
-    with pytest.raises(Exception, match="Expected the explicit term to return a tensor like"):
+    with pytest.raises(ExplicitTermError, match="like the Fourier coefficients of the state in of_coefficients"):
         calls_of(Wrong(LINE), LINE.derivative(2), torch.sin(LINE.points))
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("gray_scott", r"two species, .* \(got \(3, 9, 12\)\)"),
+    ("vector_burgers", r"velocity of 2 components, .* \(got \(3, 9, 12\)\)")])
+def test_a_state_of_another_shape_is_refused_in_its_own_terms(name, message):
+    G = EQUATIONS[name].explicit
+    with pytest.raises(ValueError, match=message):
+        imex_odeint(G, PLANE.laplacian(), torch.zeros(3, *PLANE.shape, dtype=F64), TIMES,
+                    method="etdrk4", step_size=0.05)
+
+
+# What is not as it should be stays right
+
+
+class Modes(nn.Module):
+    """A layer that multiplies modes, whose result on coefficients is not that of a real field."""
+
+    def __init__(self, of, weight):
+        super().__init__()
+        self.grid, self.weight = of, nn.Parameter(weight)
+
+    def forward(self, t, u):
+        dims = self.grid.dims
+        c = self.of_coefficients(t, torch.fft.rfftn(u, dim=dims))
+        return torch.fft.irfftn(c, s=self.grid.shape, dim=dims)
+
+    def of_coefficients(self, t, c):
+        return self.weight * c
+
+
+@pytest.mark.parametrize("method", ["etd1", "etdrk4"])
+@pytest.mark.parametrize("of", [LINE, PeriodicGrid((4, 6), (6.0, 7.0))], ids=["line", "plane"])
+def test_coefficients_of_no_real_field_act_as_on_states(of, method):
+    torch.manual_seed(5)
+    u0 = 1 + torch.randn(of.shape, dtype=F64)
+    G = Modes(of, torch.randn(torch.fft.rfftn(u0).shape, dtype=torch.complex128))
+    options = {"leaves": [G.weight], "method": method}
+    found = run(G, of.laplacian(), u0, **options)
+    expected = run(OnStates(G), of.laplacian(), u0, **options)
+    assert_close(found[0], expected[0], 1e-13)
+    for a, b in zip(found[1], expected[1], strict=True):
+        assert_close(a, b, 1e-11)
+
+
+class Doubled(grid.Polynomial):
+    """A polynomial whose subclass changes it on states only."""
+
+    def forward(self, t, u):
+        return 2 * super().forward(t, u)
+
+
+class Called(grid.Polynomial):
+    """A polynomial whose call is changed."""
+
+    def __call__(self, t, u):
+        return 2 * super().__call__(t, u)
+
+
+def within(module):
+    """The advection with another module for its polynomial."""
+    outer = Advection(LINE)
+    outer.spectral = module
+    return outer
+
+
+@pytest.mark.parametrize("make", [
+    lambda: Doubled(LINE, {2: 1.0}), lambda: Called(LINE, {2: 1.0}),
+    lambda: within(Doubled(LINE, {2: 1.0})), lambda: within(Called(LINE, {2: 1.0})),
+    lambda: within(OnlyState())])
+def test_a_term_that_was_changed_in_part_is_the_changed_one(make):
+    G, u0 = make(), torch.sin(LINE.points)
+    assert_close(run(G, LINE.derivative(2), u0)[0],
+                 run(OnStates(G), LINE.derivative(2), u0)[0], 1e-13)
+
+
+class OnlyState(nn.Module):
+    """A module of the state, or of time and state."""
+
+    def forward(self, *arguments):
+        return arguments[-1] ** 2
+
+
+def test_something_else_by_the_name_of_a_grid_leaves_the_term_on_states():
+    for other in (LINE.points, "16 points", (16,), None):
+        G = Stirred(LINE)
+        G.grid = other
+        assert calls_of(G, LINE.derivative(2), torch.sin(LINE.points)) == {"states"}
+
+
+class InTurn(Stirred):
+    """A term that writes its values into memory of its own, six times in turn."""
+
+    def __init__(self, of):
+        super().__init__(of)
+        self.memory = [torch.zeros(of.shape[0] // 2 + 1, dtype=torch.complex128) for _ in range(6)]
+
+    def forward(self, t, u):
+        return torch.sin(u)
+
+    def of_coefficients(self, t, c):
+        self.memory = [*self.memory[1:], self.memory[0]]
+        with torch.no_grad():
+            self.memory[0].copy_(torch.fft.rfft(torch.sin(torch.fft.irfft(c, self.grid.shape[0]))))
+        return self.memory[0]
+
+
+def test_memory_that_a_term_uses_again_does_not_change_the_gradient_of_j():
+    G, symbol, u0 = InTurn(LINE), symbol_of(LINE), torch.cos(LINE.points)
+    found = run(G, operators.Circulant.from_symbol(symbol), u0, [symbol])
+    expected = run(lambda t, u: torch.sin(u).detach(), operators.Circulant.from_symbol(symbol), u0,
+                   [symbol])
+    assert_close(found[1][1], expected[1][1], 1e-12)
+
+
+@pytest.mark.parametrize("degree", [1, 4, 5, 40])
+def test_powers_of_any_degree_are_those_on_states_in_float32(degree):
+    G = grid.Polynomial(PeriodicGrid(12, 6.0), {degree: -1.0})
+    u0 = torch.linspace(-1, 1, 12).cos()
+    c = G.of_coefficients(0.0, torch.fft.rfft(u0))
+    assert_close(c, torch.fft.rfft(G(0.0, u0)), 1e-5)
+
+
+def test_a_polynomial_that_an_earlier_version_pickled_has_a_form_on_coefficients():
+    G, u0 = Advection(LINE), torch.sin(LINE.points)
+    expected = run(G, LINE.derivative(2), u0)[0]
+    del G.spectral.short, G.spectral.grid
+    again = pickle.loads(pickle.dumps(G))
+    assert_close(run(again, LINE.derivative(2), u0)[0], expected, 1e-13)

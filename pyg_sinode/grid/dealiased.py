@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,10 +30,8 @@ class Dealiased:
         self.grid, self.dims = grid, grid.dims
         self.modes = tuple((n - 1) // 2 + 1 for n in grid.shape)
         last = len(self.modes) - 1
-        self.fine = tuple(
-            scipy.fft.next_fast_len(max(n, (degree + 1) * (m - 1) + 1), real=axis == last)
-            for axis, (n, m) in enumerate(zip(grid.shape, self.modes, strict=True)))
-        self.ratio = grid.num_nodes / math.prod(self.fine)
+        self.fine = tuple(scipy.fft.next_fast_len((degree + 1) * (m - 1) + 1, real=axis == last)
+                          for axis, m in enumerate(self.modes))
 
     def coefficients(self, u: Tensor) -> Tensor:
         """The Fourier coefficients of a state that are kept."""
@@ -68,33 +65,6 @@ class Dealiased:
         found = c.new_zeros(c.shape[-len(self.modes):])
         found[(0,) * len(self.modes)] = self.grid.num_nodes
         return found
-
-    def scaled_values(self, c: Tensor) -> Tensor:
-        """:attr:`ratio` times the field on the finer grid, from ``torch.fft.rfftn`` of a state."""
-        field: Tensor = torch.fft.irfftn(self._spread(self._kept(c), self.fine), s=self.fine,
-                                         dim=self.dims)
-        return field
-
-    def transform(self, values: Tensor) -> Tensor:
-        """``torch.fft.rfftn`` of a field on the finer grid, at the modes of a state's.
-
-        The Nyquist mode of an even number of points is not that of the state: see
-        :meth:`full_multiplier`.
-        """
-        c = torch.fft.rfftn(values, dim=self.dims)
-        for d, n in zip(self.dims[:-1], self.grid.shape[:-1], strict=True):
-            c = torch.cat([c.narrow(d, 0, n - n // 2), c.narrow(d, c.size(d) - n // 2, n // 2)],
-                          dim=d)
-        stored: Tensor = c.narrow(-1, 0, self.grid.shape[-1] // 2 + 1)
-        return stored
-
-    def full_multiplier(self, symbol: Any) -> Constant:
-        """A symbol at all modes of ``torch.fft.rfftn`` of a state, zero at Nyquist modes."""
-        symbol = np.array(np.broadcast_to(symbol, self.grid.shape))
-        for axis, n in enumerate(self.grid.shape):
-            if n % 2 == 0:
-                symbol[(slice(None),) * axis + (n // 2,)] = 0.0
-        return Constant(symbol[..., : self.grid.shape[-1] // 2 + 1])
 
     def multiplier(self, symbol: Any) -> Constant:
         """Of a symbol in the order of numpy's fftfreq, the entries of the modes that are kept.

@@ -30,6 +30,8 @@ class Advection(torch.nn.Module):
             difference of :math:`u^2 / 2`. (default: :obj:`"spectral"`)
     """
 
+    keeps_real = True
+
     def __init__(self, grid: PeriodicGrid, *, discretization: str = "spectral") -> None:
         super().__init__()
         check_periodic(grid, 1)
@@ -52,10 +54,14 @@ class Advection(torch.nn.Module):
 
     def of_coefficients(self, t: Tensor | float, c: Tensor) -> Tensor:
         """The coefficients of G(u) from those of u."""
-        if self.discretization == "spectral":
+        if self.discretization == "spectral" and hasattr(self.spectral, "of_coefficients"):
             return self.spectral.of_coefficients(t, c)
         u = torch.fft.irfft(c, self.grid.shape[0])
-        change: Tensor = torch.fft.rfft(-0.5 * u * u) * self.derivative.symbol(u)
+        change: Tensor
+        if self.discretization == "spectral":  # another module in its place
+            change = torch.fft.rfft(self.spectral(t, u))
+        else:
+            change = torch.fft.rfft(-0.5 * u * u) * self.derivative.symbol(u)
         return change
 
 
@@ -73,6 +79,9 @@ class Polynomial(torch.nn.Module):
         TypeError: if grid is not a PeriodicGrid.
     """
 
+    keeps_real = True
+    short: _OneDimension | None = None  # also of terms that an earlier version pickled
+
     def __init__(self, grid: PeriodicGrid, coefficients: Mapping[int, float],
                  multiplier: Any = None) -> None:
         super().__init__()
@@ -89,9 +98,8 @@ class Polynomial(torch.nn.Module):
         self.lower = {p: a / factor for p, a in self.coefficients.items() if p != self.degree}
         symbol = factor * np.asarray(1.0 if multiplier is None else multiplier)
         self.multiplier = self.dealiased.multiplier(symbol)
-        # The same for values of r u, where r is the ratio of the grids.
-        self.ratio = r = self.dealiased.ratio
-        self.full = self.dealiased.full_multiplier(r ** (1 - self.degree) * symbol)
+        if len(grid.shape) == 1 and self.degree <= 4 and self.dealiased.fine[0] >= grid.shape[0]:
+            self.short = _OneDimension(self.dealiased, self.degree, symbol)
 
     def forward(self, t: Tensor | float, u: Tensor) -> Tensor:
         """The term G(u); the time t has no influence.
@@ -104,8 +112,11 @@ class Polynomial(torch.nn.Module):
 
     def of_coefficients(self, t: Tensor | float, c: Tensor) -> Tensor:
         """The coefficients of G(u) from those of u."""
-        total = self._sum(self.dealiased.scaled_values(c), self.ratio)
-        return self.dealiased.transform(total) * self.full.like(c)
+        d, short = self.dealiased, self.short
+        if short is not None:
+            return short.coefficients(self._sum(short.values(c), short.ratio))
+        total = self._sum(d.values(d.narrowed(c)), 1.0)
+        return d.widened(d.projection(total) * self.multiplier.like(c))
 
     def _sum(self, v: Tensor, ratio: float) -> Tensor:
         """The sum of the powers of v over a ratio, times the ratio to the highest power."""
@@ -115,12 +126,46 @@ class Polynomial(torch.nn.Module):
         return total
 
 
+class _OneDimension:
+    """The transforms of a product on coefficients with as few passes as can be, in one dimension.
+
+    FFTs divide by the number of points on the way back, so that the values on the finer grid are r
+    times those of the state, where r is the ratio of the numbers of points. The highest power p of
+    them is multiplied by r^(1 - p) together with the symbol, which is zero at the Nyquist mode.
+
+    Args:
+        dealiased (Dealiased): The two grids.
+        degree (int): The highest power.
+        symbol (array): What the coefficients of the product are multiplied by.
+    """
+
+    def __init__(self, dealiased: Dealiased, degree: int, symbol: Any) -> None:
+        (n,), (self.modes,), (self.fine,) = dealiased.grid.shape, dealiased.modes, dealiased.fine
+        self.stored, self.ratio = n // 2 + 1, n / self.fine
+        full = self.ratio ** (1 - degree) * np.broadcast_to(symbol, (n,))[:self.stored]
+        if n % 2 == 0:
+            full[-1] = 0.0
+        self.symbol = Constant(full)
+
+    def values(self, c: Tensor) -> Tensor:
+        """The ratio times the field with coefficients c, on the finer grid."""
+        field: Tensor = torch.fft.irfft(c.narrow(-1, 0, self.modes), self.fine)
+        return field
+
+    def coefficients(self, values: Tensor) -> Tensor:
+        """The coefficients of a sum of powers of such values."""
+        c: Tensor = torch.fft.rfft(values).narrow(-1, 0, self.stored)
+        return c * self.symbol.like(c)
+
+
 class SquaredGradient(torch.nn.Module):
     r"""The term :math:`G(u) = -\tfrac12 |\nabla u|^2`, dealiased.
 
     Args:
         grid (PeriodicGrid): The grid.
     """
+
+    keeps_real = True
 
     def __init__(self, grid: PeriodicGrid) -> None:
         super().__init__()
@@ -151,6 +196,8 @@ class VectorAdvection(torch.nn.Module):
         grid (PeriodicGrid): The grid; the velocity has a component for each of its axes.
     """
 
+    keeps_real = True
+
     def __init__(self, grid: PeriodicGrid) -> None:
         super().__init__()
         self.grid, self.dealiased = grid, Dealiased(grid, 2)
@@ -162,15 +209,15 @@ class VectorAdvection(torch.nn.Module):
         Shapes:
             - **u, output:** (\\*, axes, \\*shape)
         """
-        self._check(u)
+        self.check_state(u)
         return self.dealiased.state(self._change(self.dealiased.coefficients(u)))
 
     def of_coefficients(self, t: Tensor | float, c: Tensor) -> Tensor:
         """The coefficients of G(u) from those of u."""
-        self._check(c)
         return self.dealiased.widened(self._change(self.dealiased.narrowed(c)))
 
-    def _check(self, u: Tensor) -> None:
+    def check_state(self, u: Tensor) -> None:
+        """Raises a ValueError if a state has not a component for each axis of the grid."""
         at = -self.axes - 1
         if u.dim() < self.axes + 1 or u.size(at) != self.axes:
             raise ValueError(f"Expected a velocity of {self.axes} components, of shape (*, "
@@ -194,6 +241,8 @@ class Autocatalysis(torch.nn.Module):
         kill (float): The rate k at which v decays.
     """
 
+    keeps_real = True
+
     def __init__(self, grid: PeriodicGrid, feed: float, kill: float) -> None:
         super().__init__()
         self.grid, self.dealiased = grid, Dealiased(grid, 3)
@@ -205,7 +254,7 @@ class Autocatalysis(torch.nn.Module):
         Shapes:
             - **state, output:** (\\*, 2, \\*shape)
         """
-        self._check(state)
+        self.check_state(state)
         made = self.dealiased.state(self._made(self.dealiased.coefficients(state)))
         u, v = state.unbind(self.axis)
         return torch.stack([self.feed * (1.0 - u) - made, made - (self.feed + self.kill) * v],
@@ -213,14 +262,14 @@ class Autocatalysis(torch.nn.Module):
 
     def of_coefficients(self, t: Tensor | float, c: Tensor) -> Tensor:
         """The coefficients of the rates of change from those of the state."""
-        self._check(c)
         made = self.dealiased.widened(self._made(self.dealiased.narrowed(c)))
         u, v = c.unbind(self.axis)
         one = self.dealiased.one(c)
         return torch.stack([self.feed * (one - u) - made, made - (self.feed + self.kill) * v],
                            dim=self.axis)
 
-    def _check(self, state: Tensor) -> None:
+    def check_state(self, state: Tensor) -> None:
+        """Raises a ValueError if a state has not two species."""
         if state.dim() < -self.axis or state.size(self.axis) != 2:
             raise ValueError(f"Expected a state of two species, of shape (*, 2, *shape) (got "
                              f"{tuple(state.shape)}).")
@@ -246,6 +295,8 @@ class VorticityAdvection(torch.nn.Module):
         source (array, optional): The curl g of the forcing, with the grid's shape.
             (default: :obj:`None`)
     """
+
+    keeps_real = True
 
     def __init__(self, grid: PeriodicGrid, source: Any = None) -> None:
         super().__init__()

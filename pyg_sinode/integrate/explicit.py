@@ -176,8 +176,10 @@ class ExplicitTerm:
         if value.dtype in SHORT:  # G may use autocast
             value = value.to(u.dtype)
         if value.shape != u.shape or value.dtype != u.dtype or value.device != u.device:
+            what = ("state" if self.fourier is None
+                    else "Fourier coefficients of the state in of_coefficients")
             raise ExplicitTermError(
-                f"Expected the explicit term to return a tensor like the state, {tuple(u.shape)} "
+                f"Expected the explicit term to return a tensor like the {what}, {tuple(u.shape)} "
                 f"{u.dtype} on {u.device} (got {tuple(value.shape)} {value.dtype} on "
                 f"{value.device} at time {t:.6g}).")
         result: Tensor = value

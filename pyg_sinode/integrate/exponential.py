@@ -114,6 +114,8 @@ class Exponential:
             assert self.explicit is not None
             value, evaluations[i] = self.explicit(t + self.c[i] * h, stage)
             source = value if inside else functions.enter(value)
+            if inside and self.part.differentiates:  # kept longer than G may leave its memory alone
+                source = source.clone()
             functions.add(sums, source, plan.of_stage[i])
             stages[i], sources[i + 1] = stage, source
         end, estimate = sums[plan.stages:]
