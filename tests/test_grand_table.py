@@ -24,7 +24,8 @@ def test_every_column_has_settings():
 
 def small(once):
     torch.manual_seed(0)
-    net = SINODE(5, 8, 3, heads=2, implicit="attention", time=2.0, step_size=0.05)
+    net = SINODE(5, 8, 3, heads=2, implicit="attention", time=2.0, step_size=0.05,
+                 source=True)
     torch.nn.init.constant_(net.conv.term.beta, 0.3)
     return grand_table.Network(net, once).double()
 

@@ -173,7 +173,7 @@ def test_a_wrong_argument_is_refused_before_any_work(example, monkeypatch, capsy
 
 
 def test_cora_is_trained_in_a_few_epochs(planetoid, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["cora.py", "--root", str(planetoid), "--epochs", "8"])
+    monkeypatch.setattr(sys, "argv", ["cora.py", "--root", str(planetoid), "--epochs", "16"])
     runpy.run_path(str(EXAMPLES / "cora.py"), run_name="__main__")
     accuracy = re.search(r"test accuracy ([\d.]+)%", capsys.readouterr().out)
     assert float(accuracy.group(1)) > 50.0

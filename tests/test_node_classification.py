@@ -416,7 +416,8 @@ def cora_layer(steps, **kwargs):
     """GRAND's published time on Cora, with a source, and attention that is far from uniform."""
     torch.manual_seed(0)
     conv = SINODEConv(1433, 16, heads=4, normalizer="squareplus", time=18.2948,
-                      step_size=18.2948 / steps, **kwargs).double()
+                      step_size=18.2948 / steps, source=True, attention="scaled_dot",
+                      **kwargs).double()
     with torch.no_grad():
         conv.term.beta.fill_(0.1)
         for parameter in conv.term.attention.parameters():
