@@ -45,7 +45,7 @@ class _Directions(torch.autograd.Function):
             length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         factor = length.clamp_min(LEAST).reciprocal()
         product = g * x
-        along = product.sum(dim=-1, keepdim=True) * factor.square() * (length > LEAST)
+        along = product.sum(dim=-1, keepdim=True) * factor * factor * (length > LEAST)
         if graph:
             return torch.addcmul(g, x, along, value=-1.0).mul(factor)
         # Into the same memory: the pages of a new tensor cost more than its numbers.

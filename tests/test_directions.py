@@ -15,7 +15,7 @@ def vectors(scale=1.0, dtype=F64):
     return (scale * torch.randn(5, 2, 3, dtype=F64)).to(dtype)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e3, 0.1 * LEAST])
+@pytest.mark.parametrize("scale", [1.0, 1e15, 0.1 * LEAST])
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_values_and_gradients_are_those_of_normalize(dtype, scale):
     x, w = vectors(scale, dtype).requires_grad_(), vectors(dtype=dtype).cos()
