@@ -165,6 +165,13 @@ class _Watch(Function):
 # Time and memory
 
 
+def cpu_seconds(job: Callable[[], Any]) -> tuple[float, Any]:
+    """The processor's time of a job, and its result."""
+    start = time.process_time()
+    result = job()
+    return time.process_time() - start, result
+
+
 def clock() -> float:
     """Seconds on the clock, read when an accelerator in use has done what it was given."""
     if torch.cuda.is_initialized():

@@ -12,7 +12,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 import torchfsm_etdrk
 from drawing import legend, save, style
 from figures import plt
-from measuring import Record, Work, number, print_table
+from measuring import Record, Work, cpu_seconds, number, print_table
 from stiff_methods import Solver, adaptive_imex, equal_imex, stiff_scipy
 from stiff_problems import Problem, allen_cahn, korteweg_de_vries, small_ks
 from stiff_solvers import Reference, Result, measure, relative_error
@@ -226,13 +226,6 @@ def beside_bare(record: Record, args: argparse.Namespace) -> None:
     print_table(("points", "states", "step by hand in ms", "package over by hand",
                  "over by hand on coefficients"), table)
     print(flush=True)
-
-
-def cpu_seconds(job: Callable[[], Any]) -> tuple[float, Any]:
-    """The processor's time of a job, and its result."""
-    start = time.process_time()
-    result = job()
-    return time.process_time() - start, result
 
 
 # Beside TorchFSM

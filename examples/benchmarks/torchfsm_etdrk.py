@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib.util
 import math
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from measuring import cpu_seconds
 from torch import Tensor
 
 from pyg_sinode import imex_odeint
@@ -58,7 +58,7 @@ def compare(case: Case, seed: int, repeats: int) -> dict[str, Any]:
 
     pairs, difference = [], 0.0
     for _ in range(repeats):
-        (other, found), (own, expected) = seconds(lambda: theirs(u)), seconds(ours)
+        (other, found), (own, expected) = cpu_seconds(lambda: theirs(u)), cpu_seconds(ours)
         pairs.append((other / case.steps, own / case.steps))
         difference = max(difference, float((found - expected).abs().max() / expected.abs().max()))
     if not difference < 1e-8:
@@ -92,10 +92,3 @@ def stepper(case: Case, length: float) -> Callable[[Tensor], Tensor]:
         return found.squeeze(1)
 
     return run
-
-
-def seconds(job: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """The processor's seconds of a job, and its result."""
-    start = time.process_time()
-    result = job()
-    return time.process_time() - start, result
